@@ -1,0 +1,96 @@
+//! The words of the architecture that every layer uses: keys, recipients, ids.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::time::Timestamp;
+
+/// The key of an intercept: unique for ever, chosen by the interceptor.
+pub type Key = Arc<str>;
+
+/// A bare JID as the server normalised it. Its bytes are hashed, compared and
+/// stored; nothing here normalises it again.
+pub type Bare = Arc<str>;
+
+/// The slice of all recipients that one shard actor decides for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ShardId(pub u32);
+
+/// Which link of this node, for ever: a link that reconnects gets a new one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct LinkId(pub u64);
+
+/// The place of a stored message among its recipient's: shard epoch (21 bits) and
+/// counter (32 bits). Ids of one recipient only grow, over restarts and owners.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct MessageId(pub i64);
+
+impl MessageId {
+    /// Before every id.
+    pub const ZERO: MessageId = MessageId(0);
+    /// The highest epoch that 21 bits hold.
+    pub const MAX_EPOCH: u32 = (1 << 21) - 1;
+
+    /// The id of the `counter`th append in `epoch`.
+    pub fn new(epoch: u32, counter: u32) -> Self {
+        debug_assert!(epoch <= Self::MAX_EPOCH);
+        MessageId((i64::from(epoch) << 32) | i64::from(counter))
+    }
+}
+
+/// As `00000007-0000000812`: epoch and counter, so that text sorts as numbers do.
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08}-{:010}", self.0 >> 32, self.0 & 0xffff_ffff)
+    }
+}
+
+/// The text is not `epoch-counter`.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not the id of a stored message")]
+pub struct BadMessageId(String);
+
+impl FromStr for MessageId {
+    type Err = BadMessageId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = || BadMessageId(text.chars().take(64).collect());
+        let (epoch, counter) = text.split_once('-').ok_or_else(bad)?;
+        let digits = |s: &str| !s.is_empty() && s.len() <= 10 && s.bytes().all(|b| b.is_ascii_digit());
+        if !digits(epoch) || !digits(counter) {
+            return Err(bad());
+        }
+        let epoch: u32 = epoch.parse().map_err(|_| bad())?;
+        let counter: u32 = counter.parse().map_err(|_| bad())?;
+        if epoch > Self::MAX_EPOCH {
+            return Err(bad());
+        }
+        Ok(MessageId::new(epoch, counter))
+    }
+}
+
+/// When a stored message's `expire-at` rule fires, and which rule it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Expiry {
+    /// The rule's value.
+    pub at: Timestamp,
+    /// The rule's place among the message's rules, from zero.
+    pub rule: u16,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_id_prints_and_parses() {
+        let id = MessageId::new(7, 812);
+        assert_eq!(id.to_string(), "00000007-0000000812");
+        assert_eq!("00000007-0000000812".parse(), Ok(id));
+        assert!(MessageId::new(1, u32::MAX) < MessageId::new(2, 0));
+        for bad in ["", "-", "7", "a-1", "1-4294967296", "2097152-1", "+1-1", "1-1-1"] {
+            assert!(bad.parse::<MessageId>().is_err(), "{bad}");
+        }
+    }
+}

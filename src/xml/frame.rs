@@ -1,0 +1,1 @@
+//! Cutting an endless stream into whole stanzas, with limits checked as bytes arrive.

@@ -1,0 +1,9 @@
+//! XML as XMPP uses it: framing an endless stream, a small tree, escaping.
+
+mod element;
+mod escape;
+mod frame;
+
+pub use element::{Element, XmlError};
+pub use escape::{escape_attribute, escape_text};
+pub use frame::{Frame, FrameError, Framer, Limits};
