@@ -1,0 +1,559 @@
+//! One authenticated stream: what comes in goes to the router, what shards decide goes out.
+//!
+//! Reading and writing run side by side and never wait for each other: a node never stops
+//! reading a link.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{Notify, mpsc};
+
+use crate::amp::{self, Refusal, RuleSet, SecurityLevel, StanzaError};
+use crate::router::Route;
+use crate::shard::{
+    Available, Do, Input, Intercept, Sent, Stage, Taken, ToLink, Verdict, reply_to,
+};
+use crate::stanza::{Message, MessageType};
+use crate::words::{Bare, LinkId, MessageId};
+use crate::xml::{Element, Frame};
+use crate::{amp::Envelope, ns};
+
+use super::error::LinkError;
+use super::link::{LinkContext, LinkSettings, Stop};
+use super::order::Refused;
+use super::read::{Held, Incoming, Malformed, read};
+use super::stream::{self, Incoming as Stream};
+use super::window::{TOO_MANY_INTERCEPTS, Window};
+use super::write::{ITEM_OVERHEAD, Writer};
+
+/// What a server takes in one stanza if its interceptor does not say.
+const DEFAULT_MAX_STANZA: usize = 512 * 1024;
+
+/// A greeting that is not answered is sent again after this. An interceptor that is loaded
+/// later, or again, is found so.
+const GREETING: Duration = Duration::from_secs(5);
+
+/// After so long without a byte from the server it is pinged (XEP-0199).
+const QUIET: Duration = Duration::from_secs(60);
+
+/// A server that does not answer a ping for so long is gone.
+const PING: Duration = Duration::from_secs(30);
+
+/// A request to send a notice that is not answered for so long has failed.
+const SEND: Duration = Duration::from_secs(30);
+
+/// Messages from shards that are written in one go.
+const OUT_BATCH: usize = 256;
+
+/// Bytes of verdicts that may share one message; far below what any server takes.
+const VERDICTS_BYTES: usize = 128 * 1024;
+
+/// One host on a link.
+#[derive(Debug, Default)]
+struct Host {
+    greeted: bool,
+    asked: Option<Instant>,
+    max_stanza: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    hosts: HashMap<Arc<str>, Host>,
+    window: Window,
+    refused: Refused,
+    /// Notices under way, by the id of their request.
+    sends: HashMap<String, (Bare, MessageId, Instant)>,
+    unanswered: usize,
+    next_iq: u64,
+    heard: Instant,
+    pinged: Option<Instant>,
+    /// What the reading side has to say.
+    out: String,
+    verdicts: Vec<Verdict>,
+}
+
+/// One authenticated stream.
+pub struct Session<'a> {
+    id: LinkId,
+    settings: &'a LinkSettings,
+    context: &'a LinkContext,
+    writer: Writer,
+    state: RefCell<State>,
+    /// Wakes the writing side.
+    wake: Notify,
+}
+
+impl<'a> Session<'a> {
+    /// A stream that was authenticated just now.
+    pub fn new(id: LinkId, settings: &'a LinkSettings, context: &'a LinkContext) -> Self {
+        let hosts = settings.hosts.iter().map(|h| (h.clone(), Host::default())).collect();
+        let state = State {
+            hosts,
+            window: Window::default(),
+            refused: Refused::default(),
+            sends: HashMap::new(),
+            unanswered: 0,
+            next_iq: 0,
+            heard: Instant::now(),
+            pinged: None,
+            out: String::new(),
+            verdicts: Vec::new(),
+        };
+        Session {
+            id,
+            settings,
+            context,
+            writer: Writer::new(&settings.component),
+            state: RefCell::new(state),
+            wake: Notify::new(),
+        }
+    }
+
+    /// Runs until the stream ends or the node stops. The other side is told why.
+    pub async fn run<R, W>(
+        &self,
+        mut incoming: Stream<R>,
+        mut sink: W,
+        mut shards: mpsc::UnboundedReceiver<Vec<ToLink>>,
+    ) -> Result<(), LinkError>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let ended = tokio::select! {
+            read = self.read_all(&mut incoming) => read,
+            written = self.write_all(&mut sink, &mut shards) => written,
+        };
+        let mut last = String::new();
+        if let Err(error) = &ended
+            && let Some(condition) = error.condition()
+        {
+            last = format!(
+                "<stream:error><{condition} xmlns='{}'/></stream:error>",
+                ns::STREAM_ERRORS
+            );
+        }
+        last.push_str("</stream:stream>");
+        // The stream is over; whether the other side still reads that changes nothing.
+        let _ = tokio::time::timeout(Duration::from_secs(1), sink.write_all(last.as_bytes())).await;
+        ended
+    }
+
+    /// The notices that were under way come to nothing on this link.
+    pub fn give_up_sends(&self) {
+        let sends = std::mem::take(&mut self.state.borrow_mut().sends);
+        let failed = sends.into_values().map(|(user, id, _)| {
+            (user.clone(), Input::Sent { user, id, sent: Sent::Failed })
+        });
+        self.context.router.do_send(Route(failed.collect()));
+    }
+
+    async fn read_all<R: AsyncRead + Unpin>(
+        &self,
+        incoming: &mut Stream<R>,
+    ) -> Result<(), LinkError> {
+        let mut stop = self.context.stop.clone();
+        let mut inputs = Vec::new();
+        loop {
+            while let Some(frame) = incoming.buffered()? {
+                match frame {
+                    Frame::Stanza(stanza) => self.stanza(&stanza, &mut inputs)?,
+                    Frame::Close => return Err(LinkError::Closed),
+                    Frame::Open(_) => return Err(LinkError::Protocol("a second stream header")),
+                }
+            }
+            if !inputs.is_empty() {
+                self.context.router.do_send(Route(std::mem::take(&mut inputs)));
+            }
+            let unanswered = self.state.borrow().unanswered;
+            metrics::gauge!("amphora_intercepts_unanswered").set(unanswered as f64);
+            if unanswered > TOO_MANY_INTERCEPTS {
+                return Err(LinkError::Window(TOO_MANY_INTERCEPTS));
+            }
+            tokio::select! {
+                filled = incoming.fill() => filled?,
+                // A node that stops takes nothing more, and lets the writing side end.
+                _ = stop.wait_for(|stop| *stop != Stop::No) => std::future::pending().await,
+            }
+            let mut state = self.state.borrow_mut();
+            state.heard = Instant::now();
+            state.pinged = None;
+        }
+    }
+
+    fn stanza(
+        &self,
+        stanza: &bytes::Bytes,
+        inputs: &mut Vec<(Bare, Input)>,
+    ) -> Result<(), LinkError> {
+        if stanza.starts_with(b"<stream:") {
+            let element = stream::top_level(stanza)?;
+            return Err(stream::stream_error(&element));
+        }
+        for said in read(stanza, &self.settings.component, &self.settings.hosts)? {
+            match said {
+                Incoming::Intercept { host, held } => inputs.extend(self.intercept(&host, *held)),
+                Incoming::Malformed(malformed) => self.malformed(malformed),
+                Incoming::Available { host, session, n, user, archive } => {
+                    let Some(host) = self.host(&host) else { continue };
+                    let batch_bytes = self.max_stanza(&host) / 2;
+                    let available = Available {
+                        link: self.id,
+                        host,
+                        session,
+                        n,
+                        user: user.clone(),
+                        archive,
+                        batch_bytes,
+                    };
+                    inputs.push((user, Input::Available(available)));
+                }
+                Incoming::Taken { host, session, user, batch, ids, ended } => {
+                    let Some(host) = self.host(&host) else { continue };
+                    self.taken(&session, batch, ended);
+                    if user.is_empty() {
+                        continue;
+                    }
+                    let link = self.id;
+                    let taken = Taken { link, host, session, user: user.clone(), batch, ids, ended };
+                    inputs.push((user, Input::Taken(taken)));
+                }
+                Incoming::Iq(iq) => inputs.extend(self.iq(&iq)),
+                Incoming::Other => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn host(&self, name: &str) -> Option<Arc<str>> {
+        self.settings.hosts.iter().find(|host| &***host == name).cloned()
+    }
+
+    fn max_stanza(&self, host: &str) -> usize {
+        let state = self.state.borrow();
+        state.hosts.get(host).map_or(DEFAULT_MAX_STANZA, |h| h.max_stanza)
+    }
+
+    fn is_greeted(&self, host: &str) -> bool {
+        self.state.borrow().hosts.get(host).is_some_and(|h| h.greeted)
+    }
+
+    /// Makes an input of a held message, unless the link answers it itself.
+    fn intercept(&self, host: &str, held: Held) -> Option<(Bare, Input)> {
+        let host = self.host(host)?;
+        if !self.is_greeted(&host) {
+            tracing::debug!(host = &*host, key = &*held.key, "an intercept before the greeting");
+            return None;
+        }
+        metrics::counter!("amphora_intercepts_total", "stage" => held.stage.as_str()).increment(1);
+        let too_large = held.message.raw.len() + ITEM_OVERHEAD > self.max_stanza(&host);
+        let rules = self.rules(&held);
+        let answers_itself = held.stage == Stage::Rules
+            && self.context.security == SecurityLevel::Strict
+            && !held.may_see_presence;
+        let intercept = Intercept {
+            link: self.id,
+            host,
+            key: held.key,
+            after: self.state.borrow().refused.resolve(held.after),
+            again: held.again,
+            stage: held.stage,
+            to: held.to,
+            account: held.account,
+            archived: held.archived,
+            sessions: held.sessions,
+            forwards_to: held.forwards_to,
+            gateway: held.gateway,
+            stamp: held.stamp.unwrap_or_else(|| (self.context.clock)()),
+            message: held.message,
+            rules,
+        };
+        if too_large {
+            let bounce = reply_to::bounce(&intercept, StanzaError::POLICY_VIOLATION);
+            self.refuse(&intercept, bounce);
+            return None;
+        }
+        if answers_itself && let Some(Err(refusal)) = &intercept.rules {
+            let reply = reply_to::refusal(&intercept, refusal);
+            self.refuse(&intercept, Some(reply));
+            return None;
+        }
+        self.state.borrow_mut().unanswered += 1;
+        Some((intercept.to.clone(), Input::Intercept(Box::new(intercept))))
+    }
+
+    /// The rules that are to be looked at, validated: none in errors, in what a room says
+    /// or is said about, and in replies of this system.
+    fn rules(&self, held: &Held) -> Option<Result<RuleSet, Refusal>> {
+        let message: &Message = &held.message;
+        let looked_at = !message.amp.is_empty()
+            && !message.is_amp_reply()
+            && !message.muc
+            && !matches!(message.kind, MessageType::Error | MessageType::Groupchat);
+        looked_at.then(|| {
+            let rules = amp::check(&message.amp, message.id.as_deref())?;
+            amp::permit(&rules, self.context.security, held.may_see_presence)?;
+            Ok(rules)
+        })
+    }
+
+    /// Answers an intercept without any shard.
+    fn refuse(&self, intercept: &Intercept, reply: Option<String>) {
+        let mut state = self.state.borrow_mut();
+        state.refused.insert(intercept.key.clone(), intercept.after.clone());
+        state.verdicts.push(Verdict {
+            host: intercept.host.clone(),
+            key: intercept.key.clone(),
+            stage: intercept.stage,
+            what: Do::Discarded,
+            sends: reply.into_iter().collect(),
+        });
+        metrics::counter!("amphora_refused_by_link_total").increment(1);
+        self.wake.notify_one();
+    }
+
+    fn malformed(&self, malformed: Malformed) {
+        let Malformed { host, key, stage, from, to, id, reason } = malformed;
+        tracing::error!(
+            host,
+            key = key.as_deref(),
+            "an intercept can't be read, its message is refused: {reason}"
+        );
+        metrics::counter!("amphora_intercepts_malformed_total").increment(1);
+        let (Some(key), Some(host)) = (key, self.host(&host)) else { return };
+        let bounce = from.zip(to).map(|(from, to)| {
+            let envelope =
+                Envelope { host: &host, sender: &from, recipient: &to, id: id.as_deref() };
+            reply_to::plain(&envelope, StanzaError::BAD_REQUEST)
+        });
+        let mut state = self.state.borrow_mut();
+        state.refused.insert(key.clone(), None);
+        let sends = bounce.into_iter().collect();
+        state.verdicts.push(Verdict { host, key, stage, what: Do::Discarded, sends });
+        self.wake.notify_one();
+    }
+
+    fn taken(&self, session: &Arc<str>, batch: u64, ended: bool) {
+        let mut state = self.state.borrow_mut();
+        state.window.taken(session, batch);
+        if ended {
+            state.window.ended(session);
+        }
+        self.wake.notify_one();
+    }
+
+    fn iq(&self, iq: &Element) -> Option<(Bare, Input)> {
+        let (from, id) = (iq.attr("from").unwrap_or_default(), iq.attr("id").unwrap_or_default());
+        let host = self.host(from)?;
+        match iq.attr("type") {
+            Some("result") => self.answered(&host, id, iq, true),
+            Some("error") => self.answered(&host, id, iq, false),
+            Some("set")
+                if let Some(removed) = iq.child("account-removed", ns::INTERCEPT)
+                    && let Some(jid) = removed.attr("jid") =>
+            {
+                let user: Bare = jid.into();
+                let request = id.to_owned();
+                let input = Input::AccountRemoved { link: self.id, host, user: user.clone(), request };
+                Some((user, input))
+            }
+            Some("get") if iq.child("ping", "urn:xmpp:ping").is_some() => {
+                self.writer.result(&mut self.state.borrow_mut().out, &host, id);
+                self.wake.notify_one();
+                None
+            }
+            Some("get" | "set") => {
+                let out = &mut self.state.borrow_mut().out;
+                self.writer.error(out, &host, id, "cancel", "feature-not-implemented");
+                self.wake.notify_one();
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn answered(&self, host: &Arc<str>, id: &str, iq: &Element, well: bool) -> Option<(Bare, Input)> {
+        if let Some((user, message, _)) = self.state.borrow_mut().sends.remove(id) {
+            let sent = if well { Sent::Done } else { Sent::Failed };
+            return Some((user.clone(), Input::Sent { user, id: message, sent }));
+        }
+        if id.starts_with('g') {
+            self.greeting_answered(host, iq, well);
+        }
+        None
+    }
+
+    fn greeting_answered(&self, host: &Arc<str>, iq: &Element, well: bool) {
+        let greeting = iq.child("greeting", ns::INTERCEPT).filter(|_| well);
+        let Some(greeting) = greeting.filter(|g| g.attr("version") == Some("1")) else {
+            tracing::warn!(
+                component = &*self.settings.component,
+                host = &**host,
+                "the host does not answer as an interceptor: load the module on it and name this component in its option (`amphora_components` in Prosody); asked again in {} s",
+                GREETING.as_secs()
+            );
+            return;
+        };
+        let max_stanza = greeting.attr("max-stanza").and_then(|m| m.parse().ok());
+        let mut state = self.state.borrow_mut();
+        let Some(known) = state.hosts.get_mut(host) else { return };
+        known.max_stanza = max_stanza.unwrap_or(DEFAULT_MAX_STANZA);
+        known.greeted = true;
+        tracing::info!(
+            component = &*self.settings.component,
+            host = &**host,
+            server = greeting.attr("server"),
+            module = greeting.attr("module"),
+            acks = greeting.attr("acks"),
+            "host greeted"
+        );
+        self.context.health.set_host_greeted(&self.settings.component, host);
+    }
+
+    async fn write_all<W: AsyncWrite + Unpin>(
+        &self,
+        sink: &mut W,
+        shards: &mut mpsc::UnboundedReceiver<Vec<ToLink>>,
+    ) -> Result<(), LinkError> {
+        let mut stop = self.context.stop.clone();
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        let mut said = Vec::new();
+        loop {
+            let closing = *stop.borrow() == Stop::Close && shards.is_empty();
+            tokio::select! {
+                biased;
+                _ = shards.recv_many(&mut said, OUT_BATCH) => {}
+                () = self.wake.notified() => {}
+                _ = tick.tick() => self.tick()?,
+                _ = stop.wait_for(|stop| *stop == Stop::Close), if !closing => {}
+                () = std::future::ready(()), if closing => {}
+            }
+            for what in said.drain(..).flatten() {
+                self.say(what);
+            }
+            let out = self.take_out();
+            if !out.is_empty() {
+                sink.write_all(out.as_bytes()).await?;
+            } else if closing {
+                return Err(LinkError::Stopping);
+            }
+        }
+    }
+
+    /// Puts one thing among what is written next.
+    fn say(&self, what: ToLink) {
+        let state = &mut *self.state.borrow_mut();
+        match what {
+            ToLink::Verdict(verdict) => {
+                state.unanswered = state.unanswered.saturating_sub(1);
+                metrics::counter!("amphora_verdicts_total", "do" => verdict.what.as_str())
+                    .increment(1);
+                state.verdicts.push(verdict);
+            }
+            // What comes after a verdict is written after it.
+            other => {
+                self.flush_verdicts(state);
+                self.say_other(state, other);
+            }
+        }
+    }
+
+    fn say_other(&self, state: &mut State, what: ToLink) {
+        match what {
+            ToLink::Verdict(_) => {}
+            ToLink::HandOver(hand_over) => state.window.push(hand_over),
+            ToLink::HandedOver { host, session, n, count } => {
+                self.flush_window(state);
+                self.writer.handed_over(&mut state.out, &host, &session, n, count);
+            }
+            ToLink::Deleted { host, session, batch } => {
+                self.writer.deleted(&mut state.out, &host, &session, batch);
+            }
+            ToLink::AccountRemoved { host, request, done } => {
+                if done {
+                    self.writer.result(&mut state.out, &host, &request);
+                } else {
+                    let condition = "resource-constraint";
+                    self.writer.error(&mut state.out, &host, &request, "wait", condition);
+                }
+            }
+            ToLink::Send(send) => {
+                state.next_iq += 1;
+                let id = format!("s{}", state.next_iq);
+                let host = send.user.rsplit('@').next().unwrap_or(&send.user).to_owned();
+                self.writer.send(&mut state.out, &host, &id, &send);
+                state.sends.insert(id, (send.user, send.id, Instant::now()));
+            }
+        }
+    }
+
+    /// Everything that may be written now.
+    fn take_out(&self) -> String {
+        let state = &mut *self.state.borrow_mut();
+        self.flush_verdicts(state);
+        self.flush_window(state);
+        std::mem::take(&mut state.out)
+    }
+
+    /// Writes the verdicts that wait, those of a host together, each in its order.
+    fn flush_verdicts(&self, state: &mut State) {
+        let mut verdicts = std::mem::take(&mut state.verdicts);
+        verdicts.sort_by(|a, b| a.host.cmp(&b.host));
+        for of_host in verdicts.chunk_by(|a, b| a.host == b.host) {
+            let mut bytes = 0;
+            let mut begin = 0;
+            for (i, verdict) in of_host.iter().enumerate() {
+                bytes += 128 + verdict.key.len() + verdict.sends.iter().map(String::len).sum::<usize>();
+                if bytes > VERDICTS_BYTES || i + 1 == of_host.len() {
+                    self.writer.verdicts(&mut state.out, &verdict.host, &of_host[begin..=i]);
+                    (begin, bytes) = (i + 1, 0);
+                }
+            }
+        }
+    }
+
+    fn flush_window(&self, state: &mut State) {
+        let now = Instant::now();
+        while let Some(hand_over) = state.window.next(now) {
+            metrics::counter!("amphora_handed_over_total").increment(hand_over.items.len() as u64);
+            self.writer.hand_over(&mut state.out, &hand_over);
+        }
+    }
+
+    /// Greets hosts that have not answered, and sees whether the server is still there.
+    fn tick(&self) -> Result<(), LinkError> {
+        let now = Instant::now();
+        let state = &mut *self.state.borrow_mut();
+        let after = |at: Option<Instant>, pause| at.is_none_or(|at| now.duration_since(at) >= pause);
+        for (name, host) in &mut state.hosts {
+            if !host.greeted && after(host.asked, GREETING) {
+                host.asked = Some(now);
+                state.next_iq += 1;
+                let id = format!("g{}", state.next_iq);
+                let node = &self.context.node;
+                self.writer.greeting(&mut state.out, name, &id, node, self.context.security);
+            }
+        }
+        if state.pinged.is_some_and(|at| now.duration_since(at) >= PING) {
+            return Err(LinkError::Silence(PING.as_secs()));
+        }
+        if state.pinged.is_none() && now.duration_since(state.heard) >= QUIET {
+            state.pinged = Some(now);
+            state.next_iq += 1;
+            let id = format!("p{}", state.next_iq);
+            if let Some(host) = self.settings.hosts.first() {
+                self.writer.ping(&mut state.out, host, &id);
+            }
+        }
+        let late: Vec<_> =
+            state.sends.extract_if(|_, (_, _, at)| now.duration_since(*at) >= SEND).collect();
+        let failed = late.into_iter().map(|(_, (user, id, _))| {
+            (user.clone(), Input::Sent { user, id, sent: Sent::Failed })
+        });
+        self.context.router.do_send(Route(failed.collect()));
+        Ok(())
+    }
+}
