@@ -365,10 +365,9 @@ mod tests {
         fn nearly_a_datetime_is_read_or_refused(
             text in r"[0-9]{4}-[0-1][0-9]-[0-3][0-9]T[0-2][0-9]:[0-6][0-9]:[0-6][0-9](\.[0-9]{0,30})?(Z|[+-]0[0-9]:00)?"
         ) {
-            if let Ok(time) = text.parse::<Timestamp>() {
-                if !text.contains('.') {
-                    prop_assert_eq!(&time.to_string()[..19], &text[..19]);
-                }
+            let time = text.parse::<Timestamp>();
+            if !text.contains('.') && let Ok(time) = time {
+                prop_assert_eq!(&time.to_string()[..19], &text[..19]);
             }
         }
 
