@@ -75,18 +75,18 @@ pub fn check(amp: &[Element], id: Option<&str>) -> Result<RuleSet, Refusal> {
         Some("true") => true,
         Some(_) => return Err(Refusal::BadPerHop),
     };
-    match rule_elements(amp).count() {
-        0 => return Err(Refusal::NoRule),
-        1..=MAX_RULES => {}
-        _ => return Err(Refusal::TooManyRules),
+    let count = rule_elements(amp).count();
+    if count == 0 {
+        return Err(Refusal::NoRule);
     }
-    match rule_elements(amp)
-        .map(|rule| check_rule(rule, per_hop))
-        .collect()
-    {
-        Ok(rules) => Ok(RuleSet { rules }),
-        Err(_) => Err(refusal(amp)),
+    if count > MAX_RULES {
+        return Err(Refusal::TooManyRules);
     }
+    let mut rules = Vec::with_capacity(count);
+    for rule in rule_elements(amp) {
+        rules.push(check_rule(rule, per_hop).map_err(|_| refusal(amp))?);
+    }
+    Ok(RuleSet { rules })
 }
 
 /// The `<rule/>` children, whose places number the rules.
@@ -132,3 +132,6 @@ fn refusal(amp: &Element) -> Refusal {
         Refusal::InvalidRules(with(Fault::Value).unwrap_or_default())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@
 mod check;
 mod decide;
 mod disposition;
+mod error;
 mod expiry;
 mod permit;
 mod reply;
@@ -23,7 +24,8 @@ mod testing;
 pub use check::{MAX_RULES, MAX_VALUE, Refusal, check};
 pub use decide::decide;
 pub use disposition::{Disposition, Facts, Session, default_disposition};
+pub use error::StanzaError;
 pub use expiry::next_expiry;
 pub use permit::{SecurityLevel, permit};
-pub use reply::{Envelope, StanzaError, bounce, refusal_reply, rule_reply};
+pub use reply::{Envelope, bounce, refusal_reply, rule_reply};
 pub use rule::{Action, Condition, Deliver, MatchResource, Rule, RuleSet};

@@ -181,4 +181,15 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn the_documentation_has_them_all() {
+        let docs = include_str!("../../docs/rules.md");
+        for action in actions() {
+            assert!(docs.contains(&format!("| `{action}` |")), "{action}");
+        }
+        for condition in conditions() {
+            assert!(docs.contains(&format!("### `{condition}`")), "{condition}");
+        }
+    }
 }
