@@ -1,1 +1,74 @@
-//! TODO store
+//! Offline messages, durable.
+//!
+//! A [`Store`] takes jobs of writes and answers each once, after the commit. Many jobs share
+//! a transaction. Reads go by page. What is told is durable; what could not be decided in
+//! time is answered `Retry`, and known not to be stored.
+
+mod error;
+mod job;
+mod message;
+mod settings;
+
+use futures::future::BoxFuture;
+
+use crate::time::Timestamp;
+use crate::words::{Bare, MessageId};
+
+pub use error::StoreError;
+pub use job::{Done, Job, NewMessage, Outcome, Run, Write};
+pub use message::{DueMessage, DuePosition, PageLimit, Purged, StoredMessage};
+pub use settings::{Clock, StoreSettings};
+
+/// Where offline messages are kept.
+///
+/// Futures of reads may be dropped at any time.
+pub trait Store: Send + Sync + 'static {
+    /// Hands over writes; never blocks. Appends beyond the queue's bound are answered
+    /// `Retry` at once, other writes are always taken. A closed store answers `Retry` to all.
+    fn submit(&self, job: Job);
+
+    /// The messages of a recipient with ids greater than `after`, by id. Empty: there are no
+    /// more. A row that can't be read is left out, where it is, and counted.
+    fn page(
+        &self,
+        recipient: Bare,
+        after: MessageId,
+        limit: PageLimit,
+    ) -> BoxFuture<'static, Result<Vec<StoredMessage>, StoreError>>;
+
+    /// How many messages a recipient has.
+    fn count(&self, recipient: Bare) -> BoxFuture<'static, Result<u64, StoreError>>;
+
+    /// The messages after `from` that expire at `until` or before, in their order. Empty:
+    /// there are no more.
+    fn due(
+        &self,
+        from: DuePosition,
+        until: Timestamp,
+        limit: PageLimit,
+    ) -> BoxFuture<'static, Result<Vec<DueMessage>, StoreError>>;
+
+    /// When the first message after `from` expires.
+    fn next_due(
+        &self,
+        from: DuePosition,
+    ) -> BoxFuture<'static, Result<Option<Timestamp>, StoreError>>;
+
+    /// Removes marks that end before `marks_before`, and messages stored before
+    /// `stored_before`, in small batches between the other writes. Dropped, it stops after
+    /// the batch under way.
+    fn purge(
+        &self,
+        stored_before: Option<Timestamp>,
+        marks_before: Timestamp,
+    ) -> BoxFuture<'static, Result<Purged, StoreError>>;
+
+    /// How often this store was opened; ids made with it are greater than all before.
+    fn epoch(&self) -> u32;
+
+    /// Whether the last transaction could be committed, or was refused for its own content.
+    fn healthy(&self) -> bool;
+
+    /// Takes nothing more, finishes what is queued, and lets the database go.
+    fn close(&self) -> BoxFuture<'static, ()>;
+}

@@ -1,0 +1,76 @@
+//! What can go wrong with the store.
+
+use std::path::PathBuf;
+
+use sea_orm::DbErr;
+
+/// The store can't be opened, or a read failed. Writes have outcomes instead.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The URL is not one of a database that Amphora can use.
+    #[error("'{url}' is no database url for the store: {reason}")]
+    Url {
+        /// As configured, without secrets.
+        url: String,
+        /// What is wrong with it, and what would be right.
+        reason: String,
+    },
+    /// Another process has the database.
+    #[error("another amphora runs on '{url}' and holds '{}': stop it, or give this one a database of its own", .lock.display())]
+    InUse {
+        /// As configured, without secrets.
+        url: String,
+        /// The lock file.
+        lock: PathBuf,
+    },
+    /// The lock file can't be made.
+    #[error("cannot lock '{}' for the database '{url}': {remedy}", .lock.display())]
+    Lock {
+        /// As configured, without secrets.
+        url: String,
+        /// The lock file.
+        lock: PathBuf,
+        /// What to do.
+        remedy: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The database can't be opened or set up.
+    #[error("cannot open the database '{url}': {remedy}")]
+    Open {
+        /// As configured, without secrets.
+        url: String,
+        /// What to do.
+        remedy: &'static str,
+        /// What the database said.
+        source: DbErr,
+    },
+    /// A newer Amphora has changed the tables.
+    #[error(
+        "the database '{url}' has the schema '{version}', which this amphora does not know: run the newer amphora that made it, or restore the backup from before"
+    )]
+    Newer {
+        /// As configured, without secrets.
+        url: String,
+        /// The first migration that is not known here.
+        version: String,
+    },
+    /// The database was opened so often that no epoch is left (2,097,151).
+    #[error(
+        "the database '{url}' has no epoch left: let its messages be delivered, then begin a new database"
+    )]
+    EpochsUsedUp {
+        /// As configured, without secrets.
+        url: String,
+    },
+    /// The thread that writes can't be started.
+    #[error("cannot start the thread of the store")]
+    Thread(#[source] std::io::Error),
+    /// A read failed.
+    #[error("cannot read from the store")]
+    Read(#[source] DbErr),
+    /// The store is closed.
+    #[error("the store is closed")]
+    Closed,
+}

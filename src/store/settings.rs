@@ -1,0 +1,58 @@
+//! What a store is opened with.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::time::Timestamp;
+
+/// Tells the wall time.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// How a store is opened.
+#[derive(Clone)]
+pub struct StoreSettings {
+    /// Which database: `sqlite://path?mode=rwc`, or `sqlite:path` for the same. A file that is
+    /// missing is made (not with `mode=rw`), its directory is not.
+    pub url: String,
+    /// How long an append may wait before it is answered `Retry` (5 s).
+    pub append_limit: Duration,
+    /// How long after an append its key is remembered though the row is gone (H, 10 min).
+    /// Zero: not at all.
+    pub memory_of_keys: Duration,
+    /// Connections that read (2).
+    pub readers: u32,
+    /// The wall clock. Only the memory of keys looks at it; limits run by the monotonic clock.
+    pub clock: Clock,
+}
+
+impl StoreSettings {
+    /// The defaults, for the database at `url`.
+    pub fn new(url: impl Into<String>) -> Self {
+        StoreSettings {
+            url: url.into(),
+            append_limit: Duration::from_secs(5),
+            memory_of_keys: Duration::from_secs(10 * 60),
+            readers: 2,
+            clock: Arc::new(system_clock),
+        }
+    }
+}
+
+fn system_clock() -> Timestamp {
+    let micros = |d: Duration| i64::try_from(d.as_micros()).unwrap_or(i64::MAX);
+    Timestamp::from_micros(match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => micros(since),
+        Err(before) => -micros(before.duration()),
+    })
+}
+
+impl fmt::Debug for StoreSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreSettings")
+            .field("append_limit", &self.append_limit)
+            .field("memory_of_keys", &self.memory_of_keys)
+            .field("readers", &self.readers)
+            .finish_non_exhaustive()
+    }
+}
