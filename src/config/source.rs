@@ -47,11 +47,7 @@ impl fmt::Display for FileUsed {
         match self {
             FileUsed::Given(path) => write!(f, "{}", path.display()),
             FileUsed::Found(path) => write!(f, "{} (found)", path.display()),
-            FileUsed::None => write!(
-                f,
-                "built-in defaults ({} not there)",
-                DEFAULT_PATHS.join(" and ")
-            ),
+            FileUsed::None => write!(f, "none ({} not there)", DEFAULT_PATHS.join(" and ")),
         }
     }
 }
