@@ -26,6 +26,8 @@ impl StanzaError {
     pub const RESOURCE_CONSTRAINT: Self = Self::new("resource-constraint", "wait", Some(500));
     /// Too large, or otherwise against the rules of the service.
     pub const POLICY_VIOLATION: Self = Self::new("policy-violation", "modify", None);
+    /// The server's own trouble, which the sender can do nothing about.
+    pub const INTERNAL_SERVER_ERROR: Self = Self::new("internal-server-error", "cancel", Some(500));
 
     const fn new(condition: &'static str, kind: &'static str, code: Option<u16>) -> Self {
         StanzaError {

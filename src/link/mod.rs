@@ -16,5 +16,5 @@ mod window;
 mod write;
 
 pub use error::LinkError;
-pub use link::{LinkContext, LinkSettings, run};
+pub use link::{LinkContext, LinkSettings, Stop, run};
 pub use read::{Incoming, Malformed, read};

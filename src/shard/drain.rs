@@ -112,7 +112,7 @@ impl Machine {
             self.delete(user.clone(), sorted.in_archive, None);
         }
         for row in sorted.expired {
-            self.expire(user, row);
+            self.expire(user, row, false);
         }
         self.pump(user);
     }

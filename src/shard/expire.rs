@@ -25,24 +25,26 @@ impl Machine {
     pub(super) fn due(&mut self, now: Timestamp, user: &Bare, row: StoredMessage) {
         let held = self.recipients.get(user).is_some_and(|r| r.held.contains_key(&row.id));
         if !held && row.expiry.is_some_and(|expiry| expiry.at <= now) {
-            self.expire(user, row);
+            self.expire(user, row, true);
+        } else {
+            self.effects.push(Effect::DueTaken);
         }
-        self.effects.push(Effect::DueTaken);
     }
 
-    pub(super) fn expire(&mut self, user: &Bare, row: StoredMessage) {
+    /// Carries out the rule of a message whose time has passed. `clocked`: the expiry clock
+    /// sent it, and waits for the end of it.
+    pub(super) fn expire(&mut self, user: &Bare, row: StoredMessage, clocked: bool) {
         let Some(expiry) = row.expiry else { return };
         let id = row.id;
         let fired = fired(user, &row, expiry);
         let recipient = self.recipients.entry(user.clone()).or_default();
         match (fired.notice, fired.then) {
-            (None, None) => {
-                recipient.held.insert(id, Held::Deleting);
-                self.delete(user.clone(), vec![id], None);
+            (None, then) => {
+                self.finish(user, id, expiry, then);
+                self.clocked(clocked);
             }
-            (None, Some(next)) => self.reschedule(user, id, expiry, next),
             (Some(stanza), then) => {
-                recipient.held.insert(id, Held::Expiring { expiry, then });
+                recipient.held.insert(id, Held::Expiring { expiry, then, clocked });
                 let key = format!("{}/{}", row.key, expiry.rule);
                 self.effects.push(Effect::Send(Send { user: user.clone(), id, key, stanza }));
             }
@@ -52,30 +54,44 @@ impl Machine {
     /// The server has routed the notice, or could not be asked.
     pub(super) fn sent(&mut self, user: &Bare, id: MessageId, sent: Sent) {
         let Some(recipient) = self.recipients.get_mut(user) else { return };
-        let Some(Held::Expiring { expiry, then }) = recipient.held.get(&id).cloned() else {
+        let Some(Held::Expiring { expiry, then, clocked }) = recipient.held.get(&id).cloned()
+        else {
             return;
         };
-        let wanted = recipient.draining().is_some();
-        match (sent, then) {
-            (Sent::Done, None) => {
+        // A client waits for it: its message does not wait for a notice that can't be sent
+        // now.
+        let wanted = then.is_some() && recipient.draining().is_some();
+        if sent == Sent::Done || wanted {
+            self.finish(user, id, expiry, then);
+        } else {
+            // The row stays; the expiry clock comes back to it.
+            recipient.held.remove(&id);
+            self.forget_if_idle(user);
+        }
+        self.clocked(clocked);
+    }
+
+    fn clocked(&mut self, clocked: bool) {
+        if clocked {
+            self.effects.push(Effect::DueTaken);
+        }
+    }
+
+    fn finish(&mut self, user: &Bare, id: MessageId, expiry: Expiry, then: Option<Option<Expiry>>) {
+        match then {
+            Some(next) => self.reschedule(user, id, expiry, next),
+            None => {
+                let recipient = self.recipients.entry(user.clone()).or_default();
                 recipient.held.insert(id, Held::Deleting);
                 self.delete(user.clone(), vec![id], None);
-            }
-            (Sent::Done, Some(next)) => self.reschedule(user, id, expiry, next),
-            // A client waits for it: its message does not wait for a notice that can't
-            // be sent now.
-            (Sent::Failed, Some(next)) if wanted => self.reschedule(user, id, expiry, next),
-            // The row stays, and is looked at again when there is a link.
-            (Sent::Failed, _) => {
-                recipient.held.remove(&id);
-                self.forget_if_idle(user);
             }
         }
     }
 
     fn reschedule(&mut self, user: &Bare, id: MessageId, expiry: Expiry, next: Option<Expiry>) {
         let recipient = self.recipients.entry(user.clone()).or_default();
-        recipient.held.insert(id, Held::Expiring { expiry, then: Some(next) });
+        let then = Some(next);
+        recipient.held.insert(id, Held::Expiring { expiry, then, clocked: false });
         self.write(
             Write::SetExpiry { recipient: user.clone(), id, expiry: next },
             Pending::Rescheduled { user: user.clone(), id, next },

@@ -60,6 +60,8 @@ pub enum Held {
         expiry: Expiry,
         /// After it, delete the row (`None`) or go on with the next rule, if any.
         then: Option<Option<Expiry>>,
+        /// The expiry clock waits for the end of it.
+        clocked: bool,
     },
     /// Gone from the store, but a page read before that may still show it.
     Gone,
