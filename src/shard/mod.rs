@@ -21,3 +21,6 @@ pub use effect::{Do, Effect, HandOver, Item, Send, ToLink, Token, Verdict, Write
 pub use input::{Available, Input, Intercept, Sent, Stage, Taken};
 pub use machine::{Machine, Settings};
 pub use outbox::{LinkSender, Outbox};
+
+#[cfg(test)]
+mod tests;
