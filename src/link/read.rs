@@ -413,3 +413,157 @@ fn taken(host: &str, start: &BytesStart) -> Result<Option<Incoming>, XmlError> {
         ended: attrs.is_true("ended"),
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn hosts() -> Vec<Arc<str>> {
+        vec!["h".into()]
+    }
+
+    fn said(stanza: &str) -> Vec<Incoming> {
+        read(&Bytes::copy_from_slice(stanza.as_bytes()), "amp.h", &hosts()).unwrap()
+    }
+
+    fn message(inside: &str) -> String {
+        format!("<message from='h' to='amp.h'>{inside}</message>")
+    }
+
+    const MESSAGE: &str = "<message xmlns='jabber:client' from='a@h/r' to='b@h' id='1'>\
+        <body>x &amp; <![CDATA[<y>]]></body><x xmlns='u'/> </message>";
+
+    fn intercept(attrs: &str, inside: &str) -> String {
+        format!(
+            "<intercept xmlns='urn:amphora:intercept:1' {attrs}>{inside}</intercept>"
+        )
+    }
+
+    fn forwarded(inside: &str) -> String {
+        format!("<forwarded xmlns='urn:xmpp:forward:0'>{inside}</forwarded>")
+    }
+
+    fn only(stanza: &str) -> Incoming {
+        let mut said = said(stanza);
+        assert_eq!(said.len(), 1, "{said:?}");
+        said.pop().unwrap()
+    }
+
+    #[test]
+    fn an_intercept_keeps_the_bytes_of_its_message() {
+        let delay = "<delay xmlns='urn:xmpp:delay' stamp='2026-11-22T05:00:00.123Z'/>";
+        let inside = format!(
+            "<session resource='phone' priority='5'/><session resource='pad' priority='-1' hibernating='true'/>{}",
+            forwarded(&format!(" {delay}\n {MESSAGE} "))
+        );
+        let attrs = "key='Z-2' after='Z-1' stage='rules' to='b@h' account='true' \
+            may-see-presence='true' archived='false' new='thing'";
+        let Incoming::Intercept { host, held } = only(&message(&intercept(attrs, &inside))) else {
+            panic!("no intercept")
+        };
+        assert_eq!(host, "h");
+        assert_eq!((&*held.key, held.after.as_deref()), ("Z-2", Some("Z-1")));
+        assert_eq!(held.message.raw, MESSAGE.as_bytes());
+        assert!(held.account && held.may_see_presence && !held.archived && !held.again);
+        let sessions: Vec<_> =
+            held.sessions.iter().map(|s| (&*s.resource, s.priority, s.hibernating)).collect();
+        assert_eq!(sessions, [("phone", 5, false), ("pad", -1, true)]);
+        assert_eq!(held.stamp.unwrap().to_string(), "2026-11-22T05:00:00.123Z");
+    }
+
+    #[test]
+    fn missing_facts_mean_the_careful_answer() {
+        let stanza =
+            message(&intercept("key='k' stage='offline' to='b@h'", &forwarded(MESSAGE)));
+        let Incoming::Intercept { held, .. } = only(&stanza) else { panic!("no intercept") };
+        assert!(!held.account && !held.may_see_presence && !held.archived);
+        assert!(held.sessions.is_empty() && held.stamp.is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_read_keeps_its_key_and_addresses() {
+        for (attrs, inside, key) in [
+            ("key='k' stage='offline' to='b@h'", forwarded(""), Some("k")),
+            ("key='k' stage='later' to='b@h'", forwarded(MESSAGE), Some("k")),
+            ("stage='offline' to='b@h'", forwarded(MESSAGE), None),
+            ("key='k' stage='offline' to='b@h'", String::new(), Some("k")),
+        ] {
+            let Incoming::Malformed(malformed) = only(&message(&intercept(attrs, &inside))) else {
+                panic!("{attrs}")
+            };
+            assert_eq!(malformed.key.as_deref(), key);
+        }
+        // A prefix that is declared outside of the message: it could not stand alone.
+        let inside = "<message xmlns='jabber:client' from='a@h/r' to='b@h' id='1'><p:x/></message>";
+        let stanza = format!(
+            "<message xmlns:p='u' from='h' to='amp.h'>{}</message>",
+            intercept("key='k' stage='offline' to='b@h'", &forwarded(inside))
+        );
+        let Incoming::Malformed(malformed) = only(&stanza) else { panic!("it was taken") };
+        assert_eq!(malformed.from.as_deref(), Some("a@h/r"));
+    }
+
+    #[test]
+    fn several_things_in_one_message_keep_their_order() {
+        let ns = "xmlns='urn:amphora:intercept:1'";
+        let stanza = message(&format!(
+            "{}<unknown {ns}><intercept/></unknown><available {ns} session='s' n='2' jid='b@h/p' priority='1' archive='true'/>\
+             <taken {ns} for='b@h' session='s' batch='4294967297' ids='00000001-0000000001  x 00000001-0000000002' ended='true'/>",
+            intercept("key='k' stage='offline' to='b@h'", &forwarded(MESSAGE))
+        ));
+        let all = said(&stanza);
+        assert_eq!(all.len(), 3, "{all:?}");
+        assert!(matches!(&all[0], Incoming::Intercept { .. }));
+        assert!(matches!(&all[1], Incoming::Available { session, n: 2, user, archive: true, .. }
+            if &**session == "s" && &**user == "b@h"));
+        assert!(matches!(&all[2], Incoming::Taken { batch: 4_294_967_297, ids, ended: true, .. }
+            if ids.len() == 2));
+    }
+
+    #[test]
+    fn nobody_but_a_configured_host_is_listened_to() {
+        for (from, to) in [("evil", "amp.h"), ("h", "other.h"), ("a@h", "amp.h")] {
+            let inside = intercept("key='k' stage='offline' to='b@h'", &forwarded(MESSAGE));
+            let stanza = format!("<message from='{from}' to='{to}'>{inside}</message>");
+            assert!(matches!(only(&stanza), Incoming::Other), "{from} {to}");
+        }
+        let iq = "<iq type='result' from='evil' to='amp.h' id='g1'/>";
+        assert!(matches!(only(iq), Incoming::Other));
+        // Another namespace is another language.
+        let stanza = message("<intercept xmlns='urn:other' key='k' stage='offline' to='b@h'/>");
+        assert!(said(&stanza).is_empty());
+    }
+
+    #[test]
+    fn broken_stanzas_close_the_stream() {
+        for broken in [
+            "<message from='h' to='amp.h'><a></message>",
+            "<message from='h' to='amp.h'>",
+            "<message from='h' from='h' to='amp.h'/>",
+            "<iq><query></iq>",
+        ] {
+            assert!(read(&Bytes::from_static(broken.as_bytes()), "amp.h", &hosts()).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn i7_no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut stanza = b"<message from='h' to='amp.h'><intercept xmlns='urn:amphora:intercept:1' ".to_vec();
+            stanza.extend(&bytes);
+            let _ = read(&Bytes::from(stanza), "amp.h", &hosts());
+            let _ = read(&Bytes::from(bytes), "amp.h", &hosts());
+        }
+
+        #[test]
+        fn i7_no_cut_panics(cut in 0usize..400, junk in "[<>/'a=&; ]{0,6}") {
+            let inside = forwarded(MESSAGE);
+            let stanza = message(&intercept("key='k' stage='offline' to='b@h'", &inside));
+            let cut = cut.min(stanza.len());
+            let stanza = format!("{}{junk}{}", &stanza[..cut], &stanza[cut..]);
+            let _ = read(&Bytes::from(stanza), "amp.h", &hosts());
+        }
+    }
+}
