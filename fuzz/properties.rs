@@ -69,8 +69,12 @@ pub fn stanza(data: &[u8]) {
     let raw = Bytes::copy_from_slice(data);
     let Ok(message) = Message::parse(raw.clone(), "example.org") else { return };
     one_stanza(message.raw.trim_ascii());
-    assert!(message.raw.len() < raw.len() || message.raw.as_ptr() == raw.as_ptr(), "copied for nothing");
-    let again = Message::parse(message.raw.clone(), "example.org").map_err(|error| error.to_string());
+    assert!(
+        message.raw.len() < raw.len() || message.raw.as_ptr() == raw.as_ptr(),
+        "copied for nothing"
+    );
+    let again =
+        Message::parse(message.raw.clone(), "example.org").map_err(|error| error.to_string());
     assert_eq!(again.as_ref().map(facts), Ok(facts(&message)));
     assert_eq!(again.map(|again| again.raw), Ok(message.raw.clone()));
     let _ = (message.storable(), message.is_amp_reply());

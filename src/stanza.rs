@@ -168,7 +168,9 @@ impl Children<'_> {
                 message.amp.push(amp);
                 return Ok(());
             }
-            (ns::DELAY, "delay") if tag.attr("from").is_some_and(|from| is_host(from, self.host)) => {
+            (ns::DELAY, "delay")
+                if tag.attr("from").is_some_and(|from| is_host(from, self.host)) =>
+            {
                 reader.skip()?;
                 self.forged.push(start..reader.place());
                 return Ok(());
@@ -204,7 +206,9 @@ fn is_host(address: &str, host: &str) -> bool {
         return true;
     }
     // Only letters beyond ASCII have more spellings.
-    !address.is_ascii() && address.len() <= MAX_JID && Jid::new(address).is_ok_and(|jid| jid.as_str() == host)
+    !address.is_ascii()
+        && address.len() <= MAX_JID
+        && Jid::new(address).is_ok_and(|jid| jid.as_str() == host)
 }
 
 /// The bytes without those ranges, which are in order and apart.
@@ -298,14 +302,20 @@ mod tests {
             assert!(Message::parse(Bytes::copy_from_slice(xml.as_bytes()), HOST).is_err(), "{xml}");
         }
         assert!(
-            Message::parse(Bytes::from_static(b"<message xmlns='jabber:client' from='\xff'/>"), HOST)
-                .is_err()
+            Message::parse(
+                Bytes::from_static(b"<message xmlns='jabber:client' from='\xff'/>"),
+                HOST
+            )
+            .is_err()
         );
     }
 
     #[test]
     fn w1_the_bytes_stay_as_they_came_and_are_not_copied() {
-        let xml = stanza("  type = \"chat\"", "<body >&#65;<![CDATA[x]]></body>\r\n<p:x xmlns:p='urn:p'/>");
+        let xml = stanza(
+            "  type = \"chat\"",
+            "<body >&#65;<![CDATA[x]]></body>\r\n<p:x xmlns:p='urn:p'/>",
+        );
         let raw = Bytes::from(xml);
         let message = Message::parse(raw.clone(), HOST).expect("a message");
         assert_eq!(message.raw, raw);
@@ -328,7 +338,8 @@ mod tests {
             assert!(message.content);
         }
         let prefix_above = "<message xmlns='jabber:client' xmlns:d='urn:xmpp:delay' from='a@b'><d:delay from='example.org'/></message>";
-        let without = "<message xmlns='jabber:client' xmlns:d='urn:xmpp:delay' from='a@b'></message>";
+        let without =
+            "<message xmlns='jabber:client' xmlns:d='urn:xmpp:delay' from='a@b'></message>";
         assert_eq!(parse(prefix_above).raw, without);
     }
 
@@ -473,7 +484,8 @@ mod tests {
 
     #[test]
     fn only_direct_children_count() {
-        let payload = format!("<x xmlns='urn:x'>{ALERT}{NO_STORE}{STORE}<x xmlns='{MUC_USER}'/></x>");
+        let payload =
+            format!("<x xmlns='urn:x'>{ALERT}{NO_STORE}{STORE}<x xmlns='{MUC_USER}'/></x>");
         let message = of("", &payload);
         assert!(message.content && message.amp.is_empty());
         assert!(!message.no_store && !message.store && !message.muc);
@@ -491,7 +503,11 @@ mod tests {
         let long = "n".repeat(100_000);
         let xml = stanza(
             "",
-            &format!("<p:amp xmlns:p='{}' xmlns='{long}'>{}</p:amp>", ns::AMP, "<b/>".repeat(1_000)),
+            &format!(
+                "<p:amp xmlns:p='{}' xmlns='{long}'>{}</p:amp>",
+                ns::AMP,
+                "<b/>".repeat(1_000)
+            ),
         );
         assert!(Message::parse(Bytes::from(xml), HOST).is_err());
     }

@@ -62,7 +62,9 @@ impl Element {
                 open.push(Self::start(reader, room)?);
                 continue;
             }
-            let Some(last) = open.last_mut() else { return Err(XmlError("an end without start".into())) };
+            let Some(last) = open.last_mut() else {
+                return Err(XmlError("an end without start".into()));
+            };
             match token {
                 Token::Text(text) => push_text(&mut last.text, text),
                 Token::Char(c) => last.text.push(c),
@@ -163,7 +165,10 @@ mod tests {
             " <a xmlns='urn:a' b='1' xml:lang='de'>x<b/>&lt;y<p:c xmlns:p='urn:p' xmlns=''><d/></p:c><![CDATA[<z>]]>\r\n</a>\n",
         );
         assert!(e.is("a", "urn:a"));
-        assert_eq!((e.attr("b"), e.attr("xml:lang"), e.attr("xmlns")), (Some("1"), Some("de"), None));
+        assert_eq!(
+            (e.attr("b"), e.attr("xml:lang"), e.attr("xmlns")),
+            (Some("1"), Some("de"), None)
+        );
         assert_eq!(e.text, "x<y<z>\n");
         assert!(e.child("b", "urn:a").is_some());
         let c = e.child("c", "urn:p").expect("a child");
@@ -190,8 +195,8 @@ mod tests {
 
     #[test]
     fn a_default_namespace_is_inherited() {
-        let e =
-            Element::parse_in("<iq type='get'><query xmlns='q'/></iq>", "jabber:client").expect("an element");
+        let e = Element::parse_in("<iq type='get'><query xmlns='q'/></iq>", "jabber:client")
+            .expect("an element");
         assert!(e.is("iq", "jabber:client"));
         assert_eq!(e.to_xml(), "<iq xmlns='jabber:client' type='get'><query xmlns='q'/></iq>");
     }
@@ -267,7 +272,10 @@ mod tests {
             let error = Element::parse(xml).expect_err(xml).to_string();
             assert!(error.contains(why), "{xml}: {error}");
         }
-        assert!(Element::parse("<a xmlns:xml='http://www.w3.org/XML/1998/namespace' xml:b=''/>").is_ok());
+        assert!(
+            Element::parse("<a xmlns:xml='http://www.w3.org/XML/1998/namespace' xml:b=''/>")
+                .is_ok()
+        );
     }
 
     #[test]

@@ -202,7 +202,9 @@ fn check_declaration(text: &str) -> Result<(), FrameError> {
     for attribute in attributes {
         match attribute.map_err(FrameError::NotWellFormed)? {
             ("version", value) => version = Some(value),
-            ("encoding", value) if !value.eq_ignore_ascii_case("utf-8") => return Err(FrameError::NotUtf8),
+            ("encoding", value) if !value.eq_ignore_ascii_case("utf-8") => {
+                return Err(FrameError::NotUtf8);
+            }
             _ => {}
         }
     }
@@ -268,9 +270,18 @@ mod tests {
 
     #[test]
     fn a_stanza_waits_for_its_end() {
-        for part in
-            ["<", "<a", "<a b='", "<a b='>", "<a b='&am", "<a>", "<a><!", "<a><![CDATA[", "<a>]]", "<a></a"]
-        {
+        for part in [
+            "<",
+            "<a",
+            "<a b='",
+            "<a b='>",
+            "<a b='&am",
+            "<a>",
+            "<a><!",
+            "<a><![CDATA[",
+            "<a>]]",
+            "<a></a",
+        ] {
             assert_eq!(frames(part), (vec![], None), "{part}");
         }
     }
@@ -409,9 +420,13 @@ mod tests {
 
     #[test]
     fn only_utf8() {
-        for bytes in
-            [&b"<a>\xff</a>"[..], b"<a>\xed\xa0\x80</a>", b"<a>\xc0\x80</a>", b"<a b='\xc3'/>", b"\xfe\xff"]
-        {
+        for bytes in [
+            &b"<a>\xff</a>"[..],
+            b"<a>\xed\xa0\x80</a>",
+            b"<a>\xc0\x80</a>",
+            b"<a b='\xc3'/>",
+            b"\xfe\xff",
+        ] {
             let error = error(bytes);
             assert_eq!(error, FrameError::NotUtf8, "{bytes:?}");
             assert_eq!(error.condition(), "unsupported-encoding");

@@ -56,7 +56,8 @@ fn tree() -> impl Strategy<Value = String> {
     leaf.prop_recursive(5, 40, 6, move |inner| {
         let children = prop::collection::vec((text.clone(), inner), 0..6);
         (name.clone(), attributes.clone(), children).prop_map(|(n, a, children)| {
-            let inside: String = children.into_iter().flat_map(|(t, c)| [t.to_owned(), c]).collect();
+            let inside: String =
+                children.into_iter().flat_map(|(t, c)| [t.to_owned(), c]).collect();
             format!("<{n}{a}>{inside}</{n}>")
         })
     })
@@ -66,7 +67,9 @@ fn tree() -> impl Strategy<Value = String> {
 fn message() -> impl Strategy<Value = String> {
     let child = prop_oneof![
         Just("<delay xmlns='urn:xmpp:delay' from='example.org'/>".to_owned()),
-        Just("<d:delay xmlns:d='urn:xmpp:dela&#121;' from='EXAMPLE.ORG'>x<a/></d:delay>".to_owned()),
+        Just(
+            "<d:delay xmlns:d='urn:xmpp:dela&#121;' from='EXAMPLE.ORG'>x<a/></d:delay>".to_owned()
+        ),
         Just("<delay xmlns='urn:xmpp:delay' from='other.example'/>".to_owned()),
         Just("<amp xmlns='http://jabber.org/protocol/amp'><rule/></amp>".to_owned()),
         tree(),
