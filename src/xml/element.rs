@@ -62,7 +62,9 @@ impl Element {
                 open.push(Self::start(reader, room)?);
                 continue;
             }
-            let Some(last) = open.last_mut() else { return Err(XmlError("an end without start".into())) };
+            let Some(last) = open.last_mut() else {
+                return Err(XmlError("an end without start".into()));
+            };
             match token {
                 Token::Text(text) => push_text(&mut last.text, text),
                 Token::Char(c) => last.text.push(c),
@@ -147,4 +149,154 @@ fn push_text(to: &mut String, text: &str) {
         rest = after.strip_prefix('\n').unwrap_or(after);
     }
     to.push_str(rest);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(xml: &str) -> Element {
+        Element::parse(xml).unwrap_or_else(|error| panic!("{error}: {xml}"))
+    }
+
+    #[test]
+    fn names_attributes_and_text() {
+        let e = parse(
+            " <a xmlns='urn:a' b='1' xml:lang='de'>x<b/>&lt;y<p:c xmlns:p='urn:p' xmlns=''><d/></p:c><![CDATA[<z>]]>\r\n</a>\n",
+        );
+        assert!(e.is("a", "urn:a"));
+        assert_eq!(
+            (e.attr("b"), e.attr("xml:lang"), e.attr("xmlns")),
+            (Some("1"), Some("de"), None)
+        );
+        assert_eq!(e.text, "x<y<z>\n");
+        assert!(e.child("b", "urn:a").is_some());
+        let c = e.child("c", "urn:p").expect("a child");
+        assert!(c.children[0].is("d", ""));
+    }
+
+    #[test]
+    fn attribute_values_are_normalised() {
+        let e = parse("<a b='1\r\n2\t3\r4\n5' c='&#10;&#9;&amp;amp;'/>");
+        assert_eq!((e.attr("b"), e.attr("c")), (Some("1 2 3 4 5"), Some("\n\t&amp;")));
+    }
+
+    #[test]
+    fn namespaces_are_compared_as_what_they_say() {
+        assert_eq!(parse("<a xmlns='urn:xmpp:dela&#121;'/>").ns, "urn:xmpp:delay");
+    }
+
+    #[test]
+    fn a_prefixed_attribute_is_left_out() {
+        let e = parse("<a xmlns:p='urn:p' p:b='1' c='2'/>");
+        assert_eq!(e.attrs, [("c".to_owned(), "2".to_owned())]);
+        assert_eq!(e.to_xml(), "<a c='2'/>");
+    }
+
+    #[test]
+    fn a_default_namespace_is_inherited() {
+        let e = Element::parse_in("<iq type='get'><query xmlns='q'/></iq>", "jabber:client")
+            .expect("an element");
+        assert!(e.is("iq", "jabber:client"));
+        assert_eq!(e.to_xml(), "<iq xmlns='jabber:client' type='get'><query xmlns='q'/></iq>");
+    }
+
+    #[test]
+    fn written_canonically() {
+        let cases = [
+            ("<a></a>", "<a/>"),
+            ("<p:a xmlns:p='urn:p'><p:b/><c/></p:a>", "<a xmlns='urn:p'><b/><c xmlns=''/></a>"),
+            ("<a b=\"'&quot;&#10;\">&#13;&gt;</a>", "<a b='&apos;&quot;&#10;'>&#13;&gt;</a>"),
+            ("<a>1<b/>2</a>", "<a>12<b/></a>"),
+            ("<xml:a xmlns='urn:x'><b/></xml:a>", "<xml:a><b xmlns='urn:x'/></xml:a>"),
+            ("<a xmlns='http://x/?a&amp;b'/>", "<a xmlns='http://x/?a&amp;b'/>"),
+        ];
+        for (xml, canonical) in cases {
+            assert_eq!(parse(xml).to_xml(), canonical);
+            assert_eq!(parse(canonical), parse(xml));
+        }
+    }
+
+    #[test]
+    fn refused() {
+        let cases = [
+            ("", "no element"),
+            (" ", "no element"),
+            ("x", "more than an element"),
+            ("<a/>x", "more than an element"),
+            ("<a/>&amp;", "more than an element"),
+            ("<a/><![CDATA[x]]>", "more than an element"),
+            ("<a/><b/>", "more than one element"),
+            ("\u{feff}<a/>", "byte order mark"),
+            ("<a>", "without end"),
+            ("<a", ""),
+            ("<a></b>", "expected"),
+            ("<a></ a>", "expected"),
+            ("<a><b></a></b>", "expected"),
+            ("</a>", ""),
+            ("<a/></a>", ""),
+            ("<>", "not a name"),
+            ("< a/>", "not a name"),
+            ("<1/>", "not a name"),
+            ("<a:b:c/>", "not a name"),
+            ("<a b='1' b='2'/>", "twice"),
+            ("<a xmlns='x' xmlns='y'/>", "twice"),
+            ("<a xmlns:p='x' xmlns:p='x'/>", "twice"),
+            ("<a xmlns:p='x' xmlns:q='x' p:b='1' q:b='2'/>", "twice"),
+            ("<a b='1'c='2'/>", "white space"),
+            ("<a b/>", "without a value"),
+            ("<a b=1/>", "without quotes"),
+            ("<a b='<'/>", "'<'"),
+            ("<a b='&'/>", "'&'"),
+            ("<p:a/>", "'p' is not declared"),
+            ("<a p:b='1'/>", "'p' is not declared"),
+            ("<a><b xmlns:p='x'/><p:c/></a>", "'p' is not declared"),
+            ("<xmlns:a/>", "not declared"),
+            ("<a xmlns:p=''/>", "forbids"),
+            ("<a xmlns:xml='x'/>", "forbids"),
+            ("<a xmlns:xmlns='x'/>", "forbids"),
+            ("<a xmlns='http://www.w3.org/XML/1998/namespace'/>", "forbids"),
+            ("<a xmlns:p='http://www.w3.org/2000/xmlns/'/>", "forbids"),
+            ("<?xml version='1.0'?><a/>", "more than an element"),
+            ("<!DOCTYPE a><a/>", "more than an element"),
+            ("<a><!-- c --></a>", "comment"),
+            ("<a><?pi?></a>", "comment"),
+            ("<a>&lol;</a>", "lol"),
+            ("<a b='&lol;'/>", "lol"),
+            ("<a>&#0;</a>", "#0"),
+            ("<a>&#xD800;</a>", "#xD800"),
+            ("<a>\0</a>", "cannot carry"),
+            ("<a>]]></a>", "]]>"),
+        ];
+        for (xml, why) in cases {
+            let error = Element::parse(xml).expect_err(xml).to_string();
+            assert!(error.contains(why), "{xml}: {error}");
+        }
+        assert!(
+            Element::parse("<a xmlns:xml='http://www.w3.org/XML/1998/namespace' xml:b=''/>")
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn i7_depth_attributes_and_declarations_have_limits() {
+        let nested = |n: usize| "<a>".repeat(n) + &"</a>".repeat(n);
+        assert!(Element::parse(&nested(64)).is_ok());
+        assert!(Element::parse(&nested(65)).is_err());
+        assert!(Element::parse(&nested(100_000)).is_err());
+        let attributes =
+            |n: usize| format!("<a{}/>", (0..n).map(|i| format!(" a{i}=''")).collect::<String>());
+        assert!(Element::parse(&attributes(128)).is_ok());
+        assert!(Element::parse(&attributes(129)).is_err());
+        let declarations = |n: usize| attributes(n).replace(" a", " xmlns:a").replace("''", "'x'");
+        assert!(Element::parse(&declarations(126)).is_ok(), "two are always there");
+        assert!(Element::parse(&declarations(127)).is_err());
+    }
+
+    #[test]
+    fn i7_a_tree_takes_bounded_memory() {
+        let long = format!("<a xmlns='{}'>{}</a>", "n".repeat(100_000), "<b/>".repeat(1_000));
+        let error = Element::parse(&long).expect_err("a hundred megabytes").to_string();
+        assert!(error.contains("too many elements"), "{error}");
+    }
 }

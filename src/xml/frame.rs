@@ -202,7 +202,9 @@ fn check_declaration(text: &str) -> Result<(), FrameError> {
     for attribute in attributes {
         match attribute.map_err(FrameError::NotWellFormed)? {
             ("version", value) => version = Some(value),
-            ("encoding", value) if !value.eq_ignore_ascii_case("utf-8") => return Err(FrameError::NotUtf8),
+            ("encoding", value) if !value.eq_ignore_ascii_case("utf-8") => {
+                return Err(FrameError::NotUtf8);
+            }
             _ => {}
         }
     }
@@ -210,4 +212,324 @@ fn check_declaration(text: &str) -> Result<(), FrameError> {
         return Err(FrameError::NotWellFormed("not XML 1.0"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { stanza_bytes: 1000, depth: 4 };
+    const OPEN: &str = "<stream:stream xmlns:stream='s' to='a>b'>";
+
+    /// Everything after the stream's start tag, and how it ended.
+    fn frames(xml: impl AsRef<[u8]>) -> (Vec<Frame>, Option<FrameError>) {
+        let mut framer = Framer::new(LIMITS);
+        framer.push(OPEN.as_bytes());
+        framer.push(xml.as_ref());
+        let mut frames = drain(&mut framer);
+        assert_eq!(frames.0.remove(0), Frame::Open(OPEN.into()));
+        frames
+    }
+
+    fn drain(framer: &mut Framer) -> (Vec<Frame>, Option<FrameError>) {
+        let mut frames = Vec::new();
+        loop {
+            match framer.next() {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => return (frames, None),
+                Err(error) => return (frames, Some(error)),
+            }
+        }
+    }
+
+    fn error(xml: impl AsRef<[u8]>) -> FrameError {
+        let (frames, error) = frames(xml);
+        assert_eq!(frames, []);
+        error.expect("an error")
+    }
+
+    #[test]
+    fn whole_stanzas_come_as_they_are() {
+        let stanzas = [
+            "<a/>",
+            "<a />",
+            "<a></a>",
+            "<a><b/><b></b ></a>",
+            "<a b='/>' c=\"/a>'\"/>",
+            "<a b='&quot;&#x41;'>&amp;&#10;&lt;</a>",
+            "<a><![CDATA[</a>]] > ]>&<!-- ]]]]></a>",
+            "<p:a xmlns:p='x'><p:a/></p:a>",
+            "<_a>\u{e9}\u{1f600}\u{fffd}</_a>",
+        ];
+        for stanza in stanzas {
+            let twice = format!(" {stanza}\n{stanza}");
+            let whole = Frame::Stanza(stanza.into());
+            assert_eq!(frames(twice), (vec![whole.clone(), whole], None), "{stanza}");
+        }
+    }
+
+    #[test]
+    fn a_stanza_waits_for_its_end() {
+        for part in [
+            "<",
+            "<a",
+            "<a b='",
+            "<a b='>",
+            "<a b='&am",
+            "<a>",
+            "<a><!",
+            "<a><![CDATA[",
+            "<a>]]",
+            "<a></a",
+        ] {
+            assert_eq!(frames(part), (vec![], None), "{part}");
+        }
+    }
+
+    #[test]
+    fn cdata_ends_where_it_ends_though_split() {
+        let mut framer = Framer::new(LIMITS);
+        for part in [OPEN, "<a><![CD", "ATA[x]", "]", "]", ">", "</a>"] {
+            framer.push(part.as_bytes());
+            if part != "</a>" {
+                assert_eq!(drain(&mut framer).1, None);
+            }
+        }
+        assert_eq!(drain(&mut framer), (vec![Frame::Stanza("<a><![CDATA[x]]]></a>".into())], None));
+    }
+
+    #[test]
+    fn stanzas_share_the_memory_they_were_read_into() {
+        let mut framer = Framer::new(LIMITS);
+        framer.push(OPEN.as_bytes());
+        framer.push(b"<a/><b/>");
+        let read = framer.buffer().as_ptr();
+        let starts = drain(&mut framer).0.into_iter().map(|frame| match frame {
+            Frame::Open(bytes) | Frame::Stanza(bytes) => bytes.as_ptr() as usize - read as usize,
+            Frame::Close => 0,
+        });
+        assert!(starts.eq([0, OPEN.len(), OPEN.len() + 4]));
+    }
+
+    #[test]
+    fn the_declaration_comes_first_or_not_at_all() {
+        let ended = |xml: &str| {
+            let mut framer = Framer::new(LIMITS);
+            framer.push(xml.as_bytes());
+            let (frames, error) = drain(&mut framer);
+            (frames.len(), error)
+        };
+        let good = [
+            "<?xml version='1.0'?><s>",
+            "<?xml version=\"1.0\" encoding='utf-8' standalone='yes' ?>\n<s>",
+            " \n<s>",
+        ];
+        for xml in good {
+            assert_eq!(ended(xml), (1, None), "{xml}");
+        }
+        let pi = FrameError::Restricted("processing instruction");
+        let not_xml_1 = FrameError::NotWellFormed("not XML 1.0");
+        let bad = [
+            (" <?xml version='1.0'?><s>", &pi),
+            ("<?xml version='1.0'?><?xml version='1.0'?><s>", &pi),
+            ("<?php version='1.0'?><s>", &pi),
+            ("<?xml-stylesheet version='1.0'?><s>", &pi),
+            ("<??>", &pi),
+            ("<?xml version='1.0' encoding='UTF-16'?><s>", &FrameError::NotUtf8),
+            ("<?xml version='1.1'?><s>", &not_xml_1),
+            ("<?xml?><s>", &not_xml_1),
+            ("\u{feff}<s>", &FrameError::NotWellFormed("text between stanzas")),
+            ("<s/>", &FrameError::NotWellFormed("a stream without content")),
+        ];
+        for (xml, error) in bad {
+            assert_eq!(ended(xml), (0, Some(error.clone())), "{xml}");
+        }
+    }
+
+    #[test]
+    fn rfc6120_11_1_restricted_xml() {
+        let cases = [
+            ("<!-- c -->", "comment"),
+            ("<a><!-- c --></a>", "comment"),
+            ("<!DOCTYPE a [<!ENTITY lol 'lol'>]>", "document type declaration"),
+            ("<a><!DOCTYPE a></a>", "document type declaration"),
+            ("<a><![INCLUDE[x]]></a>", "markup declaration"),
+            ("<a><!ENTITY x 'y'></a>", "markup declaration"),
+            ("<?pi?>", "processing instruction"),
+            ("<a><?pi?></a>", "processing instruction"),
+        ];
+        for (xml, what) in cases {
+            let error = error(xml);
+            assert_eq!(error, FrameError::Restricted(what), "{xml}");
+            assert_eq!(error.condition(), "restricted-xml");
+        }
+    }
+
+    #[test]
+    fn only_five_entities_and_legal_characters() {
+        for entity in ["lol", "nbsp", "AMP", "\u{e9}"] {
+            for xml in [format!("<a>&{entity};</a>"), format!("<a b='&{entity};'/>")] {
+                let error = error(&xml);
+                assert_eq!(error, FrameError::UnknownEntity, "{xml}");
+                assert_eq!(error.condition(), "restricted-xml");
+            }
+        }
+        for number in ["#0", "#x0", "#xD800", "#xDFFF", "#x1F", "#xFFFE", "#x110000", "#", "#x"] {
+            for xml in [format!("<a>&{number};</a>"), format!("<a b='&{number};'/>")] {
+                assert_eq!(
+                    error(&xml),
+                    FrameError::NotWellFormed("a reference to no legal character"),
+                    "{xml}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn not_well_formed() {
+        let cases = [
+            "text",
+            "<a/>text",
+            "&amp;",
+            "<![CDATA[x]]>",
+            "<>",
+            "< a/>",
+            "<1/>",
+            "<a <b/>",
+            "<a b='<'/>",
+            "<a & />",
+            "<a>&</a>",
+            "<a>& b;</a>",
+            "<a b='&'/>",
+            "<a></>",
+            "<a></a b='c'>",
+            "<a></<",
+            "\0",
+            "<a>\0</a>",
+            "<a b='\u{1}'/>",
+            "<a>\u{fffe}</a>",
+            "<=/>",
+            "</other>",
+        ];
+        for xml in cases {
+            let (_, error) = frames(xml);
+            let condition = error.as_ref().map(FrameError::condition);
+            assert_eq!(condition, Some("not-well-formed"), "{xml:?}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn only_utf8() {
+        for bytes in [
+            &b"<a>\xff</a>"[..],
+            b"<a>\xed\xa0\x80</a>",
+            b"<a>\xc0\x80</a>",
+            b"<a b='\xc3'/>",
+            b"\xfe\xff",
+        ] {
+            let error = error(bytes);
+            assert_eq!(error, FrameError::NotUtf8, "{bytes:?}");
+            assert_eq!(error.condition(), "unsupported-encoding");
+        }
+    }
+
+    #[test]
+    fn the_stream_ends_once() {
+        assert_eq!(frames("</stream:stream > \n"), (vec![Frame::Close], None));
+        let (seen, error) = frames("<a/></stream:stream><a/>");
+        assert_eq!(seen, [Frame::Stanza("<a/>".into()), Frame::Close]);
+        assert_eq!(error, Some(FrameError::AfterClose));
+    }
+
+    #[test]
+    fn i7_a_stanza_has_so_many_bytes_and_no_more() {
+        let exact = format!("<a>{}</a>", "x".repeat(LIMITS.stanza_bytes - 7));
+        assert_eq!(frames(&exact), (vec![Frame::Stanza(exact.into())], None));
+        let more = format!("<a>{}</a>", "x".repeat(LIMITS.stanza_bytes - 6));
+        let error = error(more);
+        assert_eq!(error, FrameError::TooLarge { limit: LIMITS.stanza_bytes });
+        assert_eq!(error.condition(), "policy-violation");
+    }
+
+    #[test]
+    fn i7_nothing_grows_without_end() {
+        let beginnings = [
+            "<?xml ",
+            "<s a='",
+            "<s ",
+            "<s><a b='",
+            "<s><a ",
+            "<s><a>",
+            "<s><a><![CDATA[",
+            "<s><a>&#",
+            "<s></",
+        ];
+        for beginning in beginnings {
+            let mut framer = Framer::new(LIMITS);
+            framer.push(beginning.as_bytes());
+            let mut pushed = 0;
+            let error = loop {
+                match framer.next() {
+                    Err(error) => break error,
+                    Ok(Some(_)) => {}
+                    Ok(None) => {
+                        framer.push(b"0");
+                        pushed += 1;
+                        assert!(pushed <= LIMITS.stanza_bytes, "{beginning}");
+                    }
+                }
+            };
+            assert_eq!(error, FrameError::TooLarge { limit: LIMITS.stanza_bytes }, "{beginning}");
+        }
+    }
+
+    #[test]
+    fn i7_white_space_between_stanzas_is_not_kept() {
+        let mut framer = Framer::new(LIMITS);
+        framer.push(OPEN.as_bytes());
+        assert_eq!(drain(&mut framer).1, None);
+        for _ in 0..LIMITS.stanza_bytes {
+            framer.push(b" \r\n\t");
+            assert_eq!(framer.next(), Ok(None));
+            assert_eq!(framer.buffer().len(), 0);
+        }
+        assert!(framer.buffer().capacity() < 64 * 1024);
+    }
+
+    #[test]
+    fn i7_depth_is_seen_at_the_tag_that_is_too_deep() {
+        let deep = "<a>".repeat(3) + "<a/>" + &"</a>".repeat(3);
+        assert_eq!(frames(&deep), (vec![Frame::Stanza(deep.into())], None));
+        for xml in ["<a>".repeat(4) + "<b", "<a>".repeat(100_000)] {
+            let error = error(xml);
+            assert_eq!(error, FrameError::TooDeep { limit: LIMITS.depth });
+            assert_eq!(error.condition(), "policy-violation");
+        }
+    }
+
+    #[test]
+    fn i7_billion_laughs_stop_at_the_first_line() {
+        let bomb = "<!DOCTYPE lolz [<!ENTITY lol \"lol\"><!ENTITY lol1 \"&lol;&lol;&lol;&lol;\">]><lolz>&lol1;</lolz>";
+        let mut framer = Framer::new(LIMITS);
+        framer.push(bomb.as_bytes());
+        assert_eq!(framer.next(), Err(FrameError::Restricted("document type declaration")));
+        assert_eq!(framer.buffer().capacity(), 0);
+    }
+
+    #[test]
+    fn i7_work_is_linear_in_the_bytes_however_they_trickle() {
+        let limits = Limits { stanza_bytes: 1 << 20, depth: 8 };
+        let inside = "<b c='d>&amp;'><![CDATA[e]]f]]>&#65;g</b>".repeat(2_000);
+        let stanza = format!("<a>{inside}</a>");
+        let mut framer = Framer::new(limits);
+        framer.push(b"<s>");
+        assert_eq!(drain(&mut framer).1, None);
+        let before = framer.scanner.work;
+        for byte in stanza.as_bytes() {
+            assert!(matches!(framer.next(), Ok(None)));
+            framer.push(&[*byte]);
+        }
+        assert_eq!(drain(&mut framer).0.len(), 1);
+        assert_eq!(framer.scanner.work - before, stanza.len());
+    }
 }

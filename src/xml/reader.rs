@@ -276,9 +276,15 @@ impl<'i> Reader<'i> {
         Ok(())
     }
 
-    fn check_prefixed(&self, before: &[Attribute<'i>], attribute: &Attribute<'i>) -> Result<(), XmlError> {
+    fn check_prefixed(
+        &self,
+        before: &[Attribute<'i>],
+        attribute: &Attribute<'i>,
+    ) -> Result<(), XmlError> {
         let ns = &self.bindings[self.resolve(attribute.prefix)?].ns;
-        for other in before.iter().filter(|b| !b.prefix.is_empty() && b.local() == attribute.local()) {
+        for other in
+            before.iter().filter(|b| !b.prefix.is_empty() && b.local() == attribute.local())
+        {
             if self.bindings[self.resolve(other.prefix)?].ns == *ns {
                 return Err(error(format!("attribute '{}' twice", excerpt(attribute.name))));
             }
@@ -304,7 +310,11 @@ impl<'i> Reader<'i> {
 
     /// Text before or after the outermost element.
     fn outside(&self, start: usize) -> Result<(), XmlError> {
-        if self.since(start, 0)?.bytes().all(is_space) { Ok(()) } else { Err(error("more than an element")) }
+        if self.since(start, 0)?.bytes().all(is_space) {
+            Ok(())
+        } else {
+            Err(error("more than an element"))
+        }
     }
 
     fn reference(&self, start: usize) -> Result<Token<'i>, XmlError> {

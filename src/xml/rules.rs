@@ -104,10 +104,29 @@ fn is_plain_name(name: &str) -> bool {
 
 /// Prefix, empty for none, and local name; `None` for what is no qualified name.
 pub(super) fn split_name(name: &str) -> Option<(&str, &str)> {
-    match name.split_once(':') {
-        None => is_plain_name(name).then_some(("", name)),
-        Some((prefix, local)) => (is_plain_name(prefix) && is_plain_name(local)).then_some((prefix, local)),
+    let mut colon = None;
+    let mut begins = true;
+    for (at, byte) in name.bytes().enumerate() {
+        begins = match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'_' => false,
+            b'-' | b'.' | b'0'..=b'9' if !begins => false,
+            b':' if !begins && colon.is_none() => {
+                colon = Some(at);
+                true
+            }
+            0x80.. => return split_wide_name(name),
+            _ => return None,
+        };
     }
+    let prefixed = || colon.map_or(("", name), |at| (&name[..at], &name[at + 1..]));
+    (!begins).then(prefixed)
+}
+
+/// The same, of a name with letters beyond ASCII.
+fn split_wide_name(name: &str) -> Option<(&str, &str)> {
+    let (prefix, local) = name.split_once(':').unwrap_or(("", name));
+    let plain = is_plain_name(local) && (local.len() == name.len() || is_plain_name(prefix));
+    plain.then_some((prefix, local))
 }
 
 /// Name and the rest of what stands between `<` and `>` or `/>`.
@@ -207,10 +226,28 @@ mod tests {
     fn names() {
         assert_eq!(split_name("a"), Some(("", "a")));
         assert_eq!(split_name("xml:lang"), Some(("xml", "lang")));
+        assert_eq!(split_name("p\u{e9}:n"), Some(("p\u{e9}", "n")));
         assert_eq!(split_name("_a-b.c\u{e9}1"), Some(("", "_a-b.c\u{e9}1")));
-        for bad in
-            ["", ":", "a:", ":a", "a:b:c", "1a", "-a", "a:1", "a<b", "a/b", "a\u{d7}", "a'b", "a&b", "a,b"]
-        {
+        for bad in [
+            "",
+            ":",
+            "a:",
+            ":a",
+            "a:b:c",
+            "1a",
+            "-a",
+            "a:1",
+            "a<b",
+            "a/b",
+            "a\u{d7}",
+            "a'b",
+            "a&b",
+            "a,b",
+            "\u{e9}:",
+            ":\u{e9}",
+            "\u{e9}:\u{e9}:a",
+            "\u{b7}",
+        ] {
             assert_eq!(split_name(bad), None, "{bad}");
         }
     }

@@ -109,7 +109,9 @@ impl Scanner {
             State::Value(quote) => return self.value(bytes, quote).map(|()| None),
             State::EndTag => return self.end_tag(bytes),
             State::Between => return self.between(bytes).map(|()| None),
-            State::Reference { start, quote } => return self.reference(bytes, start, quote).map(|()| None),
+            State::Reference { start, quote } => {
+                return self.reference(bytes, start, quote).map(|()| None);
+            }
             State::Bang(seen) => return self.bang(bytes, seen).map(|()| None),
             State::Cdata(brackets) => self.cdata(bytes, brackets),
             State::Declaration(question) => return Ok(self.declaration(bytes, question)),
@@ -170,7 +172,8 @@ impl Scanner {
 
     #[inline]
     fn start_tag(&mut self, bytes: &[u8]) -> Result<Option<Piece>, FrameError> {
-        let Some(n) = bytes[self.at..].iter().position(|b| matches!(b, b'>' | b'\'' | b'"' | b'<' | b'&'))
+        let Some(n) =
+            bytes[self.at..].iter().position(|b| matches!(b, b'>' | b'\'' | b'"' | b'<' | b'&'))
         else {
             self.go(bytes.len(), State::StartTag);
             return Ok(None);
@@ -225,7 +228,8 @@ impl Scanner {
 
     #[inline]
     fn end_tag(&mut self, bytes: &[u8]) -> Result<Option<Piece>, FrameError> {
-        let Some(n) = bytes[self.at..].iter().position(|b| matches!(b, b'>' | b'\'' | b'"' | b'<' | b'&'))
+        let Some(n) =
+            bytes[self.at..].iter().position(|b| matches!(b, b'>' | b'\'' | b'"' | b'<' | b'&'))
         else {
             self.go(bytes.len(), State::EndTag);
             return Ok(None);
@@ -252,9 +256,15 @@ impl Scanner {
         Ok(())
     }
 
-    fn reference(&mut self, bytes: &[u8], start: usize, quote: Option<u8>) -> Result<(), FrameError> {
-        let name =
-            |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'#' | b'_' | b'-' | b'.' | b':' | 0x80..);
+    fn reference(
+        &mut self,
+        bytes: &[u8],
+        start: usize,
+        quote: Option<u8>,
+    ) -> Result<(), FrameError> {
+        let name = |b: &u8| {
+            b.is_ascii_alphanumeric() || matches!(b, b'#' | b'_' | b'-' | b'.' | b':' | 0x80..)
+        };
         let Some(n) = bytes[self.at..].iter().position(|b| !name(b)) else {
             self.go(bytes.len(), State::Reference { start, quote });
             return Ok(());
