@@ -79,8 +79,8 @@ pub fn check_panics(path: &str, text: &str) -> Vec<String> {
     let code = Code::read(text);
     let (tests, _) = code.tests();
     let mut wrong = Vec::new();
-    for at in 0..code.tokens.len() {
-        let Some(word) = code.word(at).filter(|_| !tests[at]) else {
+    for (at, in_test) in tests.into_iter().enumerate() {
+        let Some(word) = code.word(at).filter(|_| !in_test) else {
             continue;
         };
         let panics = match word {
