@@ -62,14 +62,7 @@ pub(super) struct Text {
 pub(super) fn read(path: Option<&Path>) -> Result<Text, ConfigError> {
     let used = match path {
         Some(path) => FileUsed::Given(path.to_owned()),
-        None => match DEFAULT_PATHS
-            .iter()
-            .map(Path::new)
-            .find(|path| path.exists())
-        {
-            Some(path) => FileUsed::Found(path.to_owned()),
-            None => FileUsed::None,
-        },
+        None => find()?,
     };
     let text = match used.path() {
         Some(path) => std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
@@ -79,6 +72,19 @@ pub(super) fn read(path: Option<&Path>) -> Result<Text, ConfigError> {
         None => String::new(),
     };
     Ok(Text { used, text })
+}
+
+/// A path that cannot be looked at is an error: the file may be there, and the defaults
+/// are not what it says.
+fn find() -> Result<FileUsed, ConfigError> {
+    for path in DEFAULT_PATHS.map(PathBuf::from) {
+        match path.try_exists() {
+            Ok(true) => return Ok(FileUsed::Found(path)),
+            Ok(false) => {}
+            Err(source) => return Err(ConfigError::Unreadable { path, source }),
+        }
+    }
+    Ok(FileUsed::None)
 }
 
 /// What was written, from all places, and what is wrong with it so far.
