@@ -5,7 +5,10 @@ use amphora::xml::{Element, Frame, FrameError, Framer, Limits};
 use bytes::Bytes;
 
 const OPEN: &[u8] = b"<stream:stream xmlns:stream='http://etherx.jabber.org/streams'>";
-const ROOMY: Limits = Limits { stanza_bytes: 64 << 20, depth: 64 };
+const ROOMY: Limits = Limits {
+    stanza_bytes: 64 << 20,
+    depth: 64,
+};
 
 /// All frames, and how it ended.
 type Story = (Vec<Frame>, Option<FrameError>);
@@ -27,18 +30,31 @@ fn story<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limits: Limits) -> Stor
                 }
             }
         }
-        assert!(framer.buffer().len() <= limits.stanza_bytes, "it holds one stanza at most");
+        assert!(
+            framer.buffer().len() <= limits.stanza_bytes,
+            "it holds one stanza at most"
+        );
     }
     (frames, None)
 }
 
 /// However bytes are split over reads, the frames are the same, and within limits.
 pub fn framer(data: &[u8]) {
-    for limits in [ROOMY, Limits { stanza_bytes: 40, depth: 2 }] {
+    for limits in [
+        ROOMY,
+        Limits {
+            stanza_bytes: 40,
+            depth: 2,
+        },
+    ] {
         let whole = story([data], limits);
         let sizes = [1, 2, 3, 7, 64];
         for size in sizes {
-            assert_eq!(story(data.chunks(size), limits), whole, "in pieces of {size}");
+            assert_eq!(
+                story(data.chunks(size), limits),
+                whole,
+                "in pieces of {size}"
+            );
         }
         for frame in &whole.0 {
             if let Frame::Open(bytes) | Frame::Stanza(bytes) = frame {
@@ -52,14 +68,21 @@ pub fn framer(data: &[u8]) {
 /// What the reader takes, the framer cuts out of a stream at the same places; and what is
 /// written reads back as the same tree.
 pub fn element(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
-    let Ok(element) = Element::parse(text) else { return };
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let Ok(element) = Element::parse(text) else {
+        return;
+    };
     one_stanza(text.trim_matches([' ', '\t', '\r', '\n']).as_bytes());
     let written = element.to_xml();
     one_stanza(written.as_bytes());
     let again = Element::parse(&written).map_err(|error| format!("{error}: {written}"));
     assert_eq!(again.as_ref(), Ok(&element));
-    assert_eq!(written, again.map(|again| again.to_xml()).unwrap_or_default());
+    assert_eq!(
+        written,
+        again.map(|again| again.to_xml()).unwrap_or_default()
+    );
     let inherited = Element::parse_in(&written, "urn:inherited").map_err(|error| error.to_string());
     assert_eq!(inherited.map(|e| e.name), Ok(element.name));
 }
@@ -67,7 +90,9 @@ pub fn element(data: &[u8]) {
 /// A message is read alike again; only forged delays go, and they are gone at once.
 pub fn stanza(data: &[u8]) {
     let raw = Bytes::copy_from_slice(data);
-    let Ok(message) = Message::parse(raw.clone(), "example.org") else { return };
+    let Ok(message) = Message::parse(raw.clone(), "example.org") else {
+        return;
+    };
     one_stanza(message.raw.trim_ascii());
     assert!(
         message.raw.len() < raw.len() || message.raw.as_ptr() == raw.as_ptr(),
@@ -81,7 +106,13 @@ pub fn stanza(data: &[u8]) {
 }
 
 fn facts(message: &Message) -> String {
-    format!("{:?}", Message { raw: Bytes::new(), ..message.clone() })
+    format!(
+        "{:?}",
+        Message {
+            raw: Bytes::new(),
+            ..message.clone()
+        }
+    )
 }
 
 fn one_stanza(xml: &[u8]) {

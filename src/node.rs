@@ -102,12 +102,25 @@ impl Node {
         let clock = StoreSettings::new("").clock;
         let outbox = Outbox::default();
         let (due, due_events) = mpsc::unbounded_channel();
-        let context =
-            ShardContext { store: store.clone(), outbox: outbox.clone(), clock: clock.clone(), due };
+        let context = ShardContext {
+            store: store.clone(),
+            outbox: outbox.clone(),
+            clock: clock.clone(),
+            due,
+        };
         let (arbiters, shards) = start_shards(&settings, &context);
         let router = Router::new(shards).start();
-        actix_rt::spawn(run_due_clock(store.clone(), router.clone(), clock.clone(), due_events));
-        actix_rt::spawn(purge(store.clone(), settings.store.retention, clock.clone()));
+        actix_rt::spawn(run_due_clock(
+            store.clone(),
+            router.clone(),
+            clock.clone(),
+            due_events,
+        ));
+        actix_rt::spawn(purge(
+            store.clone(),
+            settings.store.retention,
+            clock.clone(),
+        ));
 
         let (stop, stopped) = watch::channel(Stop::No);
         let context = LinkContext {
@@ -122,10 +135,20 @@ impl Node {
         };
         let links = settings.servers.iter().map(|server| {
             let link = link_settings(server);
-            health.add_link(&link.component, link.hosts.iter().map(|host| host.to_string()));
+            health.add_link(
+                &link.component,
+                link.hosts.iter().map(|host| host.to_string()),
+            );
             actix_rt::spawn(link::run(link, context.clone()))
         });
-        Ok(Node { store, router, arbiters, links: links.collect(), http, stop })
+        Ok(Node {
+            store,
+            router,
+            arbiters,
+            links: links.collect(),
+            http,
+            stop,
+        })
     }
 
     /// Decides and writes what is held, then lets everything go.
@@ -186,21 +209,22 @@ fn start_shards(
 }
 
 /// Removes old marks, and messages older than the retention.
-async fn purge(
-    store: Arc<dyn Store>,
-    retention: Option<Duration>,
-    clock: crate::store::Clock,
-) {
+async fn purge(store: Arc<dyn Store>, retention: Option<Duration>, clock: crate::store::Clock) {
     loop {
         sleep(PURGE).await;
         let now = clock();
         let before = retention.and_then(|retention| {
             let micros = i64::try_from(retention.as_micros()).ok()?;
-            Some(crate::time::Timestamp::from_micros(now.as_micros().checked_sub(micros)?))
+            Some(crate::time::Timestamp::from_micros(
+                now.as_micros().checked_sub(micros)?,
+            ))
         });
         match store.purge(before, now).await {
             Ok(purged) if purged.messages > 0 => {
-                tracing::info!(messages = purged.messages, "removed messages past the retention");
+                tracing::info!(
+                    messages = purged.messages,
+                    "removed messages past the retention"
+                );
             }
             Ok(_) => {}
             Err(error) => tracing::warn!("cannot remove what is old: {error}"),
@@ -210,8 +234,10 @@ async fn purge(
 
 async fn wait_for_signal() -> Result<(), NodeError> {
     let listen = |kind| signal(kind).map_err(|e| NodeError::Other(e.to_string()));
-    let (mut terminate, mut interrupt) =
-        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (
+        listen(SignalKind::terminate())?,
+        listen(SignalKind::interrupt())?,
+    );
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -237,6 +263,10 @@ fn link_settings(server: &config::ServerSettings) -> LinkSettings {
         port: server.address.port,
         component: server.component.as_str().into(),
         secret: server.secret.expose().to_owned(),
-        hosts: server.hosts.iter().map(|host| host.as_str().into()).collect(),
+        hosts: server
+            .hosts
+            .iter()
+            .map(|host| host.as_str().into())
+            .collect(),
     }
 }

@@ -57,7 +57,8 @@ impl FromStr for MessageId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let bad = || BadMessageId(text.chars().take(64).collect());
         let (epoch, counter) = text.split_once('-').ok_or_else(bad)?;
-        let digits = |s: &str| !s.is_empty() && s.len() <= 10 && s.bytes().all(|b| b.is_ascii_digit());
+        let digits =
+            |s: &str| !s.is_empty() && s.len() <= 10 && s.bytes().all(|b| b.is_ascii_digit());
         if !digits(epoch) || !digits(counter) {
             return Err(bad());
         }
@@ -89,7 +90,16 @@ mod tests {
         assert_eq!(id.to_string(), "00000007-0000000812");
         assert_eq!("00000007-0000000812".parse(), Ok(id));
         assert!(MessageId::new(1, u32::MAX) < MessageId::new(2, 0));
-        for bad in ["", "-", "7", "a-1", "1-4294967296", "2097152-1", "+1-1", "1-1-1"] {
+        for bad in [
+            "",
+            "-",
+            "7",
+            "a-1",
+            "1-4294967296",
+            "2097152-1",
+            "+1-1",
+            "1-1-1",
+        ] {
             assert!(bad.parse::<MessageId>().is_err(), "{bad}");
         }
     }

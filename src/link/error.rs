@@ -6,7 +6,9 @@ use crate::xml::{FrameError, XmlError};
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// No connection.
-    #[error("cannot connect to {address}: {source}; is the server running, and does its component port listen there (`component_ports`, `component_interfaces` in Prosody)?")]
+    #[error(
+        "cannot connect to {address}: {source}; is the server running, and does its component port listen there (`component_ports`, `component_interfaces` in Prosody)?"
+    )]
     Connect {
         /// Where to.
         address: String,
@@ -52,7 +54,11 @@ pub enum LinkError {
 impl LinkError {
     /// A stream error as the server sent it.
     pub fn stream(condition: &str, text: Option<String>) -> Self {
-        LinkError::Stream { condition: condition.to_owned(), text, remedy: remedy(condition) }
+        LinkError::Stream {
+            condition: condition.to_owned(),
+            text,
+            remedy: remedy(condition),
+        }
     }
 
     /// The stream error to send before closing (RFC 6120 section 4.9.3), if the other side

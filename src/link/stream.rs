@@ -35,8 +35,15 @@ pub struct Incoming<R> {
 
 impl<R: AsyncRead + Unpin> Incoming<R> {
     fn new(source: R) -> Self {
-        let limits = Limits { stanza_bytes: STANZA_BYTES, depth: DEPTH };
-        Incoming { source, framer: Framer::new(limits), buffer: BytesMut::with_capacity(READ) }
+        let limits = Limits {
+            stanza_bytes: STANZA_BYTES,
+            depth: DEPTH,
+        };
+        Incoming {
+            source,
+            framer: Framer::new(limits),
+            buffer: BytesMut::with_capacity(READ),
+        }
     }
 
     /// The next frame among the bytes that were read, without waiting.
@@ -75,7 +82,10 @@ pub async fn connect(host: &str, port: u16) -> Result<TcpStream, LinkError> {
     let connected = timeout(PATIENCE, TcpStream::connect((host, port))).await;
     let stream = connected
         .map_err(|_| LinkError::Silence(PATIENCE.as_secs()))?
-        .map_err(|source| LinkError::Connect { address: address(), source })?;
+        .map_err(|source| LinkError::Connect {
+            address: address(),
+            source,
+        })?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -123,7 +133,10 @@ where
 }
 
 fn stream_id(open: &[u8]) -> Result<String, LinkError> {
-    let header = Element::parse(&format!("{}</stream:stream>", String::from_utf8_lossy(open)))?;
+    let header = Element::parse(&format!(
+        "{}</stream:stream>",
+        String::from_utf8_lossy(open)
+    ))?;
     if !header.is("stream", ns::STREAMS) {
         return Err(LinkError::Protocol("it did not open a stream of XMPP"));
     }
@@ -136,11 +149,13 @@ fn stream_id(open: &[u8]) -> Result<String, LinkError> {
 fn proof(id: &str, secret: &str) -> String {
     use std::fmt::Write as _;
     let digest = Sha1::new().chain_update(id).chain_update(secret).finalize();
-    digest.iter().fold(String::with_capacity(40), |mut hex, byte| {
-        // reason: writing to a String cannot fail
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    digest
+        .iter()
+        .fold(String::with_capacity(40), |mut hex, byte| {
+            // reason: writing to a String cannot fail
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
 }
 
 fn authenticated(stanza: &[u8]) -> Result<(), LinkError> {
@@ -148,7 +163,11 @@ fn authenticated(stanza: &[u8]) -> Result<(), LinkError> {
     if element.is("error", ns::STREAMS) {
         return Err(stream_error(&element));
     }
-    if element.name == "handshake" { Ok(()) } else { Err(LinkError::Protocol("no handshake")) }
+    if element.name == "handshake" {
+        Ok(())
+    } else {
+        Err(LinkError::Protocol("no handshake"))
+    }
 }
 
 /// Reads a child of the stream, with the prefix that the stream's header declares.
@@ -160,12 +179,20 @@ pub fn top_level(stanza: &[u8]) -> Result<Element, LinkError> {
         String::from_utf8_lossy(stanza)
     );
     let mut outer = Element::parse(&wrapped)?;
-    outer.children.pop().ok_or(LinkError::Protocol("an empty stanza"))
+    outer
+        .children
+        .pop()
+        .ok_or(LinkError::Protocol("an empty stanza"))
 }
 
 /// The stream error that a server sent.
 pub fn stream_error(error: &Element) -> LinkError {
-    let of = |name: &str| error.children.iter().find(|c| c.ns == ns::STREAM_ERRORS && c.name == name);
+    let of = |name: &str| {
+        error
+            .children
+            .iter()
+            .find(|c| c.ns == ns::STREAM_ERRORS && c.name == name)
+    };
     let condition = error
         .children
         .iter()

@@ -63,7 +63,8 @@ impl Window {
 
     /// A session has ended: what waits for it is not sent any more.
     pub fn ended(&mut self, session: &str) {
-        self.waiting.retain(|hand_over| &*hand_over.session != session);
+        self.waiting
+            .retain(|hand_over| &*hand_over.session != session);
         let mut freed = 0;
         self.sent.retain(|(s, _), (items, _)| {
             let of_it = &**s == session;

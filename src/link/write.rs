@@ -22,7 +22,9 @@ pub struct Writer {
 impl Writer {
     /// Writes as `component`.
     pub fn new(component: &str) -> Self {
-        Writer { component: escape_attribute(component).into_owned() }
+        Writer {
+            component: escape_attribute(component).into_owned(),
+        }
     }
 
     fn open(&self, out: &mut String, name: &str, host: &str, attributes: &str) {
@@ -53,8 +55,11 @@ impl Writer {
             }
             out.push('>');
             for send in &verdict.sends {
-                let _ =
-                    write!(out, "<send><forwarded xmlns='{}'>{send}</forwarded></send>", ns::FORWARD);
+                let _ = write!(
+                    out,
+                    "<send><forwarded xmlns='{}'>{send}</forwarded></send>",
+                    ns::FORWARD
+                );
             }
             out.push_str("</verdict>");
         }
@@ -161,13 +166,23 @@ impl Writer {
 
     /// The empty result of an IQ.
     pub fn result(&self, out: &mut String, host: &str, id: &str) {
-        self.open(out, "iq", host, &format!(" type='result' id='{}'", escape_attribute(id)));
+        self.open(
+            out,
+            "iq",
+            host,
+            &format!(" type='result' id='{}'", escape_attribute(id)),
+        );
         out.push_str("</iq>");
     }
 
     /// A stanza error that answers an IQ.
     pub fn error(&self, out: &mut String, host: &str, id: &str, kind: &str, condition: &str) {
-        self.open(out, "iq", host, &format!(" type='error' id='{}'", escape_attribute(id)));
+        self.open(
+            out,
+            "iq",
+            host,
+            &format!(" type='error' id='{}'", escape_attribute(id)),
+        );
         let _ = write!(
             out,
             "<error type='{kind}'><{condition} xmlns='{}'/></error></iq>",

@@ -60,18 +60,29 @@ impl Machine {
 
     /// Reads the next page for the session whose turn it is, if it may have one.
     pub(super) fn pump(&mut self, user: &Bare) {
-        let Some(recipient) = self.recipients.get_mut(user) else { return };
+        let Some(recipient) = self.recipients.get_mut(user) else {
+            return;
+        };
         if recipient.reading.is_some() {
             return;
         }
-        let Some(session) = recipient.draining() else { return };
+        let Some(session) = recipient.draining() else {
+            return;
+        };
         if session.batches.len() >= OPEN_BATCHES {
             return;
         }
-        let limit = PageLimit { rows: BATCH_ITEMS, bytes: session.batch_bytes };
+        let limit = PageLimit {
+            rows: BATCH_ITEMS,
+            bytes: session.batch_bytes,
+        };
         let after = session.cursor;
         recipient.reading = Some(session.id.clone());
-        self.effects.push(Effect::ReadPage { user: user.clone(), after, limit });
+        self.effects.push(Effect::ReadPage {
+            user: user.clone(),
+            after,
+            limit,
+        });
     }
 
     pub(super) fn page(
@@ -80,7 +91,9 @@ impl Machine {
         user: &Bare,
         rows: Result<Vec<StoredMessage>, StoreError>,
     ) {
-        let Some(recipient) = self.recipients.get_mut(user) else { return };
+        let Some(recipient) = self.recipients.get_mut(user) else {
+            return;
+        };
         match (recipient.reading.clone(), rows) {
             (Some(reader), Ok(rows)) => self.page_for(now, user, &reader, rows),
             // A page that can't be read leaves the session as it is: its `available`
@@ -91,7 +104,9 @@ impl Machine {
     }
 
     fn page_for(&mut self, now: Timestamp, user: &Bare, reader: &str, rows: Vec<StoredMessage>) {
-        let Some(recipient) = self.recipients.get_mut(user) else { return };
+        let Some(recipient) = self.recipients.get_mut(user) else {
+            return;
+        };
         let Some(last) = rows.last().map(|row| row.id) else {
             self.page_was_empty(user, reader);
             return;
@@ -119,7 +134,9 @@ impl Machine {
 
     /// Nothing is left after the session's cursor.
     fn page_was_empty(&mut self, user: &Bare, reader: &str) {
-        let Some(recipient) = self.recipients.get_mut(user) else { return };
+        let Some(recipient) = self.recipients.get_mut(user) else {
+            return;
+        };
         recipient.page_read();
         // A notice that lets its message stay is under way: the message comes after it.
         let waits = recipient
@@ -139,7 +156,15 @@ impl Machine {
                 if session.batches.is_empty() {
                     recipient.remove_session(reader);
                 }
-                self.tell(link, ToLink::HandedOver { host, session: id, n, count });
+                self.tell(
+                    link,
+                    ToLink::HandedOver {
+                        host,
+                        session: id,
+                        n,
+                        count,
+                    },
+                );
             }
         }
         self.pump(user);
@@ -150,19 +175,35 @@ impl Machine {
             return;
         }
         let batch = self.next_batch();
-        let Some(recipient) = self.recipients.get_mut(user) else { return };
-        let Some(session) = recipient.session(reader) else { return };
+        let Some(recipient) = self.recipients.get_mut(user) else {
+            return;
+        };
+        let Some(session) = recipient.session(reader) else {
+            return;
+        };
         session.batches.push(batch);
         session.count += items.len() as u64;
-        let hand_over =
-            HandOver { host: session.host.clone(), session: session.id.clone(), batch, items };
+        let hand_over = HandOver {
+            host: session.host.clone(),
+            session: session.id.clone(),
+            batch,
+            items,
+        };
         let link = session.link;
         self.tell(link, ToLink::HandOver(hand_over));
     }
 
     /// A client has acknowledged a batch, or its session has ended.
     pub(super) fn taken(&mut self, taken: Taken) {
-        let Taken { link, host, session: id, user, batch, ids, ended } = taken;
+        let Taken {
+            link,
+            host,
+            session: id,
+            user,
+            batch,
+            ids,
+            ended,
+        } = taken;
         let recipient = self.recipients.entry(user.clone()).or_default();
         let new: Vec<MessageId> = ids
             .iter()
@@ -182,7 +223,11 @@ impl Machine {
                 recipient.remove_session(&id);
             }
         }
-        let deleted = ToLink::Deleted { host, session: id, batch };
+        let deleted = ToLink::Deleted {
+            host,
+            session: id,
+            batch,
+        };
         if !new.is_empty() {
             self.delete(user.clone(), new, Some((link, deleted)));
         } else if ids.is_empty() {
@@ -199,7 +244,10 @@ impl Machine {
         ids: Vec<MessageId>,
         tell: Option<(LinkId, ToLink)>,
     ) {
-        let write = Write::Delete { recipient: user.clone(), ids: ids.clone() };
+        let write = Write::Delete {
+            recipient: user.clone(),
+            ids: ids.clone(),
+        };
         self.write(write, Pending::Taken { user, ids, tell });
     }
 
@@ -239,7 +287,9 @@ fn sort(
     rows: Vec<StoredMessage>,
 ) -> Sorted {
     let mut sorted = Sorted::default();
-    let Some(reader) = recipient.reading.clone() else { return sorted };
+    let Some(reader) = recipient.reading.clone() else {
+        return sorted;
+    };
     for row in rows {
         if recipient.held.contains_key(&row.id) {
             continue;
@@ -251,8 +301,18 @@ fn sort(
             sorted.in_archive.push(row.id);
         } else {
             let session = reader.clone();
-            recipient.held.insert(row.id, Held::HandedOver { session, expiry: row.expiry });
-            sorted.items.push(Item { id: row.id, stamp: row.stored_at, stanza: row.stanza });
+            recipient.held.insert(
+                row.id,
+                Held::HandedOver {
+                    session,
+                    expiry: row.expiry,
+                },
+            );
+            sorted.items.push(Item {
+                id: row.id,
+                stamp: row.stored_at,
+                stanza: row.stanza,
+            });
         }
     }
     sorted

@@ -34,10 +34,21 @@ pub struct Settings {
 pub(super) enum Pending {
     Append(Append),
     /// Rows that were taken; the link that is told when they are gone.
-    Taken { user: Bare, ids: Vec<MessageId>, tell: Option<(LinkId, ToLink)> },
+    Taken {
+        user: Bare,
+        ids: Vec<MessageId>,
+        tell: Option<(LinkId, ToLink)>,
+    },
     /// The rule of a stored message fired and let it stay.
-    Rescheduled { user: Bare, id: MessageId, next: Option<Expiry> },
-    AccountRemoved { user: Bare, asked: Asked },
+    Rescheduled {
+        user: Bare,
+        id: MessageId,
+        next: Option<Expiry>,
+    },
+    AccountRemoved {
+        user: Bare,
+        asked: Asked,
+    },
 }
 
 /// A request whose result a link waits for.
@@ -110,8 +121,21 @@ impl Machine {
                     self.written(token, outcome);
                 }
             }
-            Input::AccountRemoved { link, host, user, request } => {
-                self.account_removed(now, user, Asked { link, host, request });
+            Input::AccountRemoved {
+                link,
+                host,
+                user,
+                request,
+            } => {
+                self.account_removed(
+                    now,
+                    user,
+                    Asked {
+                        link,
+                        host,
+                        request,
+                    },
+                );
             }
             Input::LinkDown(link) => self.link_down(link),
             Input::Tick => self.tick(now),
@@ -180,8 +204,19 @@ impl Machine {
                 if done && let Some(recipient) = self.recipients.get_mut(&user) {
                     recipient.count = None;
                 }
-                let Asked { link, host, request } = asked;
-                self.tell(link, ToLink::AccountRemoved { host, request, done });
+                let Asked {
+                    link,
+                    host,
+                    request,
+                } = asked;
+                self.tell(
+                    link,
+                    ToLink::AccountRemoved {
+                        host,
+                        request,
+                        done,
+                    },
+                );
                 self.forget_if_idle(&user);
             }
             None => {}
@@ -189,11 +224,17 @@ impl Machine {
     }
 
     fn appended(&mut self, append: Append, outcome: Outcome) {
-        let Append { intercept, sends, expiry } = append;
+        let Append {
+            intercept,
+            sends,
+            expiry,
+        } = append;
         self.under_way.remove(&intercept.key);
         if let Some(recipient) = self.recipients.get_mut(&intercept.to) {
             recipient.appends = recipient.appends.saturating_sub(1);
-            if outcome != Outcome::Stored && let Some(count) = &mut recipient.count {
+            if outcome != Outcome::Stored
+                && let Some(count) = &mut recipient.count
+            {
                 count.rows = count.rows.saturating_sub(1);
             }
         }
@@ -242,7 +283,9 @@ impl Machine {
             }
         }
         self.write(
-            Write::RemoveAccount { recipient: user.clone() },
+            Write::RemoveAccount {
+                recipient: user.clone(),
+            },
             Pending::AccountRemoved { user, asked },
         );
     }
@@ -255,11 +298,20 @@ impl Machine {
     }
 
     fn leave_link(&mut self, link: LinkId, user: &Bare) {
-        let Some(recipient) = self.recipients.get_mut(user) else { return };
+        let Some(recipient) = self.recipients.get_mut(user) else {
+            return;
+        };
         recipient.waiting.retain(|intercept| intercept.link != link);
-        let gone: Vec<Arc<str>> =
-            recipient.sessions.iter().filter(|s| s.link == link).map(|s| s.id.clone()).collect();
-        let earliest = gone.iter().filter_map(|id| recipient.remove_session(id)).min();
+        let gone: Vec<Arc<str>> = recipient
+            .sessions
+            .iter()
+            .filter(|s| s.link == link)
+            .map(|s| s.id.clone())
+            .collect();
+        let earliest = gone
+            .iter()
+            .filter_map(|id| recipient.remove_session(id))
+            .min();
         if let Some(at) = earliest {
             self.effects.push(Effect::Scheduled(at));
         }
@@ -279,9 +331,15 @@ impl Machine {
 
     /// Tries again to delete what the store could not, and forgets an old count.
     fn tick_recipient(&mut self, now: Timestamp, user: &Bare) {
-        let Some(recipient) = self.recipients.get_mut(user) else { return };
+        let Some(recipient) = self.recipients.get_mut(user) else {
+            return;
+        };
         let idle = recipient.appends == 0 && recipient.waiting.is_empty();
-        if idle && recipient.count.is_some_and(|c| now.since(c.read_at) > COUNT_MEMORY) {
+        if idle
+            && recipient
+                .count
+                .is_some_and(|c| now.since(c.read_at) > COUNT_MEMORY)
+        {
             recipient.count = None;
         }
         let ids: Vec<MessageId> = recipient
@@ -307,5 +365,9 @@ const COUNT_MEMORY: Duration = Duration::from_secs(60);
 /// The notice of the rule that was met when a message was stored before.
 pub(super) fn notice_of(intercept: &Intercept, met_rule: Option<u16>) -> Option<String> {
     let rules: &RuleSet = intercept.rules.as_ref()?.as_ref().ok()?;
-    amp::rule_reply(rules, usize::from(met_rule?), &reply_to::envelope(intercept))
+    amp::rule_reply(
+        rules,
+        usize::from(met_rule?),
+        &reply_to::envelope(intercept),
+    )
 }

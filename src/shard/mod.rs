@@ -6,21 +6,19 @@
 
 mod accepted;
 mod actor;
+mod drain;
 mod effect;
+mod expire;
 mod input;
 mod machine;
-mod outbox;
-mod drain;
-mod expire;
 mod recipient;
 pub mod reply_to;
 mod verdict;
 
-pub use actor::{Busy, DueEvent, Inputs, ShardActor, ShardContext};
+pub use actor::{Busy, DueEvent, Inputs, LinkSender, Outbox, ShardActor, ShardContext};
 pub use effect::{Do, Effect, HandOver, Item, Send, ToLink, Token, Verdict, WriteFor};
 pub use input::{Available, Input, Intercept, Sent, Stage, Taken};
 pub use machine::{Machine, Settings};
-pub use outbox::{LinkSender, Outbox};
 
 #[cfg(test)]
 mod tests;

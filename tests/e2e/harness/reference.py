@@ -61,10 +61,10 @@ def is_met(situation, condition, value):
         return value == situation.default
     if condition == "expire-at":
         return value == "past"
+    if situation.default == "none":
+        return False  # no destination at all
     if value == "any":
         return True
-    if situation.default == "none":
-        return False
     matches = situation.target == situation.addressed
     return matches if value == "exact" else not matches
 
