@@ -659,7 +659,7 @@ return function (ctx)
 		local pair, user = held.pair, held.user;
 		leave(held);
 		if held.spooled then ctx.spool:delete(user.bare, held.spooled); end
-		if not pair.head then run_free(pair); end
+		run_free(pair);
 	end
 
 	local function route_sends(held, sends)
