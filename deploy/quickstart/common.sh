@@ -52,7 +52,8 @@ apt_install() {
     have apt-get || die "missing: $*, and there is no apt-get here" \
         "install them by hand, then run this script again"
     say "Installing $* (apt-get)"
-    local policy=/usr/sbin/policy-rc.d placed='' status=0
+    local policy=/usr/sbin/policy-rc.d placed='' status=0 log
+    log=$(mktemp)
     if [ ! -e "$policy" ]; then
         # Debian asks this file before it starts the service of a new package
         as_root sh -c "printf '#!/bin/sh\nexit 101\n' > $policy && chmod 755 $policy"
@@ -62,8 +63,10 @@ apt_install() {
         note "apt-get update failed; going on with the lists that are there"
     fi
     as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -qq -y --no-install-recommends "$@" </dev/null || status=$?
+        apt-get install -qq -y --no-install-recommends "$@" </dev/null >"$log" 2>&1 || status=$?
     [ -z "$placed" ] || as_root rm -f "$policy"
+    [ "$status" -eq 0 ] || cat "$log" >&2
+    rm -f "$log"
     [ "$status" -eq 0 ] || die "apt-get could not install $*"
 }
 

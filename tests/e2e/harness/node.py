@@ -142,11 +142,17 @@ class Node:
     def wait_log(self, *words, seconds=30):
         """Wait until one line of the log holds all the words; the line."""
 
-        def found():
-            for line in self.log.splitlines():
-                if all(word.lower() in line.lower() for word in words):
-                    return line
+        def line():
+            for text in self.log.splitlines():
+                if all(word.lower() in text.lower() for word in words):
+                    return text
             return None
+
+        def found():
+            ended = self.process and self.process.returncode() is not None
+            text = line()
+            assert text or not ended, f"the node ended without a line with {words}:\n{self.log}"
+            return text
 
         return wait_for(found, f"a line with {words} in the node's log:\n{self.log[-3000:]}", seconds)
 
