@@ -312,6 +312,7 @@ return function (ctx)
 	end
 
 	local function check_gate(seat)
+		if renewals[seat.bare] then return; end -- what was just stored comes first
 		if seat.gate == "closed" and seat.done == seat.n and ctx.queue.settled(seat.bare, seat.done_seq) then
 			release(seat);
 		end
@@ -372,7 +373,10 @@ return function (ctx)
 		if next(renewals) then
 			local list = renewals;
 			renewals = {};
-			for bare in pairs(list) do renew(bare); end
+			for bare in pairs(list) do
+				renew(bare);
+				seats.check_user(bare);
+			end
 		end
 		while link.up and announcements < options.available_window do
 			local seat = to_announce:pop();
