@@ -51,26 +51,11 @@ fn main() {
     let idle = peer.memory();
     let stored = peer.run(&args, 1_024, Kind::Offline);
     stored.print("durable appends, 1,024 waiting", Some(bare));
-    peer.run(
-        &Args {
-            messages: args.messages / 10,
-            ..args
-        },
-        64,
-        Kind::Offline,
-    )
-    .print("durable appends, 64 waiting", Some(bare));
-    peer.run(&args, 1_024, Kind::Rules)
-        .print("three rules evaluated, no store", None);
-    peer.run(
-        &Args {
-            messages: args.messages / 10,
-            ..args
-        },
-        64,
-        Kind::Rules,
-    )
-    .print("three rules evaluated, 64 waiting", None);
+    peer.run(&Args { messages: args.messages / 10, ..args }, 64, Kind::Offline)
+        .print("durable appends, 64 waiting", Some(bare));
+    peer.run(&args, 1_024, Kind::Rules).print("three rules evaluated, no store", None);
+    peer.run(&Args { messages: args.messages / 10, ..args }, 64, Kind::Rules)
+        .print("three rules evaluated, 64 waiting", None);
     peer.fill(5_000);
     let (items, took) = peer.hand_over();
     println!(
@@ -106,9 +91,8 @@ impl Figures {
             let i = ((self.latencies.len() - 1) as f64 * part) as usize;
             self.latencies[i].as_secs_f64() * 1e3
         };
-        let ratio = limit
-            .map(|l| format!("   {:.2} of bare inserts", self.rate / l))
-            .unwrap_or_default();
+        let ratio =
+            limit.map(|l| format!("   {:.2} of bare inserts", self.rate / l)).unwrap_or_default();
         println!(
             "{what:<36}{:>9.0} /s   verdict p50 {:.2} ms, p99 {:.2} ms{ratio}",
             self.rate,
@@ -153,12 +137,7 @@ impl Peer {
             .expect("the node");
         let (socket, _) = listener.accept().expect("a connection");
         socket.set_nodelay(true).expect("no delay");
-        let mut peer = Peer {
-            node,
-            socket,
-            buffer: Vec::new(),
-            next_key: 0,
-        };
+        let mut peer = Peer { node, socket, buffer: Vec::new(), next_key: 0 };
         peer.read_until(b">", 2);
         peer.say(
             "<?xml version='1.0'?><stream:stream xmlns:stream='http://etherx.jabber.org/streams' \
@@ -168,11 +147,7 @@ impl Peer {
         peer.say("<handshake/>");
         let greeting = peer.read_until(b"</iq>", 1);
         let greeting = String::from_utf8_lossy(&greeting).into_owned();
-        let id = greeting
-            .split("id='")
-            .nth(1)
-            .and_then(|t| t.split('\'').next())
-            .expect("an id");
+        let id = greeting.split("id='").nth(1).and_then(|t| t.split('\'').next()).expect("an id");
         peer.say(&format!(
             "<iq type='result' from='{HOST}' to='{COMPONENT}' id='{id}'><greeting \
              xmlns='urn:amphora:intercept:1' version='1' server='bench' module='0' acks='true' \
@@ -182,19 +157,13 @@ impl Peer {
     }
 
     fn say(&mut self, text: &str) {
-        self.socket
-            .write_all(text.as_bytes())
-            .expect("the node reads");
+        self.socket.write_all(text.as_bytes()).expect("the node reads");
     }
 
     /// Reads until `end` was seen `times` times; gives all up to there.
     fn read_until(&mut self, end: &[u8], times: usize) -> Vec<u8> {
         loop {
-            let found = self
-                .buffer
-                .windows(end.len())
-                .enumerate()
-                .filter(|(_, w)| *w == end);
+            let found = self.buffer.windows(end.len()).enumerate().filter(|(_, w)| *w == end);
             if let Some((at, _)) = found.skip(times - 1).next() {
                 return self.buffer.drain(..at + end.len()).collect();
             }
@@ -252,11 +221,7 @@ impl Peer {
         });
         let mut latencies = Vec::with_capacity(messages);
         let mut times: Vec<Instant> = Vec::with_capacity(messages);
-        let want: &[u8] = if kind == Kind::Offline {
-            b"stored"
-        } else {
-            b"deliver"
-        };
+        let want: &[u8] = if kind == Kind::Offline { b"stored" } else { b"deliver" };
         while latencies.len() < messages {
             self.fill_buffer();
             times.extend(sent_at.try_iter().flatten());
@@ -273,10 +238,7 @@ impl Peer {
         let took = begin.elapsed();
         sender.join().expect("the sender");
         latencies.sort();
-        Figures {
-            rate: messages as f64 / took.as_secs_f64(),
-            latencies,
-        }
+        Figures { rate: messages as f64 / took.as_secs_f64(), latencies }
     }
 
     /// The keys of the whole verdicts in the buffer; each has to say `want`.
@@ -286,10 +248,7 @@ impl Peer {
             return keys;
         };
         let whole: Vec<u8> = self.buffer.drain(..=end).collect();
-        for verdict in whole
-            .split(|b| *b == b'<')
-            .filter(|tag| tag.starts_with(b"verdict "))
-        {
+        for verdict in whole.split(|b| *b == b'<').filter(|tag| tag.starts_with(b"verdict ")) {
             let mut quoted = verdict.split(|b| *b == b'\'');
             let key = quoted.nth(1).expect("a key");
             let said = quoted.nth(3).expect("a verdict");
@@ -367,10 +326,7 @@ const COLLECTOR: usize = 10_000_000;
 
 fn attribute<'a>(text: &'a str, name: &str) -> &'a str {
     let begin = format!(" {name}='");
-    text.split(&begin)
-        .nth(1)
-        .and_then(|t| t.split('\'').next())
-        .unwrap_or_default()
+    text.split(&begin).nth(1).and_then(|t| t.split('\'').next()).unwrap_or_default()
 }
 
 /// Where the first whole stanza of the node's ends: its own end tag comes after its inner
@@ -426,10 +382,8 @@ fn intercept(out: &mut String, key: usize, user: usize, kind: Kind) {
 /// Rows a second of bare inserts into a table like the node's, in a database set as the
 /// node's is, a thousand rows a transaction.
 fn bare_inserts(dir: &Path, args: &Args) -> f64 {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let url = format!("sqlite://{}?mode=rwc", dir.join("bare.db").display());
         let mut options = sea_orm::ConnectOptions::new(url);

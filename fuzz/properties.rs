@@ -5,10 +5,7 @@ use amphora::xml::{Element, Frame, FrameError, Framer, Limits};
 use bytes::Bytes;
 
 const OPEN: &[u8] = b"<stream:stream xmlns:stream='http://etherx.jabber.org/streams'>";
-const ROOMY: Limits = Limits {
-    stanza_bytes: 64 << 20,
-    depth: 64,
-};
+const ROOMY: Limits = Limits { stanza_bytes: 64 << 20, depth: 64 };
 
 /// All frames, and how it ended.
 type Story = (Vec<Frame>, Option<FrameError>);
@@ -30,31 +27,18 @@ fn story<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limits: Limits) -> Stor
                 }
             }
         }
-        assert!(
-            framer.buffer().len() <= limits.stanza_bytes,
-            "it holds one stanza at most"
-        );
+        assert!(framer.buffer().len() <= limits.stanza_bytes, "it holds one stanza at most");
     }
     (frames, None)
 }
 
 /// However bytes are split over reads, the frames are the same, and within limits.
 pub fn framer(data: &[u8]) {
-    for limits in [
-        ROOMY,
-        Limits {
-            stanza_bytes: 40,
-            depth: 2,
-        },
-    ] {
+    for limits in [ROOMY, Limits { stanza_bytes: 40, depth: 2 }] {
         let whole = story([data], limits);
         let sizes = [1, 2, 3, 7, 64];
         for size in sizes {
-            assert_eq!(
-                story(data.chunks(size), limits),
-                whole,
-                "in pieces of {size}"
-            );
+            assert_eq!(story(data.chunks(size), limits), whole, "in pieces of {size}");
         }
         for frame in &whole.0 {
             if let Frame::Open(bytes) | Frame::Stanza(bytes) = frame {
@@ -79,10 +63,7 @@ pub fn element(data: &[u8]) {
     one_stanza(written.as_bytes());
     let again = Element::parse(&written).map_err(|error| format!("{error}: {written}"));
     assert_eq!(again.as_ref(), Ok(&element));
-    assert_eq!(
-        written,
-        again.map(|again| again.to_xml()).unwrap_or_default()
-    );
+    assert_eq!(written, again.map(|again| again.to_xml()).unwrap_or_default());
     let inherited = Element::parse_in(&written, "urn:inherited").map_err(|error| error.to_string());
     assert_eq!(inherited.map(|e| e.name), Ok(element.name));
 }
@@ -106,13 +87,7 @@ pub fn stanza(data: &[u8]) {
 }
 
 fn facts(message: &Message) -> String {
-    format!(
-        "{:?}",
-        Message {
-            raw: Bytes::new(),
-            ..message.clone()
-        }
-    )
+    format!("{:?}", Message { raw: Bytes::new(), ..message.clone() })
 }
 
 fn one_stanza(xml: &[u8]) {

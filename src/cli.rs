@@ -172,11 +172,7 @@ fn carry_out(command: Command) -> Result<(), CliError> {
             Ok(node::migrate(&settings)?)
         }
         Command::CheckConfig(args) => {
-            let Loaded {
-                settings,
-                file,
-                warnings,
-            } = load(args.config.as_deref())?;
+            let Loaded { settings, file, warnings } = load(args.config.as_deref())?;
             for warning in warnings {
                 tell(&format!("warning: {warning}"));
             }
@@ -241,22 +237,13 @@ mod tests {
     fn node_errors_have_their_codes() {
         let listen = NodeError::Http(io::Error::other("in use"));
         assert_eq!(ExitCode::from(&listen), ExitCode::CannotListen);
-        assert_eq!(
-            ExitCode::from(&NodeError::Other("x".to_owned())),
-            ExitCode::Failure
-        );
+        assert_eq!(ExitCode::from(&NodeError::Other("x".to_owned())), ExitCode::Failure);
     }
 
     #[test]
     fn causes_are_told_once() {
-        let error = ConfigError::Unreadable {
-            path: "a".into(),
-            source: io::Error::other("gone"),
-        };
+        let error = ConfigError::Unreadable { path: "a".into(), source: io::Error::other("gone") };
         let error = CliError::from(error);
-        assert_eq!(
-            with_causes(&error),
-            "cannot read the configuration file 'a': gone"
-        );
+        assert_eq!(with_causes(&error), "cannot read the configuration file 'a': gone");
     }
 }

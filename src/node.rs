@@ -110,17 +110,8 @@ impl Node {
         };
         let (arbiters, shards) = start_shards(&settings, &context);
         let router = Router::new(shards).start();
-        actix_rt::spawn(run_due_clock(
-            store.clone(),
-            router.clone(),
-            clock.clone(),
-            due_events,
-        ));
-        actix_rt::spawn(purge(
-            store.clone(),
-            settings.store.retention,
-            clock.clone(),
-        ));
+        actix_rt::spawn(run_due_clock(store.clone(), router.clone(), clock.clone(), due_events));
+        actix_rt::spawn(purge(store.clone(), settings.store.retention, clock.clone()));
 
         let (stop, stopped) = watch::channel(Stop::No);
         let context = LinkContext {
@@ -135,20 +126,10 @@ impl Node {
         };
         let links = settings.servers.iter().map(|server| {
             let link = link_settings(server);
-            health.add_link(
-                &link.component,
-                link.hosts.iter().map(|host| host.to_string()),
-            );
+            health.add_link(&link.component, link.hosts.iter().map(|host| host.to_string()));
             actix_rt::spawn(link::run(link, context.clone()))
         });
-        Ok(Node {
-            store,
-            router,
-            arbiters,
-            links: links.collect(),
-            http,
-            stop,
-        })
+        Ok(Node { store, router, arbiters, links: links.collect(), http, stop })
     }
 
     /// Decides and writes what is held, then lets everything go.
@@ -215,16 +196,11 @@ async fn purge(store: Arc<dyn Store>, retention: Option<Duration>, clock: crate:
         let now = clock();
         let before = retention.and_then(|retention| {
             let micros = i64::try_from(retention.as_micros()).ok()?;
-            Some(crate::time::Timestamp::from_micros(
-                now.as_micros().checked_sub(micros)?,
-            ))
+            Some(crate::time::Timestamp::from_micros(now.as_micros().checked_sub(micros)?))
         });
         match store.purge(before, now).await {
             Ok(purged) if purged.messages > 0 => {
-                tracing::info!(
-                    messages = purged.messages,
-                    "removed messages past the retention"
-                );
+                tracing::info!(messages = purged.messages, "removed messages past the retention");
             }
             Ok(_) => {}
             Err(error) => tracing::warn!("cannot remove what is old: {error}"),
@@ -234,10 +210,8 @@ async fn purge(store: Arc<dyn Store>, retention: Option<Duration>, clock: crate:
 
 async fn wait_for_signal() -> Result<(), NodeError> {
     let listen = |kind| signal(kind).map_err(|e| NodeError::Other(e.to_string()));
-    let (mut terminate, mut interrupt) = (
-        listen(SignalKind::terminate())?,
-        listen(SignalKind::interrupt())?,
-    );
+    let (mut terminate, mut interrupt) =
+        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -263,10 +237,6 @@ fn link_settings(server: &config::ServerSettings) -> LinkSettings {
         port: server.address.port,
         component: server.component.as_str().into(),
         secret: server.secret.expose().to_owned(),
-        hosts: server
-            .hosts
-            .iter()
-            .map(|host| host.as_str().into())
-            .collect(),
+        hosts: server.hosts.iter().map(|host| host.as_str().into()).collect(),
     }
 }

@@ -84,11 +84,7 @@ impl Message {
         let xml = std::str::from_utf8(&raw).map_err(|_| XmlError("not UTF-8".into()))?;
         let mut reader = Reader::new(xml, "")?;
         reader.read()?;
-        let mut children = Children {
-            host,
-            room: MAX_TREE,
-            ..Children::default()
-        };
+        let mut children = Children { host, room: MAX_TREE, ..Children::default() };
         let mut message = header(&reader.tag())?;
         loop {
             match reader.read()? {
@@ -131,9 +127,7 @@ fn header(tag: &Tag<'_, '_>) -> Result<Message, XmlError> {
     if !tag.is("message", ns::CLIENT) {
         return Err(XmlError("not a message of jabber:client".into()));
     }
-    let from = tag
-        .attr("from")
-        .ok_or_else(|| XmlError("a message without 'from'".into()))?;
+    let from = tag.attr("from").ok_or_else(|| XmlError("a message without 'from'".into()))?;
     let to = tag.attr("to");
     if from.len() > MAX_JID || to.is_some_and(|to| to.len() > MAX_JID) {
         return Err(XmlError("an address longer than any JID".into()));
@@ -175,9 +169,7 @@ impl Children<'_> {
                 return Ok(());
             }
             (ns::DELAY, "delay")
-                if tag
-                    .attr("from")
-                    .is_some_and(|from| is_host(from, self.host)) =>
+                if tag.attr("from").is_some_and(|from| is_host(from, self.host)) =>
             {
                 reader.skip()?;
                 self.forged.push(start..reader.place());
@@ -267,16 +259,10 @@ mod tests {
             "<message xmlns='jabber:client' xml:lang='de' from='a&apos;@b' to='c@d' id='' type='chat'/>",
         );
         assert_eq!(message.from, "a'@b");
-        assert_eq!(
-            (message.to.as_deref(), message.id.as_deref()),
-            (Some("c@d"), Some(""))
-        );
+        assert_eq!((message.to.as_deref(), message.id.as_deref()), (Some("c@d"), Some("")));
         assert_eq!(message.kind, MessageType::Chat);
         let bare = of("", "");
-        assert_eq!(
-            (bare.to, bare.id, bare.kind),
-            (None, None, MessageType::Normal)
-        );
+        assert_eq!((bare.to, bare.id, bare.kind), (None, None, MessageType::Normal));
         assert!(!bare.muc && !bare.content && bare.amp.is_empty());
     }
 
@@ -298,10 +284,7 @@ mod tests {
 
     #[test]
     fn refused() {
-        let long = format!(
-            "<message xmlns='jabber:client' from='{}'/>",
-            "a".repeat(MAX_JID + 1)
-        );
+        let long = format!("<message xmlns='jabber:client' from='{}'/>", "a".repeat(MAX_JID + 1));
         let cases = [
             "",
             "<message from='a@b'/>",
@@ -316,10 +299,7 @@ mod tests {
             &long,
         ];
         for xml in cases {
-            assert!(
-                Message::parse(Bytes::copy_from_slice(xml.as_bytes()), HOST).is_err(),
-                "{xml}"
-            );
+            assert!(Message::parse(Bytes::copy_from_slice(xml.as_bytes()), HOST).is_err(), "{xml}");
         }
         assert!(
             Message::parse(
@@ -382,10 +362,7 @@ mod tests {
 
     #[test]
     fn d5_a_host_beyond_ascii_in_another_case() {
-        let xml = stanza(
-            "",
-            "<delay xmlns='urn:xmpp:delay' from='B\u{dc}CHER.example'/>",
-        );
+        let xml = stanza("", "<delay xmlns='urn:xmpp:delay' from='B\u{dc}CHER.example'/>");
         let message = Message::parse(Bytes::from(xml), "b\u{fc}cher.example").expect("a message");
         assert_eq!(message.raw, stanza("", ""));
     }
@@ -471,10 +448,7 @@ mod tests {
 
     #[test]
     fn h2_no_permanent_store_is_kept() {
-        let message = of(
-            "",
-            &format!("{BODY}<no-permanent-store xmlns='urn:xmpp:hints'/>"),
-        );
+        let message = of("", &format!("{BODY}<no-permanent-store xmlns='urn:xmpp:hints'/>"));
         assert!(!message.no_store && message.storable());
     }
 
@@ -496,10 +470,7 @@ mod tests {
         assert!(!of("", RULES).is_amp_reply());
         assert!(of("", ALERT).is_amp_reply());
         assert!(of("", &format!("{RULES}{ALERT}")).is_amp_reply());
-        assert!(
-            of("", &ALERT.replace("alert", "")).is_amp_reply(),
-            "an empty one too"
-        );
+        assert!(of("", &ALERT.replace("alert", "")).is_amp_reply(), "an empty one too");
         assert!(!of("", &ALERT.replace("status", "xml:status")).is_amp_reply());
     }
 

@@ -17,19 +17,8 @@ const SECONDS: [f64; 16] = [
 ];
 
 /// What is not a time: rows of a batch, bytes of a stanza.
-const SIZES: [f64; 11] = [
-    1.0,
-    4.0,
-    16.0,
-    64.0,
-    256.0,
-    1024.0,
-    4096.0,
-    16384.0,
-    65536.0,
-    262_144.0,
-    1_048_576.0,
-];
+const SIZES: [f64; 11] =
+    [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0];
 
 /// How often samples are moved into their buckets; between, they take memory.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -61,21 +50,14 @@ pub enum TelemetryError {
 /// comes over the configured filter. To be called once.
 pub fn start_log(settings: &LogSettings, rust_log: Option<&str>) -> Result<(), TelemetryError> {
     use tracing_subscriber::util::SubscriberInitExt;
-    let directives = rust_log
-        .filter(|value| !value.is_empty())
-        .unwrap_or(&settings.filter);
-    let filter = EnvFilter::try_new(directives).map_err(|source| TelemetryError::Filter {
-        value: directives.to_owned(),
-        source,
-    })?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr);
+    let directives = rust_log.filter(|value| !value.is_empty()).unwrap_or(&settings.filter);
+    let filter = EnvFilter::try_new(directives)
+        .map_err(|source| TelemetryError::Filter { value: directives.to_owned(), source })?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match settings.format {
-        LogFormat::Text => log
-            .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
-            .finish()
-            .try_init()?,
+        LogFormat::Text => {
+            log.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).finish().try_init()?
+        }
         LogFormat::Json => log.json().flatten_event(true).finish().try_init()?,
     }
     Ok(())
@@ -128,16 +110,8 @@ mod tests {
 
     #[test]
     fn a_bad_rust_log_is_named() {
-        let settings = LogSettings {
-            filter: "info".to_owned(),
-            format: LogFormat::Text,
-        };
+        let settings = LogSettings { filter: "info".to_owned(), format: LogFormat::Text };
         let error = start_log(&settings, Some("a=b=c")).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .starts_with("RUST_LOG = \"a=b=c\": must be"),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("RUST_LOG = \"a=b=c\": must be"), "{error}");
     }
 }

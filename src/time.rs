@@ -77,10 +77,7 @@ impl FromStr for Timestamp {
     type Err = TimeError;
 
     fn from_str(text: &str) -> Result<Self, TimeError> {
-        let (seconds, rest) = text
-            .as_bytes()
-            .split_at_checked(19)
-            .ok_or(TimeError::Form)?;
+        let (seconds, rest) = text.as_bytes().split_at_checked(19).ok_or(TimeError::Form)?;
         let seconds = parse_seconds(seconds)?;
         let (micros, zone) = match rest {
             [b'.', rest @ ..] => parse_fraction(rest)?,
@@ -102,38 +99,15 @@ impl FromStr for Timestamp {
 
 /// `CCYY-MM-DDThh:mm:ss` as seconds since the epoch.
 fn parse_seconds(text: &[u8]) -> Result<i64, TimeError> {
-    let &[
-        c1,
-        c2,
-        y1,
-        y2,
-        b'-',
-        mo1,
-        mo2,
-        b'-',
-        d1,
-        d2,
-        b'T',
-        h1,
-        h2,
-        b':',
-        mi1,
-        mi2,
-        b':',
-        s1,
-        s2,
-    ] = text
+    let &[c1, c2, y1, y2, b'-', mo1, mo2, b'-', d1, d2, b'T', h1, h2, b':', mi1, mi2, b':', s1, s2] =
+        text
     else {
         return Err(TimeError::Form);
     };
     let century = two_digits(c1, c2)?;
     let year = i16::from(century) * 100 + i16::from(two_digits(y1, y2)?);
     let (month, day) = (two_digits(mo1, mo2)?, two_digits(d1, d2)?);
-    let (hour, minute, second) = (
-        two_digits(h1, h2)?,
-        two_digits(mi1, mi2)?,
-        two_digits(s1, s2)?,
-    );
+    let (hour, minute, second) = (two_digits(h1, h2)?, two_digits(mi1, mi2)?, two_digits(s1, s2)?);
     if year == 0 {
         return Err(TimeError::NoSuchTime);
     }
@@ -152,19 +126,12 @@ fn two_digits(tens: u8, ones: u8) -> Result<i8, TimeError> {
 
 /// What follows the point: microseconds, rounded up, and what is left.
 fn parse_fraction(text: &[u8]) -> Result<(i64, &[u8]), TimeError> {
-    let end = text
-        .iter()
-        .position(|b| !b.is_ascii_digit())
-        .unwrap_or(text.len());
+    let end = text.iter().position(|b| !b.is_ascii_digit()).unwrap_or(text.len());
     let (digits, rest) = text.split_at(end);
     if digits.is_empty() {
         return Err(TimeError::Form);
     }
-    let padded = digits
-        .iter()
-        .copied()
-        .chain(std::iter::repeat(b'0'))
-        .take(6);
+    let padded = digits.iter().copied().chain(std::iter::repeat(b'0')).take(6);
     let micros = padded.fold(0, |micros, digit| micros * 10 + i64::from(digit - b'0'));
     let more = digits.iter().skip(6).any(|digit| *digit != b'0');
     Ok((micros + i64::from(more), rest))
@@ -234,10 +201,7 @@ mod tests {
                 "{fraction}"
             );
         }
-        assert_eq!(
-            micros("9999-12-31T23:59:59.9999999Z"),
-            Ok(Timestamp::MAX.as_micros())
-        );
+        assert_eq!(micros("9999-12-31T23:59:59.9999999Z"), Ok(Timestamp::MAX.as_micros()));
     }
 
     #[test]
@@ -259,16 +223,8 @@ mod tests {
             ("UTC", Err(TimeError::Form)),
             ("[UTC]", Err(TimeError::Form)),
         ] {
-            assert_eq!(
-                micros(&format!("1970-01-01T00:00:00{zone}")),
-                expected,
-                "{zone}"
-            );
-            assert_eq!(
-                micros(&format!("1970-01-01T00:00:00.000{zone}")),
-                expected,
-                ".000{zone}"
-            );
+            assert_eq!(micros(&format!("1970-01-01T00:00:00{zone}")), expected, "{zone}");
+            assert_eq!(micros(&format!("1970-01-01T00:00:00.000{zone}")), expected, ".000{zone}");
         }
     }
 
@@ -343,14 +299,8 @@ mod tests {
         assert_eq!(next.to_string(), "1970-01-02T12:00:00.000Z");
         assert_eq!(next.since(noon), day);
         assert_eq!(noon.since(next), Duration::ZERO);
-        assert_eq!(
-            Timestamp::MAX.since(Timestamp::MIN).as_micros(),
-            315_537_897_600_000_000 - 1
-        );
-        assert_eq!(
-            Timestamp::MAX.checked_add(Duration::from_nanos(999)),
-            Some(Timestamp::MAX)
-        );
+        assert_eq!(Timestamp::MAX.since(Timestamp::MIN).as_micros(), 315_537_897_600_000_000 - 1);
+        assert_eq!(Timestamp::MAX.checked_add(Duration::from_nanos(999)), Some(Timestamp::MAX));
         assert_eq!(Timestamp::MAX.checked_add(Duration::from_micros(1)), None);
         assert_eq!(noon.checked_add(Duration::MAX), None);
     }

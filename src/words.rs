@@ -90,16 +90,7 @@ mod tests {
         assert_eq!(id.to_string(), "00000007-0000000812");
         assert_eq!("00000007-0000000812".parse(), Ok(id));
         assert!(MessageId::new(1, u32::MAX) < MessageId::new(2, 0));
-        for bad in [
-            "",
-            "-",
-            "7",
-            "a-1",
-            "1-4294967296",
-            "2097152-1",
-            "+1-1",
-            "1-1-1",
-        ] {
+        for bad in ["", "-", "7", "a-1", "1-4294967296", "2097152-1", "+1-1", "1-1-1"] {
             assert!(bad.parse::<MessageId>().is_err(), "{bad}");
         }
     }

@@ -91,24 +91,13 @@ pub fn check(amp: &[Element], id: Option<&str>) -> Result<RuleSet, Refusal> {
 
 /// The `<rule/>` children, whose places number the rules.
 pub(super) fn rule_elements(amp: &Element) -> impl Iterator<Item = &Element> {
-    amp.children
-        .iter()
-        .filter(|child| child.is("rule", ns::AMP))
+    amp.children.iter().filter(|child| child.is("rule", ns::AMP))
 }
 
 fn check_rule(rule: &Element, per_hop: bool) -> Result<Rule, Fault> {
-    let condition = rule
-        .attr("condition")
-        .and_then(support::condition)
-        .ok_or(Fault::Condition)?;
-    let action = rule
-        .attr("action")
-        .and_then(support::action)
-        .ok_or(Fault::Action)?;
-    let value = rule
-        .attr("value")
-        .filter(|v| v.len() <= MAX_VALUE)
-        .ok_or(Fault::Value)?;
+    let condition = rule.attr("condition").and_then(support::condition).ok_or(Fault::Condition)?;
+    let action = rule.attr("action").and_then(support::action).ok_or(Fault::Action)?;
+    let value = rule.attr("value").filter(|v| v.len() <= MAX_VALUE).ok_or(Fault::Value)?;
     Ok(Rule {
         action,
         condition: (condition.read)(value).ok_or(Fault::Value)?,

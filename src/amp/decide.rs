@@ -74,9 +74,7 @@ mod tests {
     const AFTER: &str = "2026-11-22T05:00:00.0000001Z";
 
     fn direct<'a>(resources: &[&'a str]) -> Disposition<'a> {
-        Disposition::Direct {
-            resources: resources.to_vec(),
-        }
+        Disposition::Direct { resources: resources.to_vec() }
     }
 
     /// Which of these values of a condition are met.
@@ -119,17 +117,9 @@ mod tests {
         ] {
             let case = format!("{disposition:?} for {intended:?}");
             let deliver = ["direct", "forward", "gateway", "none", "stored"];
-            assert_eq!(
-                met("deliver", &deliver, &disposition, intended),
-                [delivered],
-                "{case}"
-            );
+            assert_eq!(met("deliver", &deliver, &disposition, intended), [delivered], "{case}");
             let resource = ["any", "exact", "other"];
-            assert_eq!(
-                met("match-resource", &resource, &disposition, intended),
-                matched,
-                "{case}"
-            );
+            assert_eq!(met("match-resource", &resource, &disposition, intended), matched, "{case}");
             let times = [BEFORE, NOW_TEXT, AFTER];
             assert_eq!(
                 met("expire-at", &times, &disposition, intended),
@@ -162,10 +152,7 @@ mod tests {
 
     #[test]
     fn r14_r42_per_hop_match_resource_is_passed_over_and_keeps_its_number() {
-        let rules = [
-            ("drop", "match-resource", "any"),
-            ("drop", "deliver", "stored"),
-        ];
+        let rules = [("drop", "match-resource", "any"), ("drop", "deliver", "stored")];
         for (per_hop, expected) in [("true", Some(1)), ("false", Some(0))] {
             let rules = check(&[amp(&[("per-hop", per_hop)], &rules)], Some("id")).unwrap();
             assert_eq!(decide(&rules, &Disposition::Stored, None, NOW), expected);

@@ -77,9 +77,7 @@ pub fn default_disposition<'a>(facts: &Facts<'a>) -> Disposition<'a> {
         return Disposition::Gateway;
     }
     if let Some(session) = intended(facts) {
-        return Disposition::Direct {
-            resources: vec![&session.resource],
-        };
+        return Disposition::Direct { resources: vec![&session.resource] };
     }
     let resources = match facts.kind {
         MessageType::Chat | MessageType::Normal => top(facts.sessions),
@@ -101,10 +99,7 @@ pub fn default_disposition<'a>(facts: &Facts<'a>) -> Disposition<'a> {
 /// The session that the message is addressed to, if it is available.
 fn intended<'a>(facts: &Facts<'a>) -> Option<&'a Session> {
     let resource = facts.to_resource?;
-    facts
-        .sessions
-        .iter()
-        .find(|session| session.resource == resource)
+    facts.sessions.iter().find(|session| session.resource == resource)
 }
 
 /// Those who share the highest priority, if it is not negative.
@@ -118,11 +113,7 @@ fn non_negative(sessions: &[Session]) -> Vec<&str> {
 }
 
 fn with_priority(sessions: &[Session], wanted: impl Fn(i8) -> bool) -> Vec<&str> {
-    sessions
-        .iter()
-        .filter(|s| wanted(s.priority))
-        .map(|s| s.resource.as_str())
-        .collect()
+    sessions.iter().filter(|s| wanted(s.priority)).map(|s| s.resource.as_str()).collect()
 }
 
 #[cfg(test)]
@@ -132,11 +123,7 @@ mod tests {
     use super::*;
 
     fn session(resource: &str, priority: i8) -> Session {
-        Session {
-            resource: resource.into(),
-            priority,
-            hibernating: false,
-        }
+        Session { resource: resource.into(), priority, hibernating: false }
     }
 
     fn facts<'a>(
@@ -157,9 +144,7 @@ mod tests {
     }
 
     fn direct<'a>(resources: &[&'a str]) -> Disposition<'a> {
-        Disposition::Direct {
-            resources: resources.to_vec(),
-        }
+        Disposition::Direct { resources: resources.to_vec() }
     }
 
     #[test]
@@ -210,11 +195,7 @@ mod tests {
         for kind in [Chat, Normal, Headline, Error] {
             for to in [None, Some("gone")] {
                 for (storable, room_left) in [(false, true), (true, false), (false, false)] {
-                    let facts = Facts {
-                        storable,
-                        room_left,
-                        ..facts(kind, to, &[])
-                    };
+                    let facts = Facts { storable, room_left, ..facts(kind, to, &[]) };
                     assert_eq!(default_disposition(&facts), Disposition::None, "{facts:?}");
                 }
             }
@@ -229,25 +210,16 @@ mod tests {
             (Some("gone"), Disposition::None),
             (Some("phone"), direct(&["phone"])),
         ] {
-            let facts = Facts {
-                storable: false,
-                ..facts(Error, to, &home)
-            };
+            let facts = Facts { storable: false, ..facts(Error, to, &home) };
             assert_eq!(default_disposition(&facts), expected);
         }
     }
 
     #[test]
     fn hibernating_sessions_are_available() {
-        let asleep = [Session {
-            hibernating: true,
-            ..session("phone", 0)
-        }];
+        let asleep = [Session { hibernating: true, ..session("phone", 0) }];
         for to in [None, Some("phone"), Some("gone")] {
-            assert_eq!(
-                default_disposition(&facts(Chat, to, &asleep)),
-                direct(&["phone"])
-            );
+            assert_eq!(default_disposition(&facts(Chat, to, &asleep)), direct(&["phone"]));
         }
     }
 
@@ -256,35 +228,10 @@ mod tests {
         let home = [session("phone", 5)];
         let base = facts(Chat, Some("phone"), &home);
         for (facts, expected) in [
-            (
-                Facts {
-                    account: false,
-                    ..base
-                },
-                Disposition::None,
-            ),
-            (
-                Facts {
-                    account: false,
-                    forwards_to: true,
-                    ..base
-                },
-                Disposition::None,
-            ),
-            (
-                Facts {
-                    forwards_to: true,
-                    ..base
-                },
-                Disposition::Forward,
-            ),
-            (
-                Facts {
-                    gateway: true,
-                    ..base
-                },
-                Disposition::Gateway,
-            ),
+            (Facts { account: false, ..base }, Disposition::None),
+            (Facts { account: false, forwards_to: true, ..base }, Disposition::None),
+            (Facts { forwards_to: true, ..base }, Disposition::Forward),
+            (Facts { gateway: true, ..base }, Disposition::Gateway),
         ] {
             assert_eq!(default_disposition(&facts), expected, "{facts:?}");
         }
@@ -292,11 +239,7 @@ mod tests {
 
     #[test]
     fn r43_resources_are_matched_whole() {
-        let home = [
-            session("home", -1),
-            session("home/laptop", -1),
-            session("Home", -1),
-        ];
+        let home = [session("home", -1), session("home/laptop", -1), session("Home", -1)];
         for to in ["hom", "home/", "homeboy", "HOME", ""] {
             assert_eq!(
                 default_disposition(&facts(Chat, Some(to), &home)),

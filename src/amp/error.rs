@@ -30,11 +30,7 @@ impl StanzaError {
     pub const INTERNAL_SERVER_ERROR: Self = Self::new("internal-server-error", "cancel", Some(500));
 
     const fn new(condition: &'static str, kind: &'static str, code: Option<u16>) -> Self {
-        StanzaError {
-            condition,
-            kind,
-            code,
-        }
+        StanzaError { condition, kind, code }
     }
 }
 
@@ -67,8 +63,6 @@ impl Refusal {
             Refusal::TooManyRules => ("invalid-rules", None),
             _ => return None,
         };
-        Some((element, move |number| {
-            numbers.is_none_or(|numbers| numbers.contains(&number))
-        }))
+        Some((element, move |number| numbers.is_none_or(|numbers| numbers.contains(&number))))
     }
 }

@@ -11,11 +11,7 @@ pub fn next_expiry(rules: &RuleSet, fired: Option<Expiry>) -> Option<Expiry> {
     let order = |expiry: &Expiry| (expiry.at, expiry.rule);
     (0..rules.rules().len())
         .filter_map(|number| rules.expiry(number))
-        .filter(|expiry| {
-            fired
-                .as_ref()
-                .is_none_or(|fired| order(expiry) > order(fired))
-        })
+        .filter(|expiry| fired.as_ref().is_none_or(|fired| order(expiry) > order(fired)))
         .min_by_key(order)
 }
 
@@ -27,11 +23,9 @@ mod tests {
     /// The numbers of the rules in the order in which they fire.
     fn order(rules: &[(&str, &str, &str)]) -> Vec<u16> {
         let rules = rule_set(rules);
-        std::iter::successors(next_expiry(&rules, None), |fired| {
-            next_expiry(&rules, Some(*fired))
-        })
-        .map(|expiry| expiry.rule)
-        .collect()
+        std::iter::successors(next_expiry(&rules, None), |fired| next_expiry(&rules, Some(*fired)))
+            .map(|expiry| expiry.rule)
+            .collect()
     }
 
     #[test]

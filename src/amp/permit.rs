@@ -37,15 +37,9 @@ pub fn permit(
         return Ok(());
     }
     let numbered = rules.rules().iter().enumerate();
-    let refused: Vec<usize> = numbered
-        .filter(|(_, rule)| rule.action.replies())
-        .map(|(number, _)| number)
-        .collect();
-    if refused.is_empty() {
-        Ok(())
-    } else {
-        Err(Refusal::NotPermitted(refused))
-    }
+    let refused: Vec<usize> =
+        numbered.filter(|(_, rule)| rule.action.replies()).map(|(number, _)| number).collect();
+    if refused.is_empty() { Ok(()) } else { Err(Refusal::NotPermitted(refused)) }
 }
 
 #[cfg(test)]
@@ -64,24 +58,11 @@ mod tests {
     fn refused(level: SecurityLevel, may_see_presence: bool) -> Vec<&'static str> {
         let actions = ["alert", "drop", "error", "notify"];
         let refused = |action, (condition, value)| {
-            permit(
-                &rule_set(&[(action, condition, value)]),
-                level,
-                may_see_presence,
-            )
-            .is_err()
+            permit(&rule_set(&[(action, condition, value)]), level, may_see_presence).is_err()
         };
-        let by_condition = CONDITIONS.map(|c| {
-            actions
-                .iter()
-                .copied()
-                .filter(|a| refused(*a, c))
-                .collect::<Vec<_>>()
-        });
-        assert!(
-            by_condition.iter().all(|r| *r == by_condition[0]),
-            "depends on the condition"
-        );
+        let by_condition = CONDITIONS
+            .map(|c| actions.iter().copied().filter(|a| refused(*a, c)).collect::<Vec<_>>());
+        assert!(by_condition.iter().all(|r| *r == by_condition[0]), "depends on the condition");
         by_condition[0].clone()
     }
 
@@ -96,11 +77,7 @@ mod tests {
             (SecurityLevel::None, true, &[]),
             (SecurityLevel::None, false, &[]),
         ] {
-            assert_eq!(
-                refused(level, may_see_presence),
-                expected,
-                "{level:?} {may_see_presence}"
-            );
+            assert_eq!(refused(level, may_see_presence), expected, "{level:?} {may_see_presence}");
         }
     }
 

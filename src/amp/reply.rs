@@ -45,10 +45,7 @@ pub fn refusal_reply(refusal: &Refusal, envelope: &Envelope, amp: &[Element]) ->
             return;
         };
         element(out, name, ns::AMP, |out| {
-            for (_, rule) in echoed(amp)
-                .enumerate()
-                .filter(|(number, _)| is_named(*number))
-            {
+            for (_, rule) in echoed(amp).enumerate().filter(|(number, _)| is_named(*number)) {
                 rule.write(out);
             }
         });
@@ -73,9 +70,7 @@ pub fn rule_reply(rules: &RuleSet, number: usize, envelope: &Envelope) -> Option
     out.push_str("</amp>");
     if is_error {
         error(&mut out, StanzaError::UNDEFINED_CONDITION, |out| {
-            element(out, "failed-rules", ns::AMP_ERRORS, |out| {
-                RuleText::from(rule).write(out)
-            });
+            element(out, "failed-rules", ns::AMP_ERRORS, |out| RuleText::from(rule).write(out));
         });
     }
     out.push_str("</message>");
@@ -110,22 +105,16 @@ impl<'a> From<&'a Rule> for RuleText<'a> {
 impl<'a> From<&'a Element> for RuleText<'a> {
     fn from(rule: &'a Element) -> Self {
         let text = |name| rule.attr(name).map(cut);
-        RuleText {
-            action: text("action"),
-            condition: text("condition"),
-            value: text("value"),
-        }
+        RuleText { action: text("action"), condition: text("condition"), value: text("value") }
     }
 }
 
 impl RuleText<'_> {
     fn write(&self, out: &mut String) {
         out.push_str("<rule");
-        for (name, value) in [
-            ("action", self.action),
-            ("condition", self.condition),
-            ("value", self.value),
-        ] {
+        for (name, value) in
+            [("action", self.action), ("condition", self.condition), ("value", self.value)]
+        {
             if let Some(value) = value {
                 attribute(out, name, value);
             }

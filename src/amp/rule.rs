@@ -99,10 +99,7 @@ impl RuleSet {
     /// When the rule of that number expires the message, if it is an `expire-at` rule.
     pub fn expiry(&self, number: usize) -> Option<Expiry> {
         match self.get(number)?.condition {
-            Condition::ExpireAt(at) => Some(Expiry {
-                at,
-                rule: u16::try_from(number).ok()?,
-            }),
+            Condition::ExpireAt(at) => Some(Expiry { at, rule: u16::try_from(number).ok()? }),
             _ => None,
         }
     }

@@ -27,41 +27,17 @@ pub struct SupportedCondition {
 
 /// Every supported action.
 pub static ACTIONS: [SupportedAction; 4] = [
-    SupportedAction {
-        name: "alert",
-        action: Action::Alert,
-    },
-    SupportedAction {
-        name: "drop",
-        action: Action::Drop,
-    },
-    SupportedAction {
-        name: "error",
-        action: Action::Error,
-    },
-    SupportedAction {
-        name: "notify",
-        action: Action::Notify,
-    },
+    SupportedAction { name: "alert", action: Action::Alert },
+    SupportedAction { name: "drop", action: Action::Drop },
+    SupportedAction { name: "error", action: Action::Error },
+    SupportedAction { name: "notify", action: Action::Notify },
 ];
 
 /// Every supported condition.
 pub static CONDITIONS: [SupportedCondition; 3] = [
-    SupportedCondition {
-        name: "deliver",
-        per_hop: true,
-        read: deliver,
-    },
-    SupportedCondition {
-        name: "expire-at",
-        per_hop: true,
-        read: expire_at,
-    },
-    SupportedCondition {
-        name: "match-resource",
-        per_hop: false,
-        read: match_resource,
-    },
+    SupportedCondition { name: "deliver", per_hop: true, read: deliver },
+    SupportedCondition { name: "expire-at", per_hop: true, read: expire_at },
+    SupportedCondition { name: "match-resource", per_hop: false, read: match_resource },
 ];
 
 /// The names of the supported actions.
@@ -139,14 +115,8 @@ mod tests {
 
     #[test]
     fn r7_r10_r30_all_that_is_defined_is_supported() {
-        assert_eq!(
-            actions().collect::<Vec<_>>(),
-            ["alert", "drop", "error", "notify"]
-        );
-        assert_eq!(
-            conditions().collect::<Vec<_>>(),
-            ["deliver", "expire-at", "match-resource"]
-        );
+        assert_eq!(actions().collect::<Vec<_>>(), ["alert", "drop", "error", "notify"]);
+        assert_eq!(conditions().collect::<Vec<_>>(), ["deliver", "expire-at", "match-resource"]);
     }
 
     #[test]
@@ -160,11 +130,7 @@ mod tests {
     #[test]
     fn r31_conditions_their_scope_and_their_values() {
         let table: [(&str, bool, &[&str]); 3] = [
-            (
-                "deliver",
-                true,
-                &["direct", "forward", "gateway", "none", "stored"],
-            ),
+            ("deliver", true, &["direct", "forward", "gateway", "none", "stored"]),
             ("expire-at", true, &["2004-01-01T00:00:00Z"]),
             ("match-resource", false, &["any", "exact", "other"]),
         ];

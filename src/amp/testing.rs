@@ -11,10 +11,7 @@ pub fn element(name: &str, attrs: &[(&str, &str)], children: Vec<Element>) -> El
     Element {
         name: name.into(),
         ns: ns::AMP.into(),
-        attrs: attrs
-            .iter()
-            .map(|(name, value)| (name.to_string(), value.to_string()))
-            .collect(),
+        attrs: attrs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
         children,
         text: String::new(),
     }
@@ -22,15 +19,7 @@ pub fn element(name: &str, attrs: &[(&str, &str)], children: Vec<Element>) -> El
 
 /// A `<rule/>` of action, condition and value.
 pub fn rule((action, condition, value): (&str, &str, &str)) -> Element {
-    element(
-        "rule",
-        &[
-            ("action", action),
-            ("condition", condition),
-            ("value", value),
-        ],
-        vec![],
-    )
+    element("rule", &[("action", action), ("condition", condition), ("value", value)], vec![])
 }
 
 /// An `<amp/>` with these attributes and rules of action, condition and value.
@@ -78,11 +67,7 @@ pub fn any_amp() -> impl Strategy<Value = Vec<Element>> {
     )
         .prop_map(|(name, is_amp, attrs)| Element {
             name: name.into(),
-            ns: if is_amp {
-                ns::AMP.into()
-            } else {
-                String::new()
-            },
+            ns: if is_amp { ns::AMP.into() } else { String::new() },
             attrs,
             ..Element::default()
         });

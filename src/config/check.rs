@@ -31,19 +31,9 @@ pub(super) fn defaults() -> Settings {
 
 /// Checks everything, and reports everything that is wrong.
 pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigError> {
-    let Merged {
-        raw,
-        file,
-        origins,
-        problems,
-    } = merged;
+    let Merged { raw, file, origins, problems } = merged;
     let refused = problems.iter().map(|problem| problem.key.clone()).collect();
-    let mut check = Check {
-        origins,
-        refused,
-        problems,
-        warnings: Vec::new(),
-    };
+    let mut check = Check { origins, refused, problems, warnings: Vec::new() };
     if let Some(file) = file.filter(|_| raw.servers.iter().any(|server| server.secret.is_some())) {
         check.readable_by_all(&file);
     }
@@ -65,18 +55,9 @@ pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigErr
             Some(http),
             Some(cluster),
             Some(log),
-        ) if check.problems.is_empty() => Ok((
-            Settings {
-                node,
-                processor,
-                store,
-                servers,
-                http,
-                cluster,
-                log,
-            },
-            check.warnings,
-        )),
+        ) if check.problems.is_empty() => {
+            Ok((Settings { node, processor, store, servers, http, cluster, log }, check.warnings))
+        }
         _ => {
             check.problems.sort();
             Err(ConfigError::Invalid(Problems(check.problems)))
@@ -100,12 +81,7 @@ impl Check {
             return;
         }
         let origin = self.origins.get(key).cloned();
-        self.problems.push(Problem {
-            key: key.to_owned(),
-            origin,
-            value,
-            says: says.into(),
-        });
+        self.problems.push(Problem { key: key.to_owned(), origin, value, says: says.into() });
     }
 
     /// `says` as a problem of a key whose value may be shown.
@@ -121,9 +97,7 @@ impl Check {
 
     fn name(&mut self, name: String) -> Option<NodeSettings> {
         let good = (1..=MAX_NAME).contains(&name.len())
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         match good {
             true => Some(NodeSettings { name }),
             false => self.refuse(
@@ -140,17 +114,11 @@ impl Check {
             .filter(|shards| (1..=MAX_SHARDS).contains(shards))
         {
             Some(shards) => Some(shards),
-            None => self.refuse(
-                "processor.shards",
-                shards,
-                "must be 1 to 65536; leave it out for 256",
-            ),
+            None => {
+                self.refuse("processor.shards", shards, "must be 1 to 65536; leave it out for 256")
+            }
         };
-        let levels = [
-            SecurityLevel::Strict,
-            SecurityLevel::Performance,
-            SecurityLevel::None,
-        ];
+        let levels = [SecurityLevel::Strict, SecurityLevel::Performance, SecurityLevel::None];
         let security_level = match levels.into_iter().find(|known| known.as_str() == level) {
             Some(level) => Some(level),
             None => self.refuse(
@@ -159,10 +127,7 @@ impl Check {
                 "must be \"strict\", \"performance\" or \"none\"; leave it out for \"strict\"",
             ),
         };
-        Some(ProcessorSettings {
-            shards: shards?,
-            security_level: security_level?,
-        })
+        Some(ProcessorSettings { shards: shards?, security_level: security_level? })
     }
 
     fn store(&mut self, raw: RawStore) -> Option<StoreSettings> {
@@ -205,12 +170,7 @@ impl Check {
             self.problem(KEY, None, "must be a URL, as \"sqlite://amphora.db\"");
             return None;
         };
-        let path = rest
-            .strip_prefix("//")
-            .unwrap_or(rest)
-            .split('?')
-            .next()
-            .unwrap_or_default();
+        let path = rest.strip_prefix("//").unwrap_or(rest).split('?').next().unwrap_or_default();
         match scheme {
             "sqlite" if path.is_empty() => self.refuse(KEY, url, "must name a file, as \"sqlite://amphora.db\""),
             "sqlite" if path == ":memory:" => {
@@ -237,11 +197,8 @@ impl Check {
                     .to_owned(),
             );
         }
-        let servers: Vec<_> = raw
-            .into_iter()
-            .enumerate()
-            .map(|(index, server)| self.server(index, server))
-            .collect();
+        let servers: Vec<_> =
+            raw.into_iter().enumerate().map(|(index, server)| self.server(index, server)).collect();
         let mut components = BTreeMap::new();
         let mut hosts = BTreeMap::new();
         for (index, server) in servers.iter().enumerate() {
@@ -293,11 +250,7 @@ impl Check {
             raw.secret,
             raw.secret_file.as_deref(),
         );
-        let hosts: Vec<_> = raw
-            .hosts
-            .iter()
-            .map(|host| self.domain(&key("hosts"), host))
-            .collect();
+        let hosts: Vec<_> = raw.hosts.iter().map(|host| self.domain(&key("hosts"), host)).collect();
         if hosts.is_empty() {
             self.problem(
                 &key("hosts"),
@@ -315,23 +268,15 @@ impl Check {
             )?;
         }
         let secret_file = raw.secret_file.map(Into::into);
-        Some(ServerSettings {
-            address: address?,
-            component,
-            secret: secret?,
-            secret_file,
-            hosts,
-        })
+        Some(ServerSettings { address: address?, component, secret: secret?, secret_file, hosts })
     }
 
     fn domain(&mut self, key: &str, text: &str) -> Option<DomainPart> {
         match DomainPart::new(text) {
             Ok(domain) => Some(domain.into_owned()),
-            Err(error) => self.refuse(
-                key,
-                text,
-                format!("must be a domain, as \"example.org\" ({error})"),
-            ),
+            Err(error) => {
+                self.refuse(key, text, format!("must be a domain, as \"example.org\" ({error})"))
+            }
         }
     }
 
@@ -401,9 +346,7 @@ impl Check {
             return Some(HttpSettings { listen: None });
         }
         match text.parse::<SocketAddr>() {
-            Ok(address) => Some(HttpSettings {
-                listen: Some(address),
-            }),
+            Ok(address) => Some(HttpSettings { listen: Some(address) }),
             Err(_) => self.refuse(
                 "http.listen",
                 text,
@@ -445,19 +388,14 @@ impl Check {
                 "must be a level (error, warn, info, debug, trace), or such as \"info,amphora::link=debug\"",
             ),
         };
-        Some(LogSettings {
-            filter: filter?,
-            format: format?,
-        })
+        Some(LogSettings { filter: filter?, format: format? })
     }
 }
 
 fn read_limited(path: &Path) -> std::io::Result<String> {
     use std::io::Read;
     let mut text = String::new();
-    let read = std::fs::File::open(path)?
-        .take(MAX_SECRET_FILE + 1)
-        .read_to_string(&mut text)?;
+    let read = std::fs::File::open(path)?.take(MAX_SECRET_FILE + 1).read_to_string(&mut text)?;
     if read as u64 > MAX_SECRET_FILE {
         return Err(std::io::Error::other("more than 4096 bytes"));
     }

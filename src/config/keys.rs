@@ -49,9 +49,7 @@ const KEYS: &[(&str, &str, Kind)] = &[
 
 /// The kind of a key, if there is such a key.
 pub(super) fn kind(section: &str, name: &str) -> Option<Kind> {
-    KEYS.iter()
-        .find(|key| key.0 == section && key.1 == name)
-        .map(|key| key.2)
+    KEYS.iter().find(|key| key.0 == section && key.1 == name).map(|key| key.2)
 }
 
 /// Whether there is such a section.
@@ -62,16 +60,9 @@ pub(super) fn is_section(section: &str) -> bool {
 /// What an unknown key should have been, for an error.
 pub(super) fn known(section: &str) -> String {
     if is_section(section) {
-        let names: Vec<_> = KEYS
-            .iter()
-            .filter(|key| key.0 == section)
-            .map(|key| key.1)
-            .collect();
-        let open = if section == SERVERS {
-            format!("[[{section}]]")
-        } else {
-            format!("[{section}]")
-        };
+        let names: Vec<_> = KEYS.iter().filter(|key| key.0 == section).map(|key| key.1).collect();
+        let open =
+            if section == SERVERS { format!("[[{section}]]") } else { format!("[{section}]") };
         return format!("unknown key; the keys of {open} are {}", names.join(", "));
     }
     let mut sections: Vec<_> = KEYS.iter().map(|key| key.0).collect();

@@ -47,9 +47,5 @@ pub fn load(
     let text = source::read(path)?;
     let merged = source::merge(&text, environment)?;
     let (settings, warnings) = check::check(merged)?;
-    Ok(Loaded {
-        settings,
-        file: text.used,
-        warnings,
-    })
+    Ok(Loaded { settings, file: text.used, warnings })
 }

@@ -24,9 +24,7 @@ pub(super) struct RawNode {
 
 impl Default for RawNode {
     fn default() -> Self {
-        RawNode {
-            name: "amphora".into(),
-        }
+        RawNode { name: "amphora".into() }
     }
 }
 
@@ -39,10 +37,7 @@ pub(super) struct RawProcessor {
 
 impl Default for RawProcessor {
     fn default() -> Self {
-        RawProcessor {
-            shards: 256,
-            security_level: "strict".into(),
-        }
+        RawProcessor { shards: 256, security_level: "strict".into() }
     }
 }
 
@@ -56,11 +51,7 @@ pub(super) struct RawStore {
 
 impl Default for RawStore {
     fn default() -> Self {
-        RawStore {
-            url: "sqlite://amphora.db".into(),
-            messages_per_user: 0,
-            retention: "0s".into(),
-        }
+        RawStore { url: "sqlite://amphora.db".into(), messages_per_user: 0, retention: "0s".into() }
     }
 }
 
@@ -94,9 +85,7 @@ pub(super) struct RawHttp {
 
 impl Default for RawHttp {
     fn default() -> Self {
-        RawHttp {
-            listen: "127.0.0.1:9079".into(),
-        }
+        RawHttp { listen: "127.0.0.1:9079".into() }
     }
 }
 
@@ -115,9 +104,6 @@ pub(super) struct RawLog {
 
 impl Default for RawLog {
     fn default() -> Self {
-        RawLog {
-            filter: "info".into(),
-            format: "text".into(),
-        }
+        RawLog { filter: "info".into(), format: "text".into() }
     }
 }

@@ -150,24 +150,10 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (host, port) = text.rsplit_once(':').ok_or(BadAddress)?;
-        let port = port
-            .bytes()
-            .all(|b| b.is_ascii_digit())
-            .then_some(port)
-            .ok_or(BadAddress)?;
-        let port = port
-            .parse()
-            .ok()
-            .filter(|&port| port != 0)
-            .ok_or(BadAddress)?;
-        let host = match host
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'))
-        {
-            Some(v6) => v6
-                .parse::<std::net::Ipv6Addr>()
-                .map_err(|_| BadAddress)?
-                .to_string(),
+        let port = port.bytes().all(|b| b.is_ascii_digit()).then_some(port).ok_or(BadAddress)?;
+        let port = port.parse().ok().filter(|&port| port != 0).ok_or(BadAddress)?;
+        let host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            Some(v6) => v6.parse::<std::net::Ipv6Addr>().map_err(|_| BadAddress)?.to_string(),
             None if is_name(host) => host.to_owned(),
             None => return Err(BadAddress),
         };
@@ -178,9 +164,7 @@ impl FromStr for Address {
 /// Might be a DNS name or an IPv4 address.
 fn is_name(host: &str) -> bool {
     (1..=253).contains(&host.len())
-        && host
-            .chars()
-            .all(|c| c.is_alphanumeric() || "-._".contains(c))
+        && host.chars().all(|c| c.is_alphanumeric() || "-._".contains(c))
 }
 
 impl fmt::Display for Address {
@@ -241,16 +225,8 @@ mod tests {
 
     #[test]
     fn addresses_print_as_they_parse() {
-        for good in [
-            "127.0.0.1:5347",
-            "[::1]:5347",
-            "xmpp.example.org:1",
-            "localhost:65535",
-        ] {
-            assert_eq!(
-                good.parse::<Address>().map(|a| a.to_string()),
-                Ok(good.to_owned())
-            );
+        for good in ["127.0.0.1:5347", "[::1]:5347", "xmpp.example.org:1", "localhost:65535"] {
+            assert_eq!(good.parse::<Address>().map(|a| a.to_string()), Ok(good.to_owned()));
         }
         for bad in [
             "",
@@ -276,9 +252,6 @@ mod tests {
             format!("{url} {url:?}"),
             "postgres://***@db/amphora \"postgres://***@db/amphora\""
         );
-        assert_eq!(
-            StoreUrl("sqlite://amphora.db".into()).to_string(),
-            "sqlite://amphora.db"
-        );
+        assert_eq!(StoreUrl("sqlite://amphora.db".into()).to_string(), "sqlite://amphora.db");
     }
 }

@@ -65,10 +65,8 @@ pub(super) fn read(path: Option<&Path>) -> Result<Text, ConfigError> {
         None => find()?,
     };
     let text = match used.path() {
-        Some(path) => std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
-            path: path.to_owned(),
-            source,
-        })?,
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?,
         None => String::new(),
     };
     Ok(Text { used, text })
@@ -99,12 +97,7 @@ pub(super) struct Merged {
 impl Merged {
     /// Nothing was written anywhere.
     pub(super) fn nothing() -> Self {
-        Merged {
-            raw: Raw::default(),
-            file: None,
-            origins: BTreeMap::new(),
-            problems: Vec::new(),
-        }
+        Merged { raw: Raw::default(), file: None, origins: BTreeMap::new(), problems: Vec::new() }
     }
 }
 
@@ -127,10 +120,8 @@ pub(super) fn merge(
 
 fn parse(path: &Path, text: &str) -> Result<Map<String, Value>, ConfigError> {
     let file = config::File::from_str(text, FileFormat::Toml);
-    let table = Config::builder()
-        .add_source(file)
-        .build()
-        .and_then(|config| config.cache.into_table());
+    let table =
+        Config::builder().add_source(file).build().and_then(|config| config.cache.into_table());
     table.map_err(|error| ConfigError::Syntax {
         path: path.to_owned(),
         message: without_excerpt(&error.to_string()),
@@ -139,14 +130,10 @@ fn parse(path: &Path, text: &str) -> Result<Map<String, Value>, ConfigError> {
 
 /// A parser's message without the line of the file it quotes, which may hold a secret.
 fn without_excerpt(message: &str) -> String {
-    let lines = message
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.contains('|'));
+    let lines =
+        message.lines().map(str::trim).filter(|line| !line.is_empty() && !line.contains('|'));
     let line = lines.collect::<Vec<_>>().join(": ");
-    line.strip_prefix("TOML parse error ")
-        .unwrap_or(&line)
-        .to_owned()
+    line.strip_prefix("TOML parse error ").unwrap_or(&line).to_owned()
 }
 
 /// The keys that are known and of the right type, and the problems with the others.
@@ -163,12 +150,7 @@ struct Found {
 impl Found {
     fn problem(&mut self, key: &str, value: Option<String>, says: impl Into<String>) {
         let origin = Some(self.origin.clone());
-        self.problems.push(Problem {
-            key: key.to_owned(),
-            origin,
-            value,
-            says: says.into(),
-        });
+        self.problems.push(Problem { key: key.to_owned(), origin, value, says: says.into() });
     }
 
     fn put(&mut self, key: String, value: Value) {
@@ -272,10 +254,7 @@ impl Found {
         let value = match kind {
             Kind::Text | Kind::Secret => ValueKind::String(text),
             Kind::List => {
-                let items = text
-                    .split(',')
-                    .map(str::trim)
-                    .filter(|item| !item.is_empty());
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 ValueKind::Array(items.map(Value::from).collect())
             }
             Kind::Integer => match text.trim().parse::<i64>() {
@@ -296,10 +275,7 @@ impl Found {
     /// A variable for the third server says nothing of the second.
     fn missing_servers(&mut self) {
         let last = self.servers.last().copied().unwrap_or(0);
-        for index in (0..last)
-            .filter(|index| !self.servers.contains(index))
-            .collect::<Vec<_>>()
-        {
+        for index in (0..last).filter(|index| !self.servers.contains(index)).collect::<Vec<_>>() {
             self.problems.push(Problem {
                 key: format!("{SERVERS}[{index}]"),
                 origin: None,
@@ -321,10 +297,7 @@ impl Found {
         for (key, value) in self.values {
             builder = builder.set_override(key, value).map_err(unmergeable)?;
         }
-        let raw = builder
-            .build()
-            .and_then(Config::try_deserialize::<Raw>)
-            .map_err(unmergeable)?;
+        let raw = builder.build().and_then(Config::try_deserialize::<Raw>).map_err(unmergeable)?;
         Ok(Merged {
             raw,
             file: file.map(Path::to_owned),
@@ -343,12 +316,7 @@ fn unmergeable(error: config::ConfigError) -> ConfigError {
         _ => String::new(),
     };
     let says = "cannot be read".to_owned();
-    ConfigError::Invalid(Problems(vec![Problem {
-        key,
-        origin: None,
-        value: None,
-        says,
-    }]))
+    ConfigError::Invalid(Problems(vec![Problem { key, origin: None, value: None, says }]))
 }
 
 fn fits(kind: Kind, value: &ValueKind) -> bool {
@@ -356,9 +324,9 @@ fn fits(kind: Kind, value: &ValueKind) -> bool {
         (Kind::Text | Kind::Secret, ValueKind::String(_)) | (Kind::Integer, ValueKind::I64(_)) => {
             true
         }
-        (Kind::List, ValueKind::Array(items)) => items
-            .iter()
-            .all(|item| matches!(item.kind, ValueKind::String(_))),
+        (Kind::List, ValueKind::Array(items)) => {
+            items.iter().all(|item| matches!(item.kind, ValueKind::String(_)))
+        }
         _ => false,
     }
 }
@@ -378,14 +346,9 @@ mod tests {
     #[test]
     fn a_syntax_error_does_not_quote_the_line() {
         let text = "[[servers]]\nsecret = hunter2\n";
-        let error = parse(Path::new("a.toml"), text)
-            .map(|_| ())
-            .map_err(|error| error.to_string());
+        let error = parse(Path::new("a.toml"), text).map(|_| ()).map_err(|error| error.to_string());
         let error = error.expect_err("an unquoted text is not TOML");
-        assert!(
-            error.starts_with("'a.toml' is not TOML: at line 2, column 10: "),
-            "{error}"
-        );
+        assert!(error.starts_with("'a.toml' is not TOML: at line 2, column 10: "), "{error}");
         assert!(!error.contains("hunter2"), "{error}");
     }
 }

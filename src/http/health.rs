@@ -75,14 +75,8 @@ impl Health {
 
     /// Makes a link known, as connecting, with the hosts that it will greet.
     pub fn add_link(&self, component: &str, hosts: impl IntoIterator<Item = impl Into<String>>) {
-        let hosts = hosts.into_iter().map(|host| HostHealth {
-            host: host.into(),
-            greeted: false,
-        });
-        let link = LinkHealth {
-            state: LinkState::Connecting,
-            hosts: hosts.collect(),
-        };
+        let hosts = hosts.into_iter().map(|host| HostHealth { host: host.into(), greeted: false });
+        let link = LinkHealth { state: LinkState::Connecting, hosts: hosts.collect() };
         self.links().insert(component.to_owned(), link);
     }
 
@@ -90,14 +84,9 @@ impl Health {
     /// none of them, until [`Health::set_host_greeted`].
     pub fn set_link(&self, component: &str, state: LinkState) {
         let mut links = self.links();
-        let unknown = LinkHealth {
-            state: LinkState::Connecting,
-            hosts: Vec::new(),
-        };
+        let unknown = LinkHealth { state: LinkState::Connecting, hosts: Vec::new() };
         let link = links.entry(component.to_owned()).or_insert(unknown);
-        link.hosts
-            .iter_mut()
-            .for_each(|host| host.greeted = state == LinkState::Greeted);
+        link.hosts.iter_mut().for_each(|host| host.greeted = state == LinkState::Greeted);
         link.state = state;
     }
 
@@ -105,9 +94,7 @@ impl Health {
     /// hosts have. A link that is not `Connected` stays as it is.
     pub fn set_host_greeted(&self, component: &str, host: &str) {
         let mut links = self.links();
-        let Some(link) = links
-            .get_mut(component)
-            .filter(|link| link.state == LinkState::Connected)
+        let Some(link) = links.get_mut(component).filter(|link| link.state == LinkState::Connected)
         else {
             return;
         };
@@ -134,10 +121,7 @@ impl Health {
             Some(true) => StoreHealth::Healthy,
             Some(false) => StoreHealth::Unhealthy,
         };
-        Snapshot {
-            links: self.links().clone(),
-            store,
-        }
+        Snapshot { links: self.links().clone(), store }
     }
 
     /// Whether every link is greeted and the store is healthy. A node without links is
@@ -159,10 +143,7 @@ impl Snapshot {
     /// Whether every link is greeted and the store is healthy.
     pub fn ready(&self) -> bool {
         self.store == StoreHealth::Healthy
-            && self
-                .links
-                .values()
-                .all(|link| link.state == LinkState::Greeted)
+            && self.links.values().all(|link| link.state == LinkState::Greeted)
     }
 }
 
@@ -217,26 +198,15 @@ mod tests {
     use super::*;
 
     fn lines(health: &Health) -> Vec<String> {
-        health
-            .snapshot()
-            .to_string()
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        health.snapshot().to_string().lines().map(str::to_owned).collect()
     }
 
     #[test]
     fn a_node_without_links_is_ready_with_its_store() {
         let health = Health::new();
-        assert_eq!(
-            lines(&health),
-            ["not ready", "store: not open", "links: none is configured"]
-        );
+        assert_eq!(lines(&health), ["not ready", "store: not open", "links: none is configured"]);
         health.set_store(|| true);
-        assert_eq!(
-            lines(&health),
-            ["ready", "store: healthy", "links: none is configured"]
-        );
+        assert_eq!(lines(&health), ["ready", "store: healthy", "links: none is configured"]);
         health.set_store(|| false);
         assert!(!health.ready());
     }

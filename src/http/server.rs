@@ -43,20 +43,11 @@ impl Http {
 /// The error names the address.
 pub fn serve(listen: SocketAddr, health: Health, metrics: PrometheusHandle) -> io::Result<Http> {
     let named = |error: io::Error| {
-        io::Error::new(
-            error.kind(),
-            format!("cannot listen for HTTP on {listen}: {error}"),
-        )
+        io::Error::new(error.kind(), format!("cannot listen for HTTP on {listen}: {error}"))
     };
     let server = HttpServer::new(move || {
-        let (health, metrics) = (
-            web::Data::new(health.clone()),
-            web::Data::new(metrics.clone()),
-        );
-        App::new()
-            .app_data(health)
-            .app_data(metrics)
-            .configure(routes)
+        let (health, metrics) = (web::Data::new(health.clone()), web::Data::new(metrics.clone()));
+        App::new().app_data(health).app_data(metrics).configure(routes)
     });
     let server = server
         .workers(1)
@@ -82,9 +73,7 @@ fn routes(app: &mut web::ServiceConfig) {
         .service(page("/healthz").route(read().to(async || text(HttpResponse::Ok(), "alive\n"))))
         .service(page("/readyz").route(read().to(readyz)))
         .service(page("/metrics").route(read().to(prometheus)))
-        .default_service(web::to(async || {
-            text(HttpResponse::NotFound(), "not found\n")
-        }));
+        .default_service(web::to(async || text(HttpResponse::NotFound(), "not found\n")));
 }
 
 /// A path that answers to no method but those of its routes.
@@ -102,11 +91,8 @@ fn read() -> Route {
 
 async fn readyz(health: web::Data<Health>) -> HttpResponse {
     let snapshot = health.snapshot();
-    let status = if snapshot.ready() {
-        HttpResponse::Ok()
-    } else {
-        HttpResponse::ServiceUnavailable()
-    };
+    let status =
+        if snapshot.ready() { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
     text(status, snapshot.to_string())
 }
 
@@ -117,9 +103,7 @@ async fn prometheus(metrics: web::Data<PrometheusHandle>) -> HttpResponse {
 }
 
 fn text(mut response: HttpResponseBuilder, body: impl Into<String>) -> HttpResponse {
-    response
-        .content_type("text/plain; charset=utf-8")
-        .body(body.into())
+    response.content_type("text/plain; charset=utf-8").body(body.into())
 }
 
 #[cfg(test)]
@@ -133,12 +117,7 @@ mod tests {
     fn start(health: &Health) -> Http {
         let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
         metrics::with_local_recorder(&recorder, || metrics::counter!("some_total").increment(7));
-        serve(
-            ([127, 0, 0, 1], 0).into(),
-            health.clone(),
-            recorder.handle(),
-        )
-        .unwrap()
+        serve(([127, 0, 0, 1], 0).into(), health.clone(), recorder.handle()).unwrap()
     }
 
     /// The status line, the head and the body of the answer.
@@ -168,10 +147,7 @@ mod tests {
         assert_eq!(ask(&http, "GET", "/healthz").await.2, "alive\n");
         let (status, head, body) = ask(&http, "GET", "/metrics").await;
         assert_eq!(status, "HTTP/1.1 200 OK");
-        assert!(
-            head.contains("content-type: text/plain; version=0.0.4"),
-            "{head}"
-        );
+        assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
         assert!(body.contains("\nsome_total 7\n"), "{body}");
         assert_eq!(ask(&http, "HEAD", "/healthz").await.0, "HTTP/1.1 200 OK");
         http.stop().await;
@@ -190,24 +166,15 @@ mod tests {
         health.set_link("amp.a", LinkState::Greeted);
         let (status, _, body) = ask(&http, "GET", "/readyz").await;
         assert_eq!(status, "HTTP/1.1 200 OK");
-        assert_eq!(
-            body,
-            "ready\nstore: healthy\nlink amp.a: greeted\nhost a on amp.a: greeted\n"
-        );
+        assert_eq!(body, "ready\nstore: healthy\nlink amp.a: greeted\nhost a on amp.a: greeted\n");
         http.stop().await;
     }
 
     #[actix_web::test]
     async fn what_is_not_served() {
         let http = start(&Health::new());
-        assert_eq!(
-            ask(&http, "GET", "/other").await.0,
-            "HTTP/1.1 404 Not Found"
-        );
-        assert_eq!(
-            ask(&http, "POST", "/other").await.0,
-            "HTTP/1.1 404 Not Found"
-        );
+        assert_eq!(ask(&http, "GET", "/other").await.0, "HTTP/1.1 404 Not Found");
+        assert_eq!(ask(&http, "POST", "/other").await.0, "HTTP/1.1 404 Not Found");
         let (status, head, _) = ask(&http, "POST", "/metrics").await;
         assert_eq!(status, "HTTP/1.1 405 Method Not Allowed");
         assert!(head.contains("allow: get, head"), "{head}");
@@ -218,14 +185,9 @@ mod tests {
     async fn an_address_in_use_is_named() {
         let http = start(&Health::new());
         let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-        let error = serve(http.address, Health::new(), recorder.handle())
-            .err()
-            .unwrap();
+        let error = serve(http.address, Health::new(), recorder.handle()).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        assert!(
-            error.to_string().contains(&http.address.to_string()),
-            "{error}"
-        );
+        assert!(error.to_string().contains(&http.address.to_string()), "{error}");
         http.stop().await;
     }
 }

@@ -23,9 +23,7 @@ impl Backoff {
     /// The next pause. `chance` is from zero to one: the pause lies between half of the
     /// full one and the full one.
     pub fn next(&mut self, chance: f64) -> Duration {
-        let full = FIRST
-            .saturating_mul(1 << self.failures.min(16))
-            .min(LONGEST);
+        let full = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
         self.failures += 1;
         full.div_f64(2.0) + full.mul_f64(chance.clamp(0.0, 1.0) / 2.0)
     }

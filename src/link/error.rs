@@ -54,11 +54,7 @@ pub enum LinkError {
 impl LinkError {
     /// A stream error as the server sent it.
     pub fn stream(condition: &str, text: Option<String>) -> Self {
-        LinkError::Stream {
-            condition: condition.to_owned(),
-            text,
-            remedy: remedy(condition),
-        }
+        LinkError::Stream { condition: condition.to_owned(), text, remedy: remedy(condition) }
     }
 
     /// The stream error to send before closing (RFC 6120 section 4.9.3), if the other side

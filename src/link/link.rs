@@ -84,9 +84,7 @@ pub async fn run(settings: LinkSettings, context: LinkContext) {
             "link down: {error}"
         );
         metrics::counter!("amphora_link_failures_total").increment(1);
-        context
-            .health
-            .set_link(&component, LinkState::Down(error.to_string()));
+        context.health.set_link(&component, LinkState::Down(error.to_string()));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             _ = stop.wait_for(|stop| *stop != Stop::No) => return,
@@ -113,9 +111,7 @@ async fn serve(
         _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(()),
     };
     backoff.reset();
-    context
-        .health
-        .set_link(&settings.component, LinkState::Connected);
+    context.health.set_link(&settings.component, LinkState::Connected);
     tracing::info!(component = &*settings.component, "link up");
 
     let id = LinkId(context.numbers.fetch_add(1, Ordering::Relaxed));

@@ -60,6 +60,11 @@ pub enum Incoming {
         /// The session is gone.
         ended: bool,
     },
+    /// The interceptor of that host has been loaded anew and wants to be greeted.
+    Hello {
+        /// The host.
+        host: String,
+    },
     /// An IQ, whole.
     Iq(Element),
     /// Something else; nothing is done about it.
@@ -136,39 +141,27 @@ pub fn read(
     let text = std::str::from_utf8(stanza).map_err(|e| XmlError(e.to_string()))?;
     if !text.starts_with("<message") {
         let iq = Element::parse_in(text, ns::COMPONENT)?;
-        let known = iq
-            .attr("from")
-            .is_some_and(|from| hosts.iter().any(|h| &**h == from));
+        let known = iq.attr("from").is_some_and(|from| hosts.iter().any(|h| &**h == from));
         let ours = known && iq.attr("to") == Some(component) && iq.name == "iq";
-        return Ok(vec![if ours {
-            Incoming::Iq(iq)
-        } else {
-            Incoming::Other
-        }]);
+        return Ok(vec![if ours { Incoming::Iq(iq) } else { Incoming::Other }]);
     }
-    let mut reader = Reader {
-        xml: NsReader::from_str(text),
-        stanza,
-    };
+    let mut reader = Reader { xml: NsReader::from_str(text), stanza };
     let mut said = Vec::new();
     let (start, empty) = reader.root()?;
     let attrs = Attributes::of(&start)?;
     let host = attrs.get("from").unwrap_or_default();
     if !hosts.iter().any(|h| **h == *host) || attrs.get("to") != Some(component) {
-        return reader
-            .skip_rest(&start, empty)
-            .map(|()| vec![Incoming::Other]);
+        return reader.skip_rest(&start, empty).map(|()| vec![Incoming::Other]);
     }
     if attrs.get("type") == Some("error") || empty {
-        return reader
-            .skip_rest(&start, empty)
-            .map(|()| vec![Incoming::Other]);
+        return reader.skip_rest(&start, empty).map(|()| vec![Incoming::Other]);
     }
     while let Some((child, namespace, empty)) = reader.child()? {
         let known = namespace == Space::Intercept;
         match child.local_name().as_ref() {
             "intercept" if known => said.push(reader.intercept(host, &child, empty)?),
             "available" if known => said.extend(available(host, &child)?),
+            "hello" if known => said.push(Incoming::Hello { host: host.to_owned() }),
             "taken" if known => said.extend(taken(host, &child)?),
             _ => {}
         }
@@ -264,10 +257,7 @@ impl<'a> Reader<'a> {
             })
         };
         let (Some(key), Some(to), Some(at)) = (attrs.get("key"), attrs.get("to"), stage) else {
-            return Ok(malformed(
-                "key, to or stage is missing or unknown".into(),
-                inside,
-            ));
+            return Ok(malformed("key, to or stage is missing or unknown".into(), inside));
         };
         let message = match inside.message.take() {
             Some(Ok(message)) => message,
@@ -289,10 +279,7 @@ impl<'a> Reader<'a> {
             stamp: inside.stamp,
             message,
         };
-        Ok(Incoming::Intercept {
-            host: host.to_owned(),
-            held: Box::new(held),
-        })
+        Ok(Incoming::Intercept { host: host.to_owned(), held: Box::new(held) })
     }
 
     fn inside_intercept(&mut self, host: &str, inside: &mut Inside) -> Result<(), XmlError> {
@@ -374,10 +361,7 @@ impl<'a> Attributes<'a> {
     }
 
     fn get(&self, name: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(n, _)| *n == name)
-            .map(|(_, value)| value.as_ref())
+        self.0.iter().find(|(n, _)| *n == name).map(|(_, value)| value.as_ref())
     }
 
     /// A missing fact means the careful answer.
@@ -400,10 +384,7 @@ fn session(start: &BytesStart) -> Result<Option<Session>, XmlError> {
     Ok(attrs.get("resource").map(|resource| Session {
         resource: resource.to_owned(),
         // Without a priority it is nobody to send anything to.
-        priority: attrs
-            .get("priority")
-            .and_then(|p| p.parse().ok())
-            .unwrap_or(-128),
+        priority: attrs.get("priority").and_then(|p| p.parse().ok()).unwrap_or(-128),
         hibernating: attrs.is_true("hibernating"),
     }))
 }
@@ -425,10 +406,9 @@ fn available(host: &str, start: &BytesStart) -> Result<Option<Incoming>, XmlErro
 
 fn taken(host: &str, start: &BytesStart) -> Result<Option<Incoming>, XmlError> {
     let attrs = Attributes::of(start)?;
-    let (Some(session), Some(batch)) = (
-        attrs.get("session"),
-        attrs.get("batch").and_then(|b| b.parse().ok()),
-    ) else {
+    let (Some(session), Some(batch)) =
+        (attrs.get("session"), attrs.get("batch").and_then(|b| b.parse().ok()))
+    else {
         return Ok(None);
     };
     let ids = attrs.get("ids").unwrap_or_default();
@@ -437,10 +417,7 @@ fn taken(host: &str, start: &BytesStart) -> Result<Option<Incoming>, XmlError> {
         session: session.into(),
         user: attrs.get("for").unwrap_or_default().into(),
         batch,
-        ids: ids
-            .split_ascii_whitespace()
-            .filter_map(|id| id.parse().ok())
-            .collect(),
+        ids: ids.split_ascii_whitespace().filter_map(|id| id.parse().ok()).collect(),
         ended: attrs.is_true("ended"),
     }))
 }
@@ -456,12 +433,7 @@ mod tests {
     }
 
     fn said(stanza: &str) -> Vec<Incoming> {
-        read(
-            &Bytes::copy_from_slice(stanza.as_bytes()),
-            "amp.h",
-            &hosts(),
-        )
-        .unwrap()
+        read(&Bytes::copy_from_slice(stanza.as_bytes()), "amp.h", &hosts()).unwrap()
     }
 
     fn message(inside: &str) -> String {
@@ -501,24 +473,16 @@ mod tests {
         assert_eq!((&*held.key, held.after.as_deref()), ("Z-2", Some("Z-1")));
         assert_eq!(held.message.raw, MESSAGE.as_bytes());
         assert!(held.account && held.may_see_presence && !held.archived && !held.again);
-        let sessions: Vec<_> = held
-            .sessions
-            .iter()
-            .map(|s| (&*s.resource, s.priority, s.hibernating))
-            .collect();
+        let sessions: Vec<_> =
+            held.sessions.iter().map(|s| (&*s.resource, s.priority, s.hibernating)).collect();
         assert_eq!(sessions, [("phone", 5, false), ("pad", -1, true)]);
         assert_eq!(held.stamp.unwrap().to_string(), "2026-11-22T05:00:00.123Z");
     }
 
     #[test]
     fn missing_facts_mean_the_careful_answer() {
-        let stanza = message(&intercept(
-            "key='k' stage='offline' to='b@h'",
-            &forwarded(MESSAGE),
-        ));
-        let Incoming::Intercept { held, .. } = only(&stanza) else {
-            panic!("no intercept")
-        };
+        let stanza = message(&intercept("key='k' stage='offline' to='b@h'", &forwarded(MESSAGE)));
+        let Incoming::Intercept { held, .. } = only(&stanza) else { panic!("no intercept") };
         assert!(!held.account && !held.may_see_presence && !held.archived);
         assert!(held.sessions.is_empty() && held.stamp.is_none());
     }
@@ -527,11 +491,7 @@ mod tests {
     fn what_cannot_be_read_keeps_its_key_and_addresses() {
         for (attrs, inside, key) in [
             ("key='k' stage='offline' to='b@h'", forwarded(""), Some("k")),
-            (
-                "key='k' stage='later' to='b@h'",
-                forwarded(MESSAGE),
-                Some("k"),
-            ),
+            ("key='k' stage='later' to='b@h'", forwarded(MESSAGE), Some("k")),
             ("stage='offline' to='b@h'", forwarded(MESSAGE), None),
             ("key='k' stage='offline' to='b@h'", String::new(), Some("k")),
         ] {
@@ -546,9 +506,7 @@ mod tests {
             "<message xmlns:p='u' from='h' to='amp.h'>{}</message>",
             intercept("key='k' stage='offline' to='b@h'", &forwarded(inside))
         );
-        let Incoming::Malformed(malformed) = only(&stanza) else {
-            panic!("it was taken")
-        };
+        let Incoming::Malformed(malformed) = only(&stanza) else { panic!("it was taken") };
         assert_eq!(malformed.from.as_deref(), Some("a@h/r"));
     }
 
@@ -563,14 +521,10 @@ mod tests {
         let all = said(&stanza);
         assert_eq!(all.len(), 3, "{all:?}");
         assert!(matches!(&all[0], Incoming::Intercept { .. }));
-        assert!(
-            matches!(&all[1], Incoming::Available { session, n: 2, user, archive: true, .. }
-            if &**session == "s" && &**user == "b@h")
-        );
-        assert!(
-            matches!(&all[2], Incoming::Taken { batch: 4_294_967_297, ids, ended: true, .. }
-            if ids.len() == 2)
-        );
+        assert!(matches!(&all[1], Incoming::Available { session, n: 2, user, archive: true, .. }
+            if &**session == "s" && &**user == "b@h"));
+        assert!(matches!(&all[2], Incoming::Taken { batch: 4_294_967_297, ids, ended: true, .. }
+            if ids.len() == 2));
     }
 
     #[test]

@@ -89,11 +89,7 @@ pub struct Session<'a> {
 impl<'a> Session<'a> {
     /// A stream that was authenticated just now.
     pub fn new(id: LinkId, settings: &'a LinkSettings, context: &'a LinkContext) -> Self {
-        let hosts = settings
-            .hosts
-            .iter()
-            .map(|h| (h.clone(), Host::default()))
-            .collect();
+        let hosts = settings.hosts.iter().map(|h| (h.clone(), Host::default())).collect();
         let state = State {
             hosts,
             window: Window::default(),
@@ -149,16 +145,9 @@ impl<'a> Session<'a> {
     /// The notices that were under way come to nothing on this link.
     pub fn give_up_sends(&self) {
         let sends = std::mem::take(&mut self.state.borrow_mut().sends);
-        let failed = sends.into_values().map(|(user, id, _)| {
-            (
-                user.clone(),
-                Input::Sent {
-                    user,
-                    id,
-                    sent: Sent::Failed,
-                },
-            )
-        });
+        let failed = sends
+            .into_values()
+            .map(|(user, id, _)| (user.clone(), Input::Sent { user, id, sent: Sent::Failed }));
         self.context.router.do_send(Route(failed.collect()));
     }
 
@@ -177,9 +166,7 @@ impl<'a> Session<'a> {
                 }
             }
             if !inputs.is_empty() {
-                self.context
-                    .router
-                    .do_send(Route(std::mem::take(&mut inputs)));
+                self.context.router.do_send(Route(std::mem::take(&mut inputs)));
             }
             let unanswered = self.state.borrow().unanswered;
             metrics::gauge!("amphora_intercepts_unanswered").set(unanswered as f64);
@@ -210,13 +197,7 @@ impl<'a> Session<'a> {
             match said {
                 Incoming::Intercept { host, held } => inputs.extend(self.intercept(&host, *held)),
                 Incoming::Malformed(malformed) => self.malformed(malformed),
-                Incoming::Available {
-                    host,
-                    session,
-                    n,
-                    user,
-                    archive,
-                } => {
+                Incoming::Available { host, session, n, user, archive } => {
                     let Some(host) = self.host(&host) else {
                         continue;
                     };
@@ -232,14 +213,7 @@ impl<'a> Session<'a> {
                     };
                     inputs.push((user, Input::Available(available)));
                 }
-                Incoming::Taken {
-                    host,
-                    session,
-                    user,
-                    batch,
-                    ids,
-                    ended,
-                } => {
+                Incoming::Taken { host, session, user, batch, ids, ended } => {
                     let Some(host) = self.host(&host) else {
                         continue;
                     };
@@ -248,17 +222,11 @@ impl<'a> Session<'a> {
                         continue;
                     }
                     let link = self.id;
-                    let taken = Taken {
-                        link,
-                        host,
-                        session,
-                        user: user.clone(),
-                        batch,
-                        ids,
-                        ended,
-                    };
+                    let taken =
+                        Taken { link, host, session, user: user.clone(), batch, ids, ended };
                     inputs.push((user, Input::Taken(taken)));
                 }
+                Incoming::Hello { host } => self.hello(&host),
                 Incoming::Iq(iq) => inputs.extend(self.iq(&iq)),
                 Incoming::Other => {}
             }
@@ -266,39 +234,33 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// An interceptor that was loaded anew knows of no node until it is greeted.
+    fn hello(&self, host: &str) {
+        if let Some(host) = self.state.borrow_mut().hosts.get_mut(host) {
+            *host = Host::default();
+        }
+        self.greet();
+        self.wake.notify_one();
+    }
+
     fn host(&self, name: &str) -> Option<Arc<str>> {
-        self.settings
-            .hosts
-            .iter()
-            .find(|host| &***host == name)
-            .cloned()
+        self.settings.hosts.iter().find(|host| &***host == name).cloned()
     }
 
     fn max_stanza(&self, host: &str) -> usize {
         let state = self.state.borrow();
-        state
-            .hosts
-            .get(host)
-            .map_or(DEFAULT_MAX_STANZA, |h| h.max_stanza)
+        state.hosts.get(host).map_or(DEFAULT_MAX_STANZA, |h| h.max_stanza)
     }
 
     fn is_greeted(&self, host: &str) -> bool {
-        self.state
-            .borrow()
-            .hosts
-            .get(host)
-            .is_some_and(|h| h.greeted)
+        self.state.borrow().hosts.get(host).is_some_and(|h| h.greeted)
     }
 
     /// Makes an input of a held message, unless the link answers it itself.
     fn intercept(&self, host: &str, held: Held) -> Option<(Bare, Input)> {
         let host = self.host(host)?;
         if !self.is_greeted(&host) {
-            tracing::debug!(
-                host = &*host,
-                key = &*held.key,
-                "an intercept before the greeting"
-            );
+            tracing::debug!(host = &*host, key = &*held.key, "an intercept before the greeting");
             return None;
         }
         metrics::counter!("amphora_intercepts_total", "stage" => held.stage.as_str()).increment(1);
@@ -356,9 +318,7 @@ impl<'a> Session<'a> {
     /// Answers an intercept without any shard.
     fn refuse(&self, intercept: &Intercept, reply: Option<String>) {
         let mut state = self.state.borrow_mut();
-        state
-            .refused
-            .insert(intercept.key.clone(), intercept.after.clone());
+        state.refused.insert(intercept.key.clone(), intercept.after.clone());
         state.verdicts.push(Verdict {
             host: intercept.host.clone(),
             key: intercept.key.clone(),
@@ -371,15 +331,7 @@ impl<'a> Session<'a> {
     }
 
     fn malformed(&self, malformed: Malformed) {
-        let Malformed {
-            host,
-            key,
-            stage,
-            from,
-            to,
-            id,
-            reason,
-        } = malformed;
+        let Malformed { host, key, stage, from, to, id, reason } = malformed;
         tracing::error!(
             host,
             key = key.as_deref(),
@@ -390,24 +342,14 @@ impl<'a> Session<'a> {
             return;
         };
         let bounce = from.zip(to).map(|(from, to)| {
-            let envelope = Envelope {
-                host: &host,
-                sender: &from,
-                recipient: &to,
-                id: id.as_deref(),
-            };
+            let envelope =
+                Envelope { host: &host, sender: &from, recipient: &to, id: id.as_deref() };
             reply_to::plain(&envelope, StanzaError::BAD_REQUEST)
         });
         let mut state = self.state.borrow_mut();
         state.refused.insert(key.clone(), None);
         let sends = bounce.into_iter().collect();
-        state.verdicts.push(Verdict {
-            host,
-            key,
-            stage,
-            what: Do::Discarded,
-            sends,
-        });
+        state.verdicts.push(Verdict { host, key, stage, what: Do::Discarded, sends });
         self.wake.notify_one();
     }
 
@@ -421,10 +363,7 @@ impl<'a> Session<'a> {
     }
 
     fn iq(&self, iq: &Element) -> Option<(Bare, Input)> {
-        let (from, id) = (
-            iq.attr("from").unwrap_or_default(),
-            iq.attr("id").unwrap_or_default(),
-        );
+        let (from, id) = (iq.attr("from").unwrap_or_default(), iq.attr("id").unwrap_or_default());
         let host = self.host(from)?;
         match iq.attr("type") {
             Some("result") => self.answered(&host, id, iq, true),
@@ -435,24 +374,18 @@ impl<'a> Session<'a> {
             {
                 let user: Bare = jid.into();
                 let request = id.to_owned();
-                let input = Input::AccountRemoved {
-                    link: self.id,
-                    host,
-                    user: user.clone(),
-                    request,
-                };
+                let input =
+                    Input::AccountRemoved { link: self.id, host, user: user.clone(), request };
                 Some((user, input))
             }
             Some("get") if iq.child("ping", "urn:xmpp:ping").is_some() => {
-                self.writer
-                    .result(&mut self.state.borrow_mut().out, &host, id);
+                self.writer.result(&mut self.state.borrow_mut().out, &host, id);
                 self.wake.notify_one();
                 None
             }
             Some("get" | "set") => {
                 let out = &mut self.state.borrow_mut().out;
-                self.writer
-                    .error(out, &host, id, "cancel", "feature-not-implemented");
+                self.writer.error(out, &host, id, "cancel", "feature-not-implemented");
                 self.wake.notify_one();
                 None
             }
@@ -469,14 +402,7 @@ impl<'a> Session<'a> {
     ) -> Option<(Bare, Input)> {
         if let Some((user, message, _)) = self.state.borrow_mut().sends.remove(id) {
             let sent = if well { Sent::Done } else { Sent::Failed };
-            return Some((
-                user.clone(),
-                Input::Sent {
-                    user,
-                    id: message,
-                    sent,
-                },
-            ));
+            return Some((user.clone(), Input::Sent { user, id: message, sent }));
         }
         if id.starts_with('g') {
             self.greeting_answered(host, iq, well);
@@ -510,9 +436,7 @@ impl<'a> Session<'a> {
             acks = greeting.attr("acks"),
             "host greeted"
         );
-        self.context
-            .health
-            .set_host_greeted(&self.settings.component, host);
+        self.context.health.set_host_greeted(&self.settings.component, host);
     }
 
     async fn write_all<W: AsyncWrite + Unpin>(
@@ -567,45 +491,25 @@ impl<'a> Session<'a> {
         match what {
             ToLink::Verdict(_) => {}
             ToLink::HandOver(hand_over) => state.window.push(hand_over),
-            ToLink::HandedOver {
-                host,
-                session,
-                n,
-                count,
-            } => {
+            ToLink::HandedOver { host, session, n, count } => {
                 self.flush_window(state);
-                self.writer
-                    .handed_over(&mut state.out, &host, &session, n, count);
+                self.writer.handed_over(&mut state.out, &host, &session, n, count);
             }
-            ToLink::Deleted {
-                host,
-                session,
-                batch,
-            } => {
+            ToLink::Deleted { host, session, batch } => {
                 self.writer.deleted(&mut state.out, &host, &session, batch);
             }
-            ToLink::AccountRemoved {
-                host,
-                request,
-                done,
-            } => {
+            ToLink::AccountRemoved { host, request, done } => {
                 if done {
                     self.writer.result(&mut state.out, &host, &request);
                 } else {
                     let condition = "resource-constraint";
-                    self.writer
-                        .error(&mut state.out, &host, &request, "wait", condition);
+                    self.writer.error(&mut state.out, &host, &request, "wait", condition);
                 }
             }
             ToLink::Send(send) => {
                 state.next_iq += 1;
                 let id = format!("s{}", state.next_iq);
-                let host = send
-                    .user
-                    .rsplit('@')
-                    .next()
-                    .unwrap_or(&send.user)
-                    .to_owned();
+                let host = send.user.rsplit('@').next().unwrap_or(&send.user).to_owned();
                 self.writer.send(&mut state.out, &host, &id, &send);
                 state.sends.insert(id, (send.user, send.id, Instant::now()));
             }
@@ -631,8 +535,7 @@ impl<'a> Session<'a> {
                 bytes +=
                     128 + verdict.key.len() + verdict.sends.iter().map(String::len).sum::<usize>();
                 if bytes > VERDICTS_BYTES || i + 1 == of_host.len() {
-                    self.writer
-                        .verdicts(&mut state.out, &verdict.host, &of_host[begin..=i]);
+                    self.writer.verdicts(&mut state.out, &verdict.host, &of_host[begin..=i]);
                     (begin, bytes) = (i + 1, 0);
                 }
             }
@@ -647,26 +550,29 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Greets hosts that have not answered, and sees whether the server is still there.
-    fn tick(&self) -> Result<(), LinkError> {
+    /// Greets the hosts that have not answered.
+    fn greet(&self) {
         let now = Instant::now();
         let state = &mut *self.state.borrow_mut();
-        let after =
-            |at: Option<Instant>, pause| at.is_none_or(|at| now.duration_since(at) >= pause);
         for (name, host) in &mut state.hosts {
-            if !host.greeted && after(host.asked, GREETING) {
-                host.asked = Some(now);
-                state.next_iq += 1;
-                let id = format!("g{}", state.next_iq);
-                let node = &self.context.node;
-                self.writer
-                    .greeting(&mut state.out, name, &id, node, self.context.security);
+            let asked = host.asked.is_some_and(|at| now.duration_since(at) < GREETING);
+            if host.greeted || asked {
+                continue;
             }
+            host.asked = Some(now);
+            state.next_iq += 1;
+            let id = format!("g{}", state.next_iq);
+            let (node, security) = (&self.context.node, self.context.security);
+            self.writer.greeting(&mut state.out, name, &id, node, security);
         }
-        if state
-            .pinged
-            .is_some_and(|at| now.duration_since(at) >= PING)
-        {
+    }
+
+    /// Greets hosts that have not answered, and sees whether the server is still there.
+    fn tick(&self) -> Result<(), LinkError> {
+        self.greet();
+        let now = Instant::now();
+        let state = &mut *self.state.borrow_mut();
+        if state.pinged.is_some_and(|at| now.duration_since(at) >= PING) {
             return Err(LinkError::Silence(PING.as_secs()));
         }
         if state.pinged.is_none() && now.duration_since(state.heard) >= QUIET {
@@ -677,20 +583,11 @@ impl<'a> Session<'a> {
                 self.writer.ping(&mut state.out, host, &id);
             }
         }
-        let late: Vec<_> = state
-            .sends
-            .extract_if(|_, (_, _, at)| now.duration_since(*at) >= SEND)
-            .collect();
-        let failed = late.into_iter().map(|(_, (user, id, _))| {
-            (
-                user.clone(),
-                Input::Sent {
-                    user,
-                    id,
-                    sent: Sent::Failed,
-                },
-            )
-        });
+        let late: Vec<_> =
+            state.sends.extract_if(|_, (_, _, at)| now.duration_since(*at) >= SEND).collect();
+        let failed = late
+            .into_iter()
+            .map(|(_, (user, id, _))| (user.clone(), Input::Sent { user, id, sent: Sent::Failed }));
         self.context.router.do_send(Route(failed.collect()));
         Ok(())
     }

@@ -35,15 +35,8 @@ pub struct Incoming<R> {
 
 impl<R: AsyncRead + Unpin> Incoming<R> {
     fn new(source: R) -> Self {
-        let limits = Limits {
-            stanza_bytes: STANZA_BYTES,
-            depth: DEPTH,
-        };
-        Incoming {
-            source,
-            framer: Framer::new(limits),
-            buffer: BytesMut::with_capacity(READ),
-        }
+        let limits = Limits { stanza_bytes: STANZA_BYTES, depth: DEPTH };
+        Incoming { source, framer: Framer::new(limits), buffer: BytesMut::with_capacity(READ) }
     }
 
     /// The next frame among the bytes that were read, without waiting.
@@ -82,10 +75,7 @@ pub async fn connect(host: &str, port: u16) -> Result<TcpStream, LinkError> {
     let connected = timeout(PATIENCE, TcpStream::connect((host, port))).await;
     let stream = connected
         .map_err(|_| LinkError::Silence(PATIENCE.as_secs()))?
-        .map_err(|source| LinkError::Connect {
-            address: address(),
-            source,
-        })?;
+        .map_err(|source| LinkError::Connect { address: address(), source })?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -126,17 +116,12 @@ where
             _ => Err(LinkError::Closed),
         }
     };
-    timeout(PATIENCE, handshake)
-        .await
-        .map_err(|_| LinkError::Silence(PATIENCE.as_secs()))??;
+    timeout(PATIENCE, handshake).await.map_err(|_| LinkError::Silence(PATIENCE.as_secs()))??;
     Ok(incoming)
 }
 
 fn stream_id(open: &[u8]) -> Result<String, LinkError> {
-    let header = Element::parse(&format!(
-        "{}</stream:stream>",
-        String::from_utf8_lossy(open)
-    ))?;
+    let header = Element::parse(&format!("{}</stream:stream>", String::from_utf8_lossy(open)))?;
     if !header.is("stream", ns::STREAMS) {
         return Err(LinkError::Protocol("it did not open a stream of XMPP"));
     }
@@ -149,13 +134,11 @@ fn stream_id(open: &[u8]) -> Result<String, LinkError> {
 fn proof(id: &str, secret: &str) -> String {
     use std::fmt::Write as _;
     let digest = Sha1::new().chain_update(id).chain_update(secret).finalize();
-    digest
-        .iter()
-        .fold(String::with_capacity(40), |mut hex, byte| {
-            // reason: writing to a String cannot fail
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+    digest.iter().fold(String::with_capacity(40), |mut hex, byte| {
+        // reason: writing to a String cannot fail
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }
 
 fn authenticated(stanza: &[u8]) -> Result<(), LinkError> {
@@ -163,11 +146,7 @@ fn authenticated(stanza: &[u8]) -> Result<(), LinkError> {
     if element.is("error", ns::STREAMS) {
         return Err(stream_error(&element));
     }
-    if element.name == "handshake" {
-        Ok(())
-    } else {
-        Err(LinkError::Protocol("no handshake"))
-    }
+    if element.name == "handshake" { Ok(()) } else { Err(LinkError::Protocol("no handshake")) }
 }
 
 /// Reads a child of the stream, with the prefix that the stream's header declares.
@@ -179,20 +158,13 @@ pub fn top_level(stanza: &[u8]) -> Result<Element, LinkError> {
         String::from_utf8_lossy(stanza)
     );
     let mut outer = Element::parse(&wrapped)?;
-    outer
-        .children
-        .pop()
-        .ok_or(LinkError::Protocol("an empty stanza"))
+    outer.children.pop().ok_or(LinkError::Protocol("an empty stanza"))
 }
 
 /// The stream error that a server sent.
 pub fn stream_error(error: &Element) -> LinkError {
-    let of = |name: &str| {
-        error
-            .children
-            .iter()
-            .find(|c| c.ns == ns::STREAM_ERRORS && c.name == name)
-    };
+    let of =
+        |name: &str| error.children.iter().find(|c| c.ns == ns::STREAM_ERRORS && c.name == name);
     let condition = error
         .children
         .iter()

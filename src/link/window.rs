@@ -63,8 +63,7 @@ impl Window {
 
     /// A session has ended: what waits for it is not sent any more.
     pub fn ended(&mut self, session: &str) {
-        self.waiting
-            .retain(|hand_over| &*hand_over.session != session);
+        self.waiting.retain(|hand_over| &*hand_over.session != session);
         let mut freed = 0;
         self.sent.retain(|(s, _), (items, _)| {
             let of_it = &**s == session;
@@ -104,12 +103,7 @@ mod tests {
             stamp: Timestamp::from_micros(0),
             stanza: bytes::Bytes::new(),
         };
-        HandOver {
-            host: "h".into(),
-            session: session.into(),
-            batch,
-            items: vec![item; items],
-        }
+        HandOver { host: "h".into(), session: session.into(), batch, items: vec![item; items] }
     }
 
     #[test]

@@ -22,9 +22,7 @@ pub struct Writer {
 impl Writer {
     /// Writes as `component`.
     pub fn new(component: &str) -> Self {
-        Writer {
-            component: escape_attribute(component).into_owned(),
-        }
+        Writer { component: escape_attribute(component).into_owned() }
     }
 
     fn open(&self, out: &mut String, name: &str, host: &str, attributes: &str) {
@@ -166,27 +164,14 @@ impl Writer {
 
     /// The empty result of an IQ.
     pub fn result(&self, out: &mut String, host: &str, id: &str) {
-        self.open(
-            out,
-            "iq",
-            host,
-            &format!(" type='result' id='{}'", escape_attribute(id)),
-        );
+        self.open(out, "iq", host, &format!(" type='result' id='{}'", escape_attribute(id)));
         out.push_str("</iq>");
     }
 
     /// A stanza error that answers an IQ.
     pub fn error(&self, out: &mut String, host: &str, id: &str, kind: &str, condition: &str) {
-        self.open(
-            out,
-            "iq",
-            host,
-            &format!(" type='error' id='{}'", escape_attribute(id)),
-        );
-        let _ = write!(
-            out,
-            "<error type='{kind}'><{condition} xmlns='{}'/></error></iq>",
-            ns::STANZAS
-        );
+        self.open(out, "iq", host, &format!(" type='error' id='{}'", escape_attribute(id)));
+        let _ =
+            write!(out, "<error type='{kind}'><{condition} xmlns='{}'/></error></iq>", ns::STANZAS);
     }
 }

@@ -38,10 +38,7 @@ impl Router {
     /// A router over these shards, in the order of their numbers; there is one at least.
     pub fn new(shards: Vec<Addr<ShardActor>>) -> Self {
         let count = u32::try_from(shards.len()).unwrap_or(u32::MAX);
-        Router {
-            map: ShardMap::new(count),
-            shards,
-        }
+        Router { map: ShardMap::new(count), shards }
     }
 }
 
@@ -53,11 +50,8 @@ impl Handler<Route> for Router {
     type Result = ();
 
     fn handle(&mut self, route: Route, _: &mut Self::Context) {
-        let mut inputs: Vec<(u32, Input)> = route
-            .0
-            .into_iter()
-            .map(|(user, input)| (self.map.shard(&user).0, input))
-            .collect();
+        let mut inputs: Vec<(u32, Input)> =
+            route.0.into_iter().map(|(user, input)| (self.map.shard(&user).0, input)).collect();
         // Stable: what goes to one shard keeps its order.
         inputs.sort_by_key(|(shard, _)| *shard);
         let mut inputs = inputs.into_iter().peekable();

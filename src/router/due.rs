@@ -85,11 +85,7 @@ impl DueClock {
             DueEvent::Taken => {
                 self.under_way = self.under_way.saturating_sub(1);
                 // Half of the room is free again: worth a read.
-                if self.under_way == UNDER_WAY / 2 {
-                    Instant::now()
-                } else {
-                    self.round
-                }
+                if self.under_way == UNDER_WAY / 2 { Instant::now() } else { self.round }
             }
         }
     }
@@ -115,14 +111,8 @@ impl DueClock {
         if room == 0 {
             return Ok(self.round);
         }
-        let limit = PageLimit {
-            rows: room,
-            bytes: BYTES,
-        };
-        let rows = self
-            .store
-            .due(self.position.clone(), (self.clock)(), limit)
-            .await?;
+        let limit = PageLimit { rows: room, bytes: BYTES };
+        let rows = self.store.due(self.position.clone(), (self.clock)(), limit).await?;
         let Some(last) = rows.last() else {
             let next = self.store.next_due(self.position.clone()).await?;
             return Ok(next.map_or(self.round, |at| self.monotonic(at)));
@@ -131,13 +121,7 @@ impl DueClock {
         self.under_way += rows.len();
         let inputs = rows.into_iter().map(|due| {
             let user = due.recipient;
-            (
-                user.clone(),
-                Input::Due {
-                    user,
-                    row: due.message,
-                },
-            )
+            (user.clone(), Input::Due { user, row: due.message })
         });
         self.router.do_send(Route(inputs.collect()));
         Ok(Instant::now())

@@ -20,9 +20,7 @@ pub struct ShardMap {
 impl ShardMap {
     /// A map over so many shards; zero counts as one.
     pub fn new(shards: u32) -> Self {
-        ShardMap {
-            shards: shards.max(1),
-        }
+        ShardMap { shards: shards.max(1) }
     }
 
     /// The shard of a bare JID.
@@ -49,10 +47,7 @@ mod tests {
     fn the_hash_is_the_documented_one() {
         // printf 'bob@example.org' | sha256sum
         assert_eq!(hash("bob@example.org"), HASH_OF_BOB);
-        assert_eq!(
-            ShardMap::new(256).shard("bob@example.org"),
-            ShardId(HASH_OF_BOB % 256)
-        );
+        assert_eq!(ShardMap::new(256).shard("bob@example.org"), ShardId(HASH_OF_BOB % 256));
     }
 
     const HASH_OF_BOB: u32 = 0x686b5e4c;

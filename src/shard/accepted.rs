@@ -45,11 +45,7 @@ impl Accepted {
 
     /// Forgets what is too old.
     pub fn tick(&mut self, now: Timestamp) {
-        while self
-            .order
-            .front()
-            .is_some_and(|(at, _)| now.since(*at) > MEMORY)
-        {
+        while self.order.front().is_some_and(|(at, _)| now.since(*at) > MEMORY) {
             self.drop_oldest();
         }
     }

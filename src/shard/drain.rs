@@ -72,17 +72,10 @@ impl Machine {
         if session.batches.len() >= OPEN_BATCHES {
             return;
         }
-        let limit = PageLimit {
-            rows: BATCH_ITEMS,
-            bytes: session.batch_bytes,
-        };
+        let limit = PageLimit { rows: BATCH_ITEMS, bytes: session.batch_bytes };
         let after = session.cursor;
         recipient.reading = Some(session.id.clone());
-        self.effects.push(Effect::ReadPage {
-            user: user.clone(),
-            after,
-            limit,
-        });
+        self.effects.push(Effect::ReadPage { user: user.clone(), after, limit });
     }
 
     pub(super) fn page(
@@ -156,15 +149,7 @@ impl Machine {
                 if session.batches.is_empty() {
                     recipient.remove_session(reader);
                 }
-                self.tell(
-                    link,
-                    ToLink::HandedOver {
-                        host,
-                        session: id,
-                        n,
-                        count,
-                    },
-                );
+                self.tell(link, ToLink::HandedOver { host, session: id, n, count });
             }
         }
         self.pump(user);
@@ -183,27 +168,15 @@ impl Machine {
         };
         session.batches.push(batch);
         session.count += items.len() as u64;
-        let hand_over = HandOver {
-            host: session.host.clone(),
-            session: session.id.clone(),
-            batch,
-            items,
-        };
+        let hand_over =
+            HandOver { host: session.host.clone(), session: session.id.clone(), batch, items };
         let link = session.link;
         self.tell(link, ToLink::HandOver(hand_over));
     }
 
     /// A client has acknowledged a batch, or its session has ended.
     pub(super) fn taken(&mut self, taken: Taken) {
-        let Taken {
-            link,
-            host,
-            session: id,
-            user,
-            batch,
-            ids,
-            ended,
-        } = taken;
+        let Taken { link, host, session: id, user, batch, ids, ended } = taken;
         let recipient = self.recipients.entry(user.clone()).or_default();
         let new: Vec<MessageId> = ids
             .iter()
@@ -223,11 +196,7 @@ impl Machine {
                 recipient.remove_session(&id);
             }
         }
-        let deleted = ToLink::Deleted {
-            host,
-            session: id,
-            batch,
-        };
+        let deleted = ToLink::Deleted { host, session: id, batch };
         if !new.is_empty() {
             self.delete(user.clone(), new, Some((link, deleted)));
         } else if ids.is_empty() {
@@ -244,10 +213,7 @@ impl Machine {
         ids: Vec<MessageId>,
         tell: Option<(LinkId, ToLink)>,
     ) {
-        let write = Write::Delete {
-            recipient: user.clone(),
-            ids: ids.clone(),
-        };
+        let write = Write::Delete { recipient: user.clone(), ids: ids.clone() };
         self.write(write, Pending::Taken { user, ids, tell });
     }
 
@@ -301,18 +267,8 @@ fn sort(
             sorted.in_archive.push(row.id);
         } else {
             let session = reader.clone();
-            recipient.held.insert(
-                row.id,
-                Held::HandedOver {
-                    session,
-                    expiry: row.expiry,
-                },
-            );
-            sorted.items.push(Item {
-                id: row.id,
-                stamp: row.stored_at,
-                stanza: row.stanza,
-            });
+            recipient.held.insert(row.id, Held::HandedOver { session, expiry: row.expiry });
+            sorted.items.push(Item { id: row.id, stamp: row.stored_at, stanza: row.stanza });
         }
     }
     sorted

@@ -23,10 +23,7 @@ impl Machine {
     /// The time of a stored message has passed. One that a session has does not expire
     /// until that session ends.
     pub(super) fn due(&mut self, now: Timestamp, user: &Bare, row: StoredMessage) {
-        let held = self
-            .recipients
-            .get(user)
-            .is_some_and(|r| r.held.contains_key(&row.id));
+        let held = self.recipients.get(user).is_some_and(|r| r.held.contains_key(&row.id));
         if !held && row.expiry.is_some_and(|expiry| expiry.at <= now) {
             self.expire(user, row, true);
         } else {
@@ -47,21 +44,9 @@ impl Machine {
                 self.clocked(clocked);
             }
             (Some(stanza), then) => {
-                recipient.held.insert(
-                    id,
-                    Held::Expiring {
-                        expiry,
-                        then,
-                        clocked,
-                    },
-                );
+                recipient.held.insert(id, Held::Expiring { expiry, then, clocked });
                 let key = format!("{}/{}", row.key, expiry.rule);
-                self.effects.push(Effect::Send(Send {
-                    user: user.clone(),
-                    id,
-                    key,
-                    stanza,
-                }));
+                self.effects.push(Effect::Send(Send { user: user.clone(), id, key, stanza }));
             }
         }
     }
@@ -71,11 +56,7 @@ impl Machine {
         let Some(recipient) = self.recipients.get_mut(user) else {
             return;
         };
-        let Some(Held::Expiring {
-            expiry,
-            then,
-            clocked,
-        }) = recipient.held.get(&id).cloned()
+        let Some(Held::Expiring { expiry, then, clocked }) = recipient.held.get(&id).cloned()
         else {
             return;
         };
@@ -112,25 +93,10 @@ impl Machine {
     fn reschedule(&mut self, user: &Bare, id: MessageId, expiry: Expiry, next: Option<Expiry>) {
         let recipient = self.recipients.entry(user.clone()).or_default();
         let then = Some(next);
-        recipient.held.insert(
-            id,
-            Held::Expiring {
-                expiry,
-                then,
-                clocked: false,
-            },
-        );
+        recipient.held.insert(id, Held::Expiring { expiry, then, clocked: false });
         self.write(
-            Write::SetExpiry {
-                recipient: user.clone(),
-                id,
-                expiry: next,
-            },
-            Pending::Rescheduled {
-                user: user.clone(),
-                id,
-                next,
-            },
+            Write::SetExpiry { recipient: user.clone(), id, expiry: next },
+            Pending::Rescheduled { user: user.clone(), id, next },
         );
     }
 
@@ -159,10 +125,7 @@ impl Machine {
 
 /// Reads the rule again from the stanza. A stanza that has lost its rule is let go on.
 fn fired(user: &Bare, row: &StoredMessage, expiry: Expiry) -> Fired {
-    let go_on = Fired {
-        notice: None,
-        then: Some(None),
-    };
+    let go_on = Fired { notice: None, then: Some(None) };
     let host = user.rsplit('@').next().unwrap_or(user);
     let Ok(message) = Message::parse(row.stanza.clone(), host) else {
         return go_on;
@@ -183,9 +146,6 @@ fn fired(user: &Bare, row: &StoredMessage, expiry: Expiry) -> Fired {
     let notice = amp::rule_reply(&rules, index, &envelope);
     match rule.action {
         Action::Drop | Action::Alert | Action::Error => Fired { notice, then: None },
-        Action::Notify => Fired {
-            notice,
-            then: Some(amp::next_expiry(&rules, Some(expiry))),
-        },
+        Action::Notify => Fired { notice, then: Some(amp::next_expiry(&rules, Some(expiry))) },
     }
 }

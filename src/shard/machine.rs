@@ -121,21 +121,8 @@ impl Machine {
                     self.written(token, outcome);
                 }
             }
-            Input::AccountRemoved {
-                link,
-                host,
-                user,
-                request,
-            } => {
-                self.account_removed(
-                    now,
-                    user,
-                    Asked {
-                        link,
-                        host,
-                        request,
-                    },
-                );
+            Input::AccountRemoved { link, host, user, request } => {
+                self.account_removed(now, user, Asked { link, host, request });
             }
             Input::LinkDown(link) => self.link_down(link),
             Input::Tick => self.tick(now),
@@ -204,19 +191,8 @@ impl Machine {
                 if done && let Some(recipient) = self.recipients.get_mut(&user) {
                     recipient.count = None;
                 }
-                let Asked {
-                    link,
-                    host,
-                    request,
-                } = asked;
-                self.tell(
-                    link,
-                    ToLink::AccountRemoved {
-                        host,
-                        request,
-                        done,
-                    },
-                );
+                let Asked { link, host, request } = asked;
+                self.tell(link, ToLink::AccountRemoved { host, request, done });
                 self.forget_if_idle(&user);
             }
             None => {}
@@ -224,11 +200,7 @@ impl Machine {
     }
 
     fn appended(&mut self, append: Append, outcome: Outcome) {
-        let Append {
-            intercept,
-            sends,
-            expiry,
-        } = append;
+        let Append { intercept, sends, expiry } = append;
         self.under_way.remove(&intercept.key);
         if let Some(recipient) = self.recipients.get_mut(&intercept.to) {
             recipient.appends = recipient.appends.saturating_sub(1);
@@ -283,9 +255,7 @@ impl Machine {
             }
         }
         self.write(
-            Write::RemoveAccount {
-                recipient: user.clone(),
-            },
+            Write::RemoveAccount { recipient: user.clone() },
             Pending::AccountRemoved { user, asked },
         );
     }
@@ -302,16 +272,9 @@ impl Machine {
             return;
         };
         recipient.waiting.retain(|intercept| intercept.link != link);
-        let gone: Vec<Arc<str>> = recipient
-            .sessions
-            .iter()
-            .filter(|s| s.link == link)
-            .map(|s| s.id.clone())
-            .collect();
-        let earliest = gone
-            .iter()
-            .filter_map(|id| recipient.remove_session(id))
-            .min();
+        let gone: Vec<Arc<str>> =
+            recipient.sessions.iter().filter(|s| s.link == link).map(|s| s.id.clone()).collect();
+        let earliest = gone.iter().filter_map(|id| recipient.remove_session(id)).min();
         if let Some(at) = earliest {
             self.effects.push(Effect::Scheduled(at));
         }
@@ -335,11 +298,7 @@ impl Machine {
             return;
         };
         let idle = recipient.appends == 0 && recipient.waiting.is_empty();
-        if idle
-            && recipient
-                .count
-                .is_some_and(|c| now.since(c.read_at) > COUNT_MEMORY)
-        {
+        if idle && recipient.count.is_some_and(|c| now.since(c.read_at) > COUNT_MEMORY) {
             recipient.count = None;
         }
         let ids: Vec<MessageId> = recipient
@@ -365,9 +324,5 @@ const COUNT_MEMORY: Duration = Duration::from_secs(60);
 /// The notice of the rule that was met when a message was stored before.
 pub(super) fn notice_of(intercept: &Intercept, met_rule: Option<u16>) -> Option<String> {
     let rules: &RuleSet = intercept.rules.as_ref()?.as_ref().ok()?;
-    amp::rule_reply(
-        rules,
-        usize::from(met_rule?),
-        &reply_to::envelope(intercept),
-    )
+    amp::rule_reply(rules, usize::from(met_rule?), &reply_to::envelope(intercept))
 }

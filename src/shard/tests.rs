@@ -29,15 +29,8 @@ impl History {
 
     fn with_quota(messages_per_user: u64) -> Self {
         let memory = Duration::from_secs(600);
-        let settings = Settings {
-            epoch: 1,
-            messages_per_user,
-            memory,
-        };
-        History {
-            machine: Machine::new(settings),
-            now: seconds(1_000_000),
-        }
+        let settings = Settings { epoch: 1, messages_per_user, memory };
+        History { machine: Machine::new(settings), now: seconds(1_000_000) }
     }
 
     fn at(&mut self, second: i64) -> &mut Self {
@@ -46,11 +39,7 @@ impl History {
     }
 
     fn give(&mut self, input: Input) -> Vec<String> {
-        self.machine
-            .handle(self.now, input)
-            .iter()
-            .map(show)
-            .collect()
+        self.machine.handle(self.now, input).iter().map(show).collect()
     }
 
     fn held(&mut self, make: impl FnOnce(&mut Intercept)) -> Vec<String> {
@@ -81,10 +70,7 @@ impl History {
     }
 
     fn rows(&mut self, rows: Vec<StoredMessage>) -> Vec<String> {
-        self.give(Input::Page {
-            user: BOB.into(),
-            rows: Ok(rows),
-        })
+        self.give(Input::Page { user: BOB.into(), rows: Ok(rows) })
     }
 
     fn taken(&mut self, session: &str, batch: u64, ids: &[u32], ended: bool) -> Vec<String> {
@@ -166,18 +152,11 @@ fn offline(key: &str) -> Intercept {
 fn with_rules(intercept: &mut Intercept, rules: &str) {
     intercept.message =
         Message::parse(stanza(rules, "chat", "<body>hi</body>").into(), "h").unwrap();
-    intercept.rules = Some(amp::check(
-        &intercept.message.amp,
-        intercept.message.id.as_deref(),
-    ));
+    intercept.rules = Some(amp::check(&intercept.message.amp, intercept.message.id.as_deref()));
 }
 
 fn phone(priority: i8) -> Session {
-    Session {
-        resource: "phone".into(),
-        priority,
-        hibernating: false,
-    }
+    Session { resource: "phone".into(), priority, hibernating: false }
 }
 
 fn show(effect: &Effect) -> String {
@@ -201,25 +180,17 @@ fn show_link(what: &ToLink) -> String {
     match what {
         ToLink::Verdict(v) => {
             let sends: Vec<_> = v.sends.iter().map(|s| show_reply(s)).collect();
-            let sends = if sends.is_empty() {
-                String::new()
-            } else {
-                format!(" +{}", sends.join("+"))
-            };
+            let sends =
+                if sends.is_empty() { String::new() } else { format!(" +{}", sends.join("+")) };
             format!("{} {} {}{sends}", v.key, v.stage.as_str(), v.what.as_str())
         }
         ToLink::HandOver(h) => {
             let ids: Vec<_> = h.items.iter().map(|i| short(i.id).to_string()).collect();
-            format!(
-                "batch {} to {}: {}",
-                h.batch - BATCH,
-                h.session,
-                ids.join(" ")
-            )
+            format!("batch {} to {}: {}", h.batch - BATCH, h.session, ids.join(" "))
         }
-        ToLink::HandedOver {
-            session, n, count, ..
-        } => format!("handed over {session} {n}: {count}"),
+        ToLink::HandedOver { session, n, count, .. } => {
+            format!("handed over {session} {n}: {count}")
+        }
         ToLink::Deleted { session, batch, .. } => format!("deleted {session} {}", batch - BATCH),
         ToLink::AccountRemoved { request, done, .. } => format!("removed {request} {done}"),
         ToLink::Send(_) => "send".into(),
@@ -229,10 +200,7 @@ fn show_link(what: &ToLink) -> String {
 fn show_write(write: &Write) -> String {
     match write {
         Write::Append(m) => {
-            let expiry = m
-                .expiry
-                .map(|e| format!(" rule {}", e.rule))
-                .unwrap_or_default();
+            let expiry = m.expiry.map(|e| format!(" rule {}", e.rule)).unwrap_or_default();
             format!(
                 "append {} {}{}{expiry}",
                 short(m.id),
@@ -265,9 +233,7 @@ fn show_reply(reply: &str) -> String {
     .into_iter()
     .find(|what| reply.contains(what))
     .map_or(reply.to_owned(), |what| {
-        what.trim_start_matches("status='")
-            .trim_end_matches('\'')
-            .to_owned()
+        what.trim_start_matches("status='").trim_end_matches('\'').to_owned()
     })
 }
 
@@ -332,10 +298,7 @@ fn i2_what_would_be_delivered_is_looked_for_when_it_comes_again() {
     assert_eq!(effects, ["find k1"]);
     // What comes meanwhile waits behind it.
     assert!(h.held(|i| i.key = "k2".into()).is_empty());
-    let known = Input::Found {
-        user: BOB.into(),
-        known: Ok(Some(None)),
-    };
+    let known = Input::Found { user: BOB.into(), known: Ok(Some(None)) };
     assert_eq!(h.give(known), ["1: k1 offline stored", "#1 append 1 k2"]);
 
     let mut h = History::new();
@@ -343,20 +306,14 @@ fn i2_what_would_be_delivered_is_looked_for_when_it_comes_again() {
         i.again = true;
         i.sessions = vec![phone(1)];
     });
-    let known = Input::Found {
-        user: BOB.into(),
-        known: Ok(None),
-    };
+    let known = Input::Found { user: BOB.into(), known: Ok(None) };
     assert_eq!(h.give(known), ["1: k1 offline deliver"]);
 }
 
 #[test]
 fn i3_what_names_an_unknown_predecessor_waits() {
     let mut h = History::new();
-    assert_eq!(
-        h.held(|i| i.after = Some("k0".into())),
-        ["1: k1 offline retry"]
-    );
+    assert_eq!(h.held(|i| i.after = Some("k0".into())), ["1: k1 offline retry"]);
     h.held(|_| {});
     let second = |i: &mut Intercept| {
         i.key = "k2".into();
@@ -422,10 +379,7 @@ fn r51_the_notice_of_a_stored_message_waits_for_the_offline_stage() {
     });
     assert_eq!(effects, ["1: k1 rules deliver"]);
     assert_eq!(h.held(|i| with_rules(i, &notify)), ["#1 append 1 k1"]);
-    assert_eq!(
-        h.outcome(1, Outcome::Stored),
-        ["1: k1 offline stored +notify"]
-    );
+    assert_eq!(h.outcome(1, Outcome::Stored), ["1: k1 offline stored +notify"]);
 }
 
 #[test]
@@ -438,14 +392,8 @@ fn r51_the_notice_of_a_message_that_is_not_kept_is_sent_once() {
         i.message = Message::parse(stanza(&notify, "chat", content).into(), "h").unwrap();
         i.rules = Some(amp::check(&i.message.amp, Some("i")));
     };
-    assert_eq!(
-        h.held(|i| no_store(i, Stage::Rules)),
-        ["1: k1 rules deliver"]
-    );
-    assert_eq!(
-        h.held(|i| no_store(i, Stage::Offline)),
-        ["1: k1 offline discarded +notify"]
-    );
+    assert_eq!(h.held(|i| no_store(i, Stage::Rules)), ["1: k1 rules deliver"]);
+    assert_eq!(h.held(|i| no_store(i, Stage::Offline)), ["1: k1 offline discarded +notify"]);
 }
 
 #[test]
@@ -465,10 +413,7 @@ fn r20_the_first_rule_that_is_met_wins() {
     let rules = rule("drop", "deliver", "direct")
         + &rule("alert", "deliver", "stored")
         + &rule("error", "match-resource", "any");
-    assert_eq!(
-        h.held(|i| with_rules(i, &rules)),
-        ["1: k1 offline discarded +alert"]
-    );
+    assert_eq!(h.held(|i| with_rules(i, &rules)), ["1: k1 offline discarded +alert"]);
 }
 
 #[test]
@@ -507,42 +452,20 @@ fn o2_over_the_quota_the_new_message_is_refused() {
     let mut h = History::with_quota(2);
     assert_eq!(h.held(|_| {}), ["count bob@h"]);
     assert!(h.held(|i| i.key = "k2".into()).is_empty());
-    let counted = Input::Count {
-        user: BOB.into(),
-        rows: Ok(1),
-    };
-    assert_eq!(
-        h.give(counted),
-        [
-            "#1 append 1 k1",
-            "1: k2 offline discarded +service-unavailable"
-        ]
-    );
+    let counted = Input::Count { user: BOB.into(), rows: Ok(1) };
+    assert_eq!(h.give(counted), ["#1 append 1 k1", "1: k2 offline discarded +service-unavailable"]);
     h.outcome(1, Outcome::Retry);
-    assert_eq!(
-        h.held(|i| i.key = "k3".into()),
-        ["#2 append 2 k3"],
-        "room is given back"
-    );
+    assert_eq!(h.held(|i| i.key = "k3".into()), ["#2 append 2 k3"], "room is given back");
 }
 
 #[test]
 fn o2_a_count_that_says_full_is_read_anew_after_a_while() {
     let mut h = History::with_quota(1);
     h.held(|_| {});
-    h.give(Input::Count {
-        user: BOB.into(),
-        rows: Ok(1),
-    });
-    assert_eq!(
-        h.held(|i| i.key = "k2".into()),
-        ["1: k2 offline discarded +service-unavailable"]
-    );
+    h.give(Input::Count { user: BOB.into(), rows: Ok(1) });
+    assert_eq!(h.held(|i| i.key = "k2".into()), ["1: k2 offline discarded +service-unavailable"]);
     assert_eq!(h.at(11).held(|i| i.key = "k3".into()), ["count bob@h"]);
-    let counted = Input::Count {
-        user: BOB.into(),
-        rows: Ok(0),
-    };
+    let counted = Input::Count { user: BOB.into(), rows: Ok(0) };
     assert_eq!(h.give(counted), ["#1 append 1 k3"]);
 }
 
@@ -551,14 +474,8 @@ fn a_store_that_cannot_count_or_find_makes_them_wait() {
     let mut h = History::with_quota(1);
     h.held(|_| {});
     h.held(|i| i.key = "k2".into());
-    let failed = Input::Count {
-        user: BOB.into(),
-        rows: Err(crate::store::StoreError::Closed),
-    };
-    assert_eq!(
-        h.give(failed),
-        ["1: k1 offline retry", "1: k2 offline retry"]
-    );
+    let failed = Input::Count { user: BOB.into(), rows: Err(crate::store::StoreError::Closed) };
+    assert_eq!(h.give(failed), ["1: k1 offline retry", "1: k2 offline retry"]);
     assert_eq!(h.machine.busy(), 0);
 }
 
@@ -569,11 +486,7 @@ fn what_comes_back_undelivered_is_kept_whatever_the_quota() {
         i.stage = Stage::Undelivered;
         with_rules(i, &rule("drop", "deliver", "stored"));
     });
-    assert_eq!(
-        effects,
-        ["#1 append 1 k1"],
-        "its deliver rule was evaluated before"
-    );
+    assert_eq!(effects, ["#1 append 1 k1"], "its deliver rule was evaluated before");
 }
 
 #[test]
@@ -590,16 +503,10 @@ fn r38_what_comes_back_undelivered_expires() {
 fn stored_messages_are_handed_over_in_order_and_deleted_when_taken() {
     let mut h = History::new();
     assert_eq!(h.available("s", 1), ["read bob@h after 0"]);
-    assert_eq!(
-        h.page(&[1, 2]),
-        ["1: batch 1 to s: 1 2", "read bob@h after 2"]
-    );
+    assert_eq!(h.page(&[1, 2]), ["1: batch 1 to s: 1 2", "read bob@h after 2"]);
     // The next batch goes before the first is confirmed, a third does not.
     assert_eq!(h.page(&[3]), ["1: batch 2 to s: 3"]);
-    assert_eq!(
-        h.taken("s", 1, &[1, 2], false),
-        ["#1 delete 1 2", "read bob@h after 3"]
-    );
+    assert_eq!(h.taken("s", 1, &[1, 2], false), ["#1 delete 1 2", "read bob@h after 3"]);
     assert_eq!(h.page(&[]), ["1: handed over s 1: 3"]);
     assert_eq!(h.outcome(1, Outcome::Done { rows: 2 }), ["1: deleted s 1"]);
     assert_eq!(h.taken("s", 2, &[3], false), ["#2 delete 3"]);
@@ -611,10 +518,7 @@ fn stored_messages_are_handed_over_in_order_and_deleted_when_taken() {
 fn a_confirmation_that_comes_again_is_answered_and_harms_nothing() {
     let mut h = History::new();
     assert_eq!(h.taken("s", 1, &[1], false), ["#1 delete 1"]);
-    assert!(
-        h.taken("s", 1, &[1], false).is_empty(),
-        "the first one is under way"
-    );
+    assert!(h.taken("s", 1, &[1], false).is_empty(), "the first one is under way");
     assert_eq!(h.outcome(1, Outcome::Done { rows: 1 }), ["1: deleted s 1"]);
     assert_eq!(h.taken("s", 1, &[1], false), ["#2 delete 1"]);
     assert_eq!(h.outcome(2, Outcome::Done { rows: 0 }), ["1: deleted s 1"]);
@@ -626,18 +530,12 @@ fn what_an_ended_session_left_goes_to_the_next() {
     let mut h = History::new();
     h.available("s", 1);
     h.page(&[1, 2, 3]);
-    assert!(
-        h.available("t", 1).is_empty(),
-        "the first session comes first"
-    );
+    assert!(h.available("t", 1).is_empty(), "the first session comes first");
     assert_eq!(h.taken("s", 1, &[1], true), ["#1 delete 1"]);
     // The page that was being read for the ended session is of no use; the next is read
     // from the start.
     assert_eq!(h.page(&[]), ["read bob@h after 0"]);
-    assert_eq!(
-        h.page(&[1, 2, 3]),
-        ["1: batch 2 to t: 2 3", "read bob@h after 3"]
-    );
+    assert_eq!(h.page(&[1, 2, 3]), ["1: batch 2 to t: 2 3", "read bob@h after 3"]);
     assert_eq!(h.outcome(1, Outcome::Done { rows: 1 }), ["1: deleted s 1"]);
 }
 
@@ -650,10 +548,7 @@ fn a_row_deleted_while_a_page_was_read_is_not_handed_over_again() {
     h.taken("s", 1, &[1], false);
     assert_eq!(h.available("t", 1), ["read bob@h after 0"]);
     assert_eq!(h.outcome(1, Outcome::Done { rows: 1 }), ["1: deleted s 1"]);
-    assert_eq!(
-        h.page(&[1, 2]),
-        ["1: batch 2 to t: 2", "read bob@h after 2"]
-    );
+    assert_eq!(h.page(&[1, 2]), ["1: batch 2 to t: 2", "read bob@h after 2"]);
 }
 
 #[test]
@@ -688,10 +583,7 @@ fn a_new_reason_reads_from_the_start_and_an_old_one_nothing() {
 fn a_page_that_cannot_be_read_is_read_when_the_session_asks_again() {
     let mut h = History::new();
     h.available("s", 1);
-    let failed = Input::Page {
-        user: BOB.into(),
-        rows: Err(crate::store::StoreError::Closed),
-    };
+    let failed = Input::Page { user: BOB.into(), rows: Err(crate::store::StoreError::Closed) };
     assert!(h.give(failed).is_empty());
     assert_eq!(h.available("s", 1), ["read bob@h after 0"]);
 }
@@ -704,11 +596,7 @@ fn archived_messages_are_not_handed_to_a_client_that_reads_its_archive() {
     archived.archived = true;
     assert_eq!(
         h.rows(vec![archived, row(2)]),
-        [
-            "1: batch 1 to archive: 2",
-            "#1 delete 1",
-            "read bob@h after 2"
-        ]
+        ["1: batch 1 to archive: 2", "#1 delete 1", "read bob@h after 2"]
     );
 }
 
@@ -720,13 +608,7 @@ fn a_link_that_closes_takes_its_sessions_and_its_undecided_intercepts() {
     h.held(|_| {});
     assert!(h.give(Input::LinkDown(LINK)).is_empty());
     h.page(&[]);
-    assert!(
-        h.give(Input::Count {
-            user: BOB.into(),
-            rows: Ok(0)
-        })
-        .is_empty()
-    );
+    assert!(h.give(Input::Count { user: BOB.into(), rows: Ok(0) }).is_empty());
     h.at(61).give(Input::Tick);
     assert!(h.machine.recipients.is_empty());
 }
@@ -746,17 +628,10 @@ fn r38_an_expired_message_is_not_handed_over() {
 fn an_alert_of_an_expiry_is_sent_before_the_row_goes() {
     let mut h = History::new();
     let alert = expiring(1, 0, &rule("alert", "expire-at", "1970-01-12T13:46:40Z"));
-    let due = |row: &StoredMessage| Input::Due {
-        user: BOB.into(),
-        row: row.clone(),
-    };
+    let due = |row: &StoredMessage| Input::Due { user: BOB.into(), row: row.clone() };
     assert_eq!(h.give(due(&alert)), ["send s-1/0 alert"]);
     assert_eq!(h.give(due(&alert)), ["due taken"], "it is under way");
-    let sent = |sent| Input::Sent {
-        user: BOB.into(),
-        id: MessageId::new(1, 1),
-        sent,
-    };
+    let sent = |sent| Input::Sent { user: BOB.into(), id: MessageId::new(1, 1), sent };
     assert_eq!(h.give(sent(Sent::Failed)), ["due taken"]);
     assert!(h.machine.recipients.is_empty(), "the row stays as it was");
     assert_eq!(h.give(due(&alert)), ["send s-1/0 alert"]);
@@ -769,21 +644,11 @@ fn after_an_expiry_notify_the_message_stays_and_is_handed_over() {
     let rules = rule("notify", "expire-at", "1970-01-12T13:46:40Z")
         + &rule("drop", "expire-at", "1970-01-12T13:47:40Z");
     h.available("s", 1);
-    assert_eq!(
-        h.rows(vec![expiring(1, 0, &rules)]),
-        ["send s-1/0 notify", "read bob@h after 1"]
-    );
+    assert_eq!(h.rows(vec![expiring(1, 0, &rules)]), ["send s-1/0 notify", "read bob@h after 1"]);
     assert!(h.page(&[]).is_empty(), "it waits for the notice");
-    let sent = Input::Sent {
-        user: BOB.into(),
-        id: MessageId::new(1, 1),
-        sent: Sent::Done,
-    };
+    let sent = Input::Sent { user: BOB.into(), id: MessageId::new(1, 1), sent: Sent::Done };
     assert_eq!(h.give(sent), ["#1 expiry of 1: Some(1)"]);
-    assert_eq!(
-        h.outcome(1, Outcome::Done { rows: 1 }),
-        ["scheduled 60", "read bob@h after 0"]
-    );
+    assert_eq!(h.outcome(1, Outcome::Done { rows: 1 }), ["scheduled 60", "read bob@h after 0"]);
 }
 
 #[test]
@@ -793,24 +658,9 @@ fn an_item_under_way_does_not_expire_until_its_session_ends() {
     let later = expiring(1, 5, &rule("drop", "expire-at", "1970-01-12T13:46:45Z"));
     h.rows(vec![later.clone()]);
     h.page(&[]);
-    assert_eq!(
-        h.at(6).give(Input::Due {
-            user: BOB.into(),
-            row: later.clone()
-        }),
-        ["due taken"]
-    );
-    assert_eq!(
-        h.taken("s", 1, &[], true),
-        ["scheduled 5", "1: deleted s 1"]
-    );
-    assert_eq!(
-        h.give(Input::Due {
-            user: BOB.into(),
-            row: later
-        }),
-        ["#1 delete 1", "due taken"]
-    );
+    assert_eq!(h.at(6).give(Input::Due { user: BOB.into(), row: later.clone() }), ["due taken"]);
+    assert_eq!(h.taken("s", 1, &[], true), ["scheduled 5", "1: deleted s 1"]);
+    assert_eq!(h.give(Input::Due { user: BOB.into(), row: later }), ["#1 delete 1", "due taken"]);
 }
 
 #[test]
@@ -824,10 +674,7 @@ fn a_removed_account_loses_its_messages_and_what_was_sent_before() {
         request: "r".into(),
     };
     assert_eq!(h.at(1).give(remove), ["#1 remove bob@h"]);
-    assert_eq!(
-        h.outcome(1, Outcome::Done { rows: 3 }),
-        ["1: removed r true"]
-    );
+    assert_eq!(h.outcome(1, Outcome::Done { rows: 3 }), ["1: removed r true"]);
     assert_eq!(h.held(|i| i.stamp = before), ["1: k1 offline discarded"]);
     // The account may be made anew.
     assert_eq!(h.at(2).held(|i| i.key = "k2".into()), ["#2 append 1 k2"]);
@@ -891,11 +738,7 @@ fn many_histories_end_with_nothing_under_way() {
                 collect(&mut h, said, &mut open, &mut random);
             }
         }
-        assert!(
-            h.machine.recipients.is_empty(),
-            "seed {seed}: {:?}",
-            h.machine.recipients
-        );
+        assert!(h.machine.recipients.is_empty(), "seed {seed}: {:?}", h.machine.recipients);
         assert_eq!(h.machine.busy(), 0, "seed {seed}");
     }
 }
@@ -910,33 +753,19 @@ fn collect(h: &mut History, said: Vec<String>, open: &mut Vec<u64>, random: &mut
                 open.push(rest.split(' ').next().unwrap().parse().unwrap());
             } else if effect.starts_with("count") {
                 let rows = random.u64(0..4);
-                next.extend(h.give(Input::Count {
-                    user: BOB.into(),
-                    rows: Ok(rows),
-                }));
+                next.extend(h.give(Input::Count { user: BOB.into(), rows: Ok(rows) }));
             } else if effect.starts_with("find") {
                 let known = random.bool().then_some(None);
-                next.extend(h.give(Input::Found {
-                    user: BOB.into(),
-                    known: Ok(known),
-                }));
+                next.extend(h.give(Input::Found { user: BOB.into(), known: Ok(known) }));
             } else if effect.starts_with("read") {
                 let after: u32 = effect.rsplit(' ').next().unwrap().parse().unwrap();
                 let ids: Vec<u32> = (after + 1..9).take(3).collect();
                 next.extend(h.page(&ids));
             } else if effect.starts_with("send") {
-                let sent = if random.bool() {
-                    Sent::Done
-                } else {
-                    Sent::Failed
-                };
+                let sent = if random.bool() { Sent::Done } else { Sent::Failed };
                 for id in 1..9 {
                     let id = MessageId::new(1, id);
-                    next.extend(h.give(Input::Sent {
-                        user: BOB.into(),
-                        id,
-                        sent,
-                    }));
+                    next.extend(h.give(Input::Sent { user: BOB.into(), id, sent }));
                 }
             }
         }

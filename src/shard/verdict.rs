@@ -29,15 +29,8 @@ struct Known {
 /// What is to become of a message, before it is carried out.
 #[derive(Debug, PartialEq)]
 enum Decision {
-    Answer {
-        what: Do,
-        sends: Vec<String>,
-    },
-    Store {
-        sends: Vec<String>,
-        met_rule: Option<u16>,
-        expiry: Option<Expiry>,
-    },
+    Answer { what: Do, sends: Vec<String> },
+    Store { sends: Vec<String>, met_rule: Option<u16>, expiry: Option<Expiry> },
 }
 
 impl Machine {
@@ -47,11 +40,7 @@ impl Machine {
         if let Some(recipient) = self.recipients.get_mut(&intercept.to)
             && !recipient.waiting.is_empty()
         {
-            match recipient
-                .waiting
-                .iter_mut()
-                .find(|w| w.key == intercept.key)
-            {
+            match recipient.waiting.iter_mut().find(|w| w.key == intercept.key) {
                 Some(waiting) => *waiting = intercept,
                 None => recipient.waiting.push_back(intercept),
             }
@@ -144,21 +133,14 @@ impl Machine {
     }
 
     fn consider(&mut self, now: Timestamp, mut intercept: Box<Intercept>, known: Option<Known>) {
-        if self
-            .removed
-            .get(&intercept.to)
-            .is_some_and(|at| intercept.stamp <= *at)
-        {
+        if self.removed.get(&intercept.to).is_some_and(|at| intercept.stamp <= *at) {
             self.verdict(&intercept, Do::Discarded, Vec::new());
             return;
         }
         if self.is_under_way(&intercept) {
             return;
         }
-        let in_order = intercept
-            .after
-            .as_deref()
-            .is_none_or(|key| self.accepted.contains(key));
+        let in_order = intercept.after.as_deref().is_none_or(|key| self.accepted.contains(key));
         if !in_order || self.is_stale(now, &intercept) {
             self.retry(&intercept);
             return;
@@ -168,11 +150,7 @@ impl Machine {
         };
         let decision = decide(&intercept, room, now);
         match decision {
-            Decision::Store {
-                sends,
-                met_rule,
-                expiry,
-            } => {
+            Decision::Store { sends, met_rule, expiry } => {
                 self.append(now, intercept, sends, met_rule, expiry);
             }
             Decision::Answer { .. } if needs_lookup(&intercept) && known.is_none() => {
@@ -268,11 +246,7 @@ impl Machine {
             stanza: intercept.message.raw.clone(),
         };
         let key = intercept.key.clone();
-        let append = Append {
-            intercept,
-            sends,
-            expiry,
-        };
+        let append = Append { intercept, sends, expiry };
         let token = self.write(Write::Append(new), Pending::Append(append));
         self.under_way.insert(key, token);
     }
@@ -291,10 +265,7 @@ fn decide(intercept: &Intercept, room: bool, now: Timestamp) -> Decision {
         Some(Err(_)) if intercept.stage == Stage::Undelivered => None,
         Some(Err(refusal)) => {
             let sends = vec![reply_to::refusal(intercept, refusal)];
-            return Decision::Answer {
-                what: Do::Discarded,
-                sends,
-            };
+            return Decision::Answer { what: Do::Discarded, sends };
         }
     };
     let level;
@@ -311,10 +282,9 @@ fn decide(intercept: &Intercept, room: bool, now: Timestamp) -> Decision {
     };
     let reply = amp::rule_reply(rules, index, &reply_to::envelope(intercept));
     match rules.rules()[index].action {
-        Action::Drop | Action::Alert | Action::Error => Decision::Answer {
-            what: Do::Discarded,
-            sends: reply.into_iter().collect(),
-        },
+        Action::Drop | Action::Alert | Action::Error => {
+            Decision::Answer { what: Do::Discarded, sends: reply.into_iter().collect() }
+        }
         Action::Notify => by_default(intercept, room, &disposition, Some((index, reply))),
     }
 }
@@ -348,41 +318,24 @@ fn by_default(
         if comes_again_offline(intercept, disposition) {
             sends.clear();
         }
-        return Decision::Answer {
-            what: Do::Deliver,
-            sends,
-        };
+        return Decision::Answer { what: Do::Deliver, sends };
     }
     match disposition {
-        Disposition::Direct { .. } | Disposition::NextHop => Decision::Answer {
-            what: Do::Deliver,
-            sends,
-        },
+        Disposition::Direct { .. } | Disposition::NextHop => {
+            Decision::Answer { what: Do::Deliver, sends }
+        }
         Disposition::None => {
             if !intercept.account || !room {
-                sends.extend(reply_to::bounce(
-                    intercept,
-                    StanzaError::SERVICE_UNAVAILABLE,
-                ));
+                sends.extend(reply_to::bounce(intercept, StanzaError::SERVICE_UNAVAILABLE));
             }
-            Decision::Answer {
-                what: Do::Discarded,
-                sends,
-            }
+            Decision::Answer { what: Do::Discarded, sends }
         }
         Disposition::Stored | Disposition::Forward | Disposition::Gateway => {
-            let rules = intercept
-                .rules
-                .as_ref()
-                .and_then(|rules| rules.as_ref().ok());
+            let rules = intercept.rules.as_ref().and_then(|rules| rules.as_ref().ok());
             let fired = index.and_then(|i| rules.and_then(|rules| rules.expiry(i)));
             let expiry = rules.and_then(|rules| amp::next_expiry(rules, fired));
             let met_rule = index.and_then(|i| u16::try_from(i).ok());
-            Decision::Store {
-                sends,
-                met_rule,
-                expiry,
-            }
+            Decision::Store { sends, met_rule, expiry }
         }
     }
 }
@@ -394,10 +347,7 @@ fn comes_again_offline(intercept: &Intercept, disposition: &Disposition) -> bool
         Disposition::Stored => true,
         Disposition::None => {
             intercept.account
-                && matches!(
-                    intercept.message.kind,
-                    MessageType::Normal | MessageType::Chat
-                )
+                && matches!(intercept.message.kind, MessageType::Normal | MessageType::Chat)
         }
         Disposition::Direct { .. }
         | Disposition::NextHop
@@ -409,16 +359,8 @@ fn comes_again_offline(intercept: &Intercept, disposition: &Disposition) -> bool
 /// A delivery from the offline stage goes to every listed session of priority zero or
 /// more, whatever was addressed.
 fn level_sessions(intercept: &Intercept) -> Vec<Session> {
-    let takers = intercept
-        .sessions
-        .iter()
-        .filter(|session| session.priority >= 0);
-    takers
-        .map(|session| Session {
-            priority: 0,
-            ..session.clone()
-        })
-        .collect()
+    let takers = intercept.sessions.iter().filter(|session| session.priority >= 0);
+    takers.map(|session| Session { priority: 0, ..session.clone() }).collect()
 }
 
 fn disposition<'a>(
@@ -429,11 +371,7 @@ fn disposition<'a>(
     let at_rules = intercept.stage == Stage::Rules;
     amp::default_disposition(&Facts {
         account: intercept.account,
-        to_resource: if at_rules {
-            to_resource(intercept)
-        } else {
-            None
-        },
+        to_resource: if at_rules { to_resource(intercept) } else { None },
         sessions,
         kind: intercept.message.kind,
         storable: intercept.message.storable(),
@@ -444,10 +382,5 @@ fn disposition<'a>(
 }
 
 fn to_resource(intercept: &Intercept) -> Option<&str> {
-    intercept
-        .message
-        .to
-        .as_deref()?
-        .split_once('/')
-        .map(|(_, resource)| resource)
+    intercept.message.to.as_deref()?.split_once('/').map(|(_, resource)| resource)
 }

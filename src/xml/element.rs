@@ -84,19 +84,12 @@ impl Element {
     fn start(reader: &Reader<'_>, room: &mut usize) -> Result<Element, XmlError> {
         let tag = reader.tag();
         let cost = size_of::<Element>() + tag.name.len() + tag.ns.len();
-        *room = room
-            .checked_sub(cost)
-            .ok_or_else(|| XmlError("too many elements".into()))?;
-        let own = tag
-            .attributes
-            .iter()
-            .filter(|a| matches!(a.prefix(), "" | "xml"));
+        *room = room.checked_sub(cost).ok_or_else(|| XmlError("too many elements".into()))?;
+        let own = tag.attributes.iter().filter(|a| matches!(a.prefix(), "" | "xml"));
         Ok(Element {
             name: tag.name.to_owned(),
             ns: tag.ns.to_owned(),
-            attrs: own
-                .map(|a| (a.name.to_owned(), a.value.to_string()))
-                .collect(),
+            attrs: own.map(|a| (a.name.to_owned(), a.value.to_string())).collect(),
             ..Element::default()
         })
     }
@@ -134,10 +127,7 @@ impl Element {
 
     /// The value of an attribute.
     pub fn attr(&self, name: &str) -> Option<&str> {
-        self.attrs
-            .iter()
-            .find(|(n, _)| n == name)
-            .map(|(_, v)| v.as_str())
+        self.attrs.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
     /// Whether this is that element of that namespace.
@@ -188,18 +178,12 @@ mod tests {
     #[test]
     fn attribute_values_are_normalised() {
         let e = parse("<a b='1\r\n2\t3\r4\n5' c='&#10;&#9;&amp;amp;'/>");
-        assert_eq!(
-            (e.attr("b"), e.attr("c")),
-            (Some("1 2 3 4 5"), Some("\n\t&amp;"))
-        );
+        assert_eq!((e.attr("b"), e.attr("c")), (Some("1 2 3 4 5"), Some("\n\t&amp;")));
     }
 
     #[test]
     fn namespaces_are_compared_as_what_they_say() {
-        assert_eq!(
-            parse("<a xmlns='urn:xmpp:dela&#121;'/>").ns,
-            "urn:xmpp:delay"
-        );
+        assert_eq!(parse("<a xmlns='urn:xmpp:dela&#121;'/>").ns, "urn:xmpp:delay");
     }
 
     #[test]
@@ -214,33 +198,18 @@ mod tests {
         let e = Element::parse_in("<iq type='get'><query xmlns='q'/></iq>", "jabber:client")
             .expect("an element");
         assert!(e.is("iq", "jabber:client"));
-        assert_eq!(
-            e.to_xml(),
-            "<iq xmlns='jabber:client' type='get'><query xmlns='q'/></iq>"
-        );
+        assert_eq!(e.to_xml(), "<iq xmlns='jabber:client' type='get'><query xmlns='q'/></iq>");
     }
 
     #[test]
     fn written_canonically() {
         let cases = [
             ("<a></a>", "<a/>"),
-            (
-                "<p:a xmlns:p='urn:p'><p:b/><c/></p:a>",
-                "<a xmlns='urn:p'><b/><c xmlns=''/></a>",
-            ),
-            (
-                "<a b=\"'&quot;&#10;\">&#13;&gt;</a>",
-                "<a b='&apos;&quot;&#10;'>&#13;&gt;</a>",
-            ),
+            ("<p:a xmlns:p='urn:p'><p:b/><c/></p:a>", "<a xmlns='urn:p'><b/><c xmlns=''/></a>"),
+            ("<a b=\"'&quot;&#10;\">&#13;&gt;</a>", "<a b='&apos;&quot;&#10;'>&#13;&gt;</a>"),
             ("<a>1<b/>2</a>", "<a>12<b/></a>"),
-            (
-                "<xml:a xmlns='urn:x'><b/></xml:a>",
-                "<xml:a><b xmlns='urn:x'/></xml:a>",
-            ),
-            (
-                "<a xmlns='http://x/?a&amp;b'/>",
-                "<a xmlns='http://x/?a&amp;b'/>",
-            ),
+            ("<xml:a xmlns='urn:x'><b/></xml:a>", "<xml:a><b xmlns='urn:x'/></xml:a>"),
+            ("<a xmlns='http://x/?a&amp;b'/>", "<a xmlns='http://x/?a&amp;b'/>"),
         ];
         for (xml, canonical) in cases {
             assert_eq!(parse(xml).to_xml(), canonical);
@@ -286,10 +255,7 @@ mod tests {
             ("<a xmlns:p=''/>", "forbids"),
             ("<a xmlns:xml='x'/>", "forbids"),
             ("<a xmlns:xmlns='x'/>", "forbids"),
-            (
-                "<a xmlns='http://www.w3.org/XML/1998/namespace'/>",
-                "forbids",
-            ),
+            ("<a xmlns='http://www.w3.org/XML/1998/namespace'/>", "forbids"),
             ("<a xmlns:p='http://www.w3.org/2000/xmlns/'/>", "forbids"),
             ("<?xml version='1.0'?><a/>", "more than an element"),
             ("<!DOCTYPE a><a/>", "more than an element"),
@@ -318,32 +284,19 @@ mod tests {
         assert!(Element::parse(&nested(64)).is_ok());
         assert!(Element::parse(&nested(65)).is_err());
         assert!(Element::parse(&nested(100_000)).is_err());
-        let attributes = |n: usize| {
-            format!(
-                "<a{}/>",
-                (0..n).map(|i| format!(" a{i}=''")).collect::<String>()
-            )
-        };
+        let attributes =
+            |n: usize| format!("<a{}/>", (0..n).map(|i| format!(" a{i}=''")).collect::<String>());
         assert!(Element::parse(&attributes(128)).is_ok());
         assert!(Element::parse(&attributes(129)).is_err());
         let declarations = |n: usize| attributes(n).replace(" a", " xmlns:a").replace("''", "'x'");
-        assert!(
-            Element::parse(&declarations(126)).is_ok(),
-            "two are always there"
-        );
+        assert!(Element::parse(&declarations(126)).is_ok(), "two are always there");
         assert!(Element::parse(&declarations(127)).is_err());
     }
 
     #[test]
     fn i7_a_tree_takes_bounded_memory() {
-        let long = format!(
-            "<a xmlns='{}'>{}</a>",
-            "n".repeat(100_000),
-            "<b/>".repeat(1_000)
-        );
-        let error = Element::parse(&long)
-            .expect_err("a hundred megabytes")
-            .to_string();
+        let long = format!("<a xmlns='{}'>{}</a>", "n".repeat(100_000), "<b/>".repeat(1_000));
+        let error = Element::parse(&long).expect_err("a hundred megabytes").to_string();
         assert!(error.contains("too many elements"), "{error}");
     }
 }

@@ -126,10 +126,7 @@ impl Framer {
 
     /// The next whole piece, `None` until more bytes come. After an error there is only
     /// that error.
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "not an iterator: after None more may come"
-    )]
+    #[expect(clippy::should_implement_trait, reason = "not an iterator: after None more may come")]
     pub fn next(&mut self) -> Result<Option<Frame>, FrameError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
@@ -150,11 +147,7 @@ impl Framer {
             let within = &self.buffer[..self.buffer.len().min(limit)];
             let Some((piece, length)) = self.scanner.run(within)? else {
                 let full = self.buffer.len() > limit;
-                return if full {
-                    Err(FrameError::TooLarge { limit })
-                } else {
-                    Ok(None)
-                };
+                return if full { Err(FrameError::TooLarge { limit }) } else { Ok(None) };
             };
             let bytes = self.buffer.split_to(length).freeze();
             if let Some(frame) = self.frame(piece, bytes)? {
@@ -186,9 +179,7 @@ impl Framer {
             }
             Piece::Close => {
                 if root_name(&text[2..text.len() - 1]).as_bytes() != self.root {
-                    return Err(FrameError::NotWellFormed(
-                        "an end tag without its start tag",
-                    ));
+                    return Err(FrameError::NotWellFormed("an end tag without its start tag"));
                 }
                 self.closed = true;
                 Ok(Some(Frame::Close))
@@ -227,10 +218,7 @@ fn check_declaration(text: &str) -> Result<(), FrameError> {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits {
-        stanza_bytes: 1000,
-        depth: 4,
-    };
+    const LIMITS: Limits = Limits { stanza_bytes: 1000, depth: 4 };
     const OPEN: &str = "<stream:stream xmlns:stream='s' to='a>b'>";
 
     /// Everything after the stream's start tag, and how it ended.
@@ -276,11 +264,7 @@ mod tests {
         for stanza in stanzas {
             let twice = format!(" {stanza}\n{stanza}");
             let whole = Frame::Stanza(stanza.into());
-            assert_eq!(
-                frames(twice),
-                (vec![whole.clone(), whole], None),
-                "{stanza}"
-            );
+            assert_eq!(frames(twice), (vec![whole.clone(), whole], None), "{stanza}");
         }
     }
 
@@ -311,10 +295,7 @@ mod tests {
                 assert_eq!(drain(&mut framer).1, None);
             }
         }
-        assert_eq!(
-            drain(&mut framer),
-            (vec![Frame::Stanza("<a><![CDATA[x]]]></a>".into())], None)
-        );
+        assert_eq!(drain(&mut framer), (vec![Frame::Stanza("<a><![CDATA[x]]]></a>".into())], None));
     }
 
     #[test]
@@ -354,20 +335,11 @@ mod tests {
             ("<?php version='1.0'?><s>", &pi),
             ("<?xml-stylesheet version='1.0'?><s>", &pi),
             ("<??>", &pi),
-            (
-                "<?xml version='1.0' encoding='UTF-16'?><s>",
-                &FrameError::NotUtf8,
-            ),
+            ("<?xml version='1.0' encoding='UTF-16'?><s>", &FrameError::NotUtf8),
             ("<?xml version='1.1'?><s>", &not_xml_1),
             ("<?xml?><s>", &not_xml_1),
-            (
-                "\u{feff}<s>",
-                &FrameError::NotWellFormed("text between stanzas"),
-            ),
-            (
-                "<s/>",
-                &FrameError::NotWellFormed("a stream without content"),
-            ),
+            ("\u{feff}<s>", &FrameError::NotWellFormed("text between stanzas")),
+            ("<s/>", &FrameError::NotWellFormed("a stream without content")),
         ];
         for (xml, error) in bad {
             assert_eq!(ended(xml), (0, Some(error.clone())), "{xml}");
@@ -379,10 +351,7 @@ mod tests {
         let cases = [
             ("<!-- c -->", "comment"),
             ("<a><!-- c --></a>", "comment"),
-            (
-                "<!DOCTYPE a [<!ENTITY lol 'lol'>]>",
-                "document type declaration",
-            ),
+            ("<!DOCTYPE a [<!ENTITY lol 'lol'>]>", "document type declaration"),
             ("<a><!DOCTYPE a></a>", "document type declaration"),
             ("<a><![INCLUDE[x]]></a>", "markup declaration"),
             ("<a><!ENTITY x 'y'></a>", "markup declaration"),
@@ -405,9 +374,7 @@ mod tests {
                 assert_eq!(error.condition(), "restricted-xml");
             }
         }
-        for number in [
-            "#0", "#x0", "#xD800", "#xDFFF", "#x1F", "#xFFFE", "#x110000", "#", "#x",
-        ] {
+        for number in ["#0", "#x0", "#xD800", "#xDFFF", "#x1F", "#xFFFE", "#x110000", "#", "#x"] {
             for xml in [format!("<a>&{number};</a>"), format!("<a b='&{number};'/>")] {
                 assert_eq!(
                     error(&xml),
@@ -480,12 +447,7 @@ mod tests {
         assert_eq!(frames(&exact), (vec![Frame::Stanza(exact.into())], None));
         let more = format!("<a>{}</a>", "x".repeat(LIMITS.stanza_bytes - 6));
         let error = error(more);
-        assert_eq!(
-            error,
-            FrameError::TooLarge {
-                limit: LIMITS.stanza_bytes
-            }
-        );
+        assert_eq!(error, FrameError::TooLarge { limit: LIMITS.stanza_bytes });
         assert_eq!(error.condition(), "policy-violation");
     }
 
@@ -517,13 +479,7 @@ mod tests {
                     }
                 }
             };
-            assert_eq!(
-                error,
-                FrameError::TooLarge {
-                    limit: LIMITS.stanza_bytes
-                },
-                "{beginning}"
-            );
+            assert_eq!(error, FrameError::TooLarge { limit: LIMITS.stanza_bytes }, "{beginning}");
         }
     }
 
@@ -546,12 +502,7 @@ mod tests {
         assert_eq!(frames(&deep), (vec![Frame::Stanza(deep.into())], None));
         for xml in ["<a>".repeat(4) + "<b", "<a>".repeat(100_000)] {
             let error = error(xml);
-            assert_eq!(
-                error,
-                FrameError::TooDeep {
-                    limit: LIMITS.depth
-                }
-            );
+            assert_eq!(error, FrameError::TooDeep { limit: LIMITS.depth });
             assert_eq!(error.condition(), "policy-violation");
         }
     }
@@ -561,19 +512,13 @@ mod tests {
         let bomb = "<!DOCTYPE lolz [<!ENTITY lol \"lol\"><!ENTITY lol1 \"&lol;&lol;&lol;&lol;\">]><lolz>&lol1;</lolz>";
         let mut framer = Framer::new(LIMITS);
         framer.push(bomb.as_bytes());
-        assert_eq!(
-            framer.next(),
-            Err(FrameError::Restricted("document type declaration"))
-        );
+        assert_eq!(framer.next(), Err(FrameError::Restricted("document type declaration")));
         assert_eq!(framer.buffer().capacity(), 0);
     }
 
     #[test]
     fn i7_work_is_linear_in_the_bytes_however_they_trickle() {
-        let limits = Limits {
-            stanza_bytes: 1 << 20,
-            depth: 8,
-        };
+        let limits = Limits { stanza_bytes: 1 << 20, depth: 8 };
         let inside = "<b c='d>&amp;'><![CDATA[e]]f]]>&#65;g</b>".repeat(2_000);
         let stanza = format!("<a>{inside}</a>");
         let mut framer = Framer::new(limits);

@@ -55,11 +55,7 @@ impl<'i> Attribute<'i> {
     }
 
     fn local(&self) -> &'i str {
-        if self.prefix.is_empty() {
-            self.name
-        } else {
-            &self.name[self.prefix.len() + 1..]
-        }
+        if self.prefix.is_empty() { self.name } else { &self.name[self.prefix.len() + 1..] }
     }
 }
 
@@ -92,10 +88,7 @@ impl<'r> Tag<'r, '_> {
 
     /// The value of an attribute.
     pub fn attr(&self, name: &str) -> Option<&'r str> {
-        self.attributes
-            .iter()
-            .find(|a| a.name == name)
-            .map(|a| &*a.value)
+        self.attributes.iter().find(|a| a.name == name).map(|a| &*a.value)
     }
 }
 
@@ -172,12 +165,7 @@ impl<'i> Reader<'i> {
     /// The start tag read last.
     pub fn tag(&self) -> Tag<'_, 'i> {
         let ns = self.bindings.get(self.ns).map_or("", |b| &*b.ns);
-        Tag {
-            name: self.name,
-            ns,
-            attributes: &self.attributes,
-            start: self.start,
-        }
+        Tag { name: self.name, ns, attributes: &self.attributes, start: self.start }
     }
 
     /// Elements open: after the outermost start tag 1, after its end tag 0.
@@ -205,9 +193,7 @@ impl<'i> Reader<'i> {
     /// The text from `start` to what was read last, less the last `end` bytes.
     fn since(&self, start: usize, end: usize) -> Result<&'i str, XmlError> {
         let range = start..self.place().saturating_sub(end);
-        self.xml
-            .get(range)
-            .ok_or_else(|| error("a tag that is cut off"))
+        self.xml.get(range).ok_or_else(|| error("a tag that is cut off"))
     }
 
     fn open(&mut self, start: usize, end: usize) -> Result<Token<'i>, XmlError> {
@@ -240,11 +226,7 @@ impl<'i> Reader<'i> {
             ("xmlns", prefix) => self.declare(prefix, value),
             _ if self.attributes.len() == MAX_ATTRIBUTES => Err(error("too many attributes")),
             _ => {
-                self.attributes.push(Attribute {
-                    name,
-                    value,
-                    prefix,
-                });
+                self.attributes.push(Attribute { name, value, prefix });
                 Ok(())
             }
         }
@@ -262,11 +244,7 @@ impl<'i> Reader<'i> {
         if self.bindings.len() == MAX_BINDINGS {
             return Err(error("too many namespace declarations"));
         }
-        let here = self
-            .bindings
-            .iter()
-            .rev()
-            .take_while(|b| b.depth == self.depth);
+        let here = self.bindings.iter().rev().take_while(|b| b.depth == self.depth);
         if here.into_iter().any(|b| b.prefix == prefix) {
             return Err(error("a namespace declared twice"));
         }
@@ -275,11 +253,7 @@ impl<'i> Reader<'i> {
     }
 
     fn bind(&mut self, prefix: &'i str, ns: Cow<'i, str>) {
-        self.bindings.push(Binding {
-            prefix,
-            ns,
-            depth: self.depth,
-        });
+        self.bindings.push(Binding { prefix, ns, depth: self.depth });
     }
 
     fn resolve(&self, prefix: &str) -> Result<usize, XmlError> {
@@ -293,10 +267,7 @@ impl<'i> Reader<'i> {
         for (i, attribute) in self.attributes.iter().enumerate() {
             let before = &self.attributes[..i];
             if before.iter().any(|b| b.name == attribute.name) {
-                return Err(error(format!(
-                    "attribute '{}' twice",
-                    excerpt(attribute.name)
-                )));
+                return Err(error(format!("attribute '{}' twice", excerpt(attribute.name))));
             }
             if !attribute.prefix.is_empty() {
                 self.check_prefixed(before, attribute)?;
@@ -311,15 +282,11 @@ impl<'i> Reader<'i> {
         attribute: &Attribute<'i>,
     ) -> Result<(), XmlError> {
         let ns = &self.bindings[self.resolve(attribute.prefix)?].ns;
-        for other in before
-            .iter()
-            .filter(|b| !b.prefix.is_empty() && b.local() == attribute.local())
+        for other in
+            before.iter().filter(|b| !b.prefix.is_empty() && b.local() == attribute.local())
         {
             if self.bindings[self.resolve(other.prefix)?].ns == *ns {
-                return Err(error(format!(
-                    "attribute '{}' twice",
-                    excerpt(attribute.name)
-                )));
+                return Err(error(format!("attribute '{}' twice", excerpt(attribute.name))));
             }
         }
         Ok(())
@@ -396,18 +363,14 @@ fn attribute_value(raw: &str) -> Result<Cow<'_, str>, XmlError> {
         rest = match rest.as_bytes()[at] {
             b'<' => return Err(error("'<' in an attribute value")),
             b'&' => {
-                let (name, after) = after
-                    .split_once(';')
-                    .ok_or_else(|| error("'&' that begins no reference"))?;
+                let (name, after) =
+                    after.split_once(';').ok_or_else(|| error("'&' that begins no reference"))?;
                 value.push(character(name)?);
                 after
             }
             byte => {
                 value.push(' ');
-                after
-                    .strip_prefix('\n')
-                    .filter(|_| byte == b'\r')
-                    .unwrap_or(after)
+                after.strip_prefix('\n').filter(|_| byte == b'\r').unwrap_or(after)
             }
         };
     }

@@ -21,15 +21,9 @@ pub(super) fn text(bytes: &[u8]) -> Result<&str, BadText> {
 /// Whether every character of the text is one that XML carries (section 2.2).
 pub(super) fn check_chars(text: &str) -> Result<(), BadText> {
     // No early exit: the compiler turns this into vector code.
-    let control = text
-        .bytes()
-        .fold(false, |bad, b| bad | (b < b' ' && !is_space(b)));
+    let control = text.bytes().fold(false, |bad, b| bad | (b < b' ' && !is_space(b)));
     let bad = control || (!text.is_ascii() && text.contains(['\u{fffe}', '\u{ffff}']));
-    if bad {
-        Err(BadText::IllegalChar)
-    } else {
-        Ok(())
-    }
+    if bad { Err(BadText::IllegalChar) } else { Ok(()) }
 }
 
 /// White space (production 3).
@@ -39,10 +33,7 @@ pub(super) const fn is_space(byte: u8) -> bool {
 
 /// The text without the white space it begins with.
 pub(super) fn skip_space(text: &str) -> &str {
-    let end = text
-        .bytes()
-        .position(|b| !is_space(b))
-        .unwrap_or(text.len());
+    let end = text.bytes().position(|b| !is_space(b)).unwrap_or(text.len());
     &text[end..]
 }
 
@@ -75,14 +66,10 @@ fn number(digits: &[u8], radix: u32) -> Result<char, BadReference> {
     }
     let mut value = 0u32;
     for &byte in digits {
-        let digit = char::from(byte)
-            .to_digit(radix)
-            .ok_or(BadReference::NoCharacter)?;
+        let digit = char::from(byte).to_digit(radix).ok_or(BadReference::NoCharacter)?;
         value = value.saturating_mul(radix).saturating_add(digit);
     }
-    char::from_u32(value)
-        .filter(|c| is_char(*c))
-        .ok_or(BadReference::NoCharacter)
+    char::from_u32(value).filter(|c| is_char(*c)).ok_or(BadReference::NoCharacter)
 }
 
 /// The `Char` production (section 2.2).
@@ -161,15 +148,9 @@ impl<'i> Attributes<'i> {
         }
         let end = rest.bytes().position(|b| b == b'=' || is_space(b));
         let (name, rest) = rest.split_at(end.ok_or("an attribute without a value")?);
-        let rest = skip_space(rest)
-            .strip_prefix('=')
-            .ok_or("an attribute without a value")?;
+        let rest = skip_space(rest).strip_prefix('=').ok_or("an attribute without a value")?;
         let rest = skip_space(rest);
-        let quote = rest
-            .as_bytes()
-            .first()
-            .copied()
-            .filter(|q| matches!(q, b'\'' | b'"'));
+        let quote = rest.as_bytes().first().copied().filter(|q| matches!(q, b'\'' | b'"'));
         let quote = quote.ok_or("an attribute value without quotes")?;
         let rest = &rest[1..];
         let end = memchr::memchr(quote, rest.as_bytes()).ok_or("an attribute value without end")?;
@@ -234,18 +215,10 @@ mod tests {
             "#x100000041",
         ];
         for name in none {
-            assert_eq!(
-                reference(name.as_bytes()),
-                Err(BadReference::NoCharacter),
-                "{name}"
-            );
+            assert_eq!(reference(name.as_bytes()), Err(BadReference::NoCharacter), "{name}");
         }
         for name in ["", "nbsp", "AMP", "lol9", "amp ", "\u{e9}"] {
-            assert_eq!(
-                reference(name.as_bytes()),
-                Err(BadReference::UnknownEntity),
-                "{name}"
-            );
+            assert_eq!(reference(name.as_bytes()), Err(BadReference::UnknownEntity), "{name}");
         }
     }
 
@@ -284,41 +257,19 @@ mod tests {
         let read = |tag| split_tag(tag).1.collect::<Result<Vec<_>, _>>();
         assert_eq!(read("a"), Ok(vec![]));
         assert_eq!(read("a \t\r\n"), Ok(vec![]));
-        assert_eq!(
-            read("a b='1' c = \"'>\" "),
-            Ok(vec![("b", "1"), ("c", "'>")])
-        );
-        for bad in [
-            "a b",
-            "a b=",
-            "a b=1",
-            "a b='1",
-            "a b='1'c='2'",
-            "a b c='1'",
-            "a ='1' /",
-        ] {
+        assert_eq!(read("a b='1' c = \"'>\" "), Ok(vec![("b", "1"), ("c", "'>")]));
+        for bad in ["a b", "a b=", "a b=1", "a b='1", "a b='1'c='2'", "a b c='1'", "a ='1' /"] {
             assert!(read(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn characters() {
-        assert_eq!(
-            text("tab\t\r\n\u{7f}\u{85}\u{fffd}\u{ff0c}".as_bytes()).err(),
-            None
-        );
+        assert_eq!(text("tab\t\r\n\u{7f}\u{85}\u{fffd}\u{ff0c}".as_bytes()).err(), None);
         assert_eq!(text(b"\xc3\x28").err(), Some(BadText::NotUtf8));
-        assert_eq!(
-            text(b"\xed\xa0\x80").err(),
-            Some(BadText::NotUtf8),
-            "a surrogate"
-        );
+        assert_eq!(text(b"\xed\xa0\x80").err(), Some(BadText::NotUtf8), "a surrogate");
         for bad in ["\0", "a\u{1f}", "\u{b}", "\u{fffe}", "\u{ffff}"] {
-            assert_eq!(
-                text(bad.as_bytes()).err(),
-                Some(BadText::IllegalChar),
-                "{bad:?}"
-            );
+            assert_eq!(text(bad.as_bytes()).err(), Some(BadText::IllegalChar), "{bad:?}");
         }
     }
 }

@@ -139,10 +139,7 @@ impl Scanner {
                 let state = if bytes[next - 1] == b'<' {
                     State::Markup
                 } else {
-                    State::Reference {
-                        start: next,
-                        quote: None,
-                    }
+                    State::Reference { start: next, quote: None }
                 };
                 self.go(next, state);
             }
@@ -168,18 +165,15 @@ impl Scanner {
 
     fn check_depth(&self) -> Result<(), FrameError> {
         if self.open && self.depth >= self.max_depth {
-            return Err(FrameError::TooDeep {
-                limit: self.max_depth,
-            });
+            return Err(FrameError::TooDeep { limit: self.max_depth });
         }
         Ok(())
     }
 
     #[inline]
     fn start_tag(&mut self, bytes: &[u8]) -> Result<Option<Piece>, FrameError> {
-        let Some(n) = bytes[self.at..]
-            .iter()
-            .position(|b| matches!(b, b'>' | b'\'' | b'"' | b'<' | b'&'))
+        let Some(n) =
+            bytes[self.at..].iter().position(|b| matches!(b, b'>' | b'\'' | b'"' | b'<' | b'&'))
         else {
             self.go(bytes.len(), State::StartTag);
             return Ok(None);
@@ -223,10 +217,7 @@ impl Scanner {
                 let next = self.at + n + 1;
                 let state = match bytes[next - 1] {
                     b'<' => return Err(FrameError::NotWellFormed("'<' in an attribute value")),
-                    b'&' => State::Reference {
-                        start: next,
-                        quote: Some(quote),
-                    },
+                    b'&' => State::Reference { start: next, quote: Some(quote) },
                     _ => State::StartTag,
                 };
                 self.go(next, state);
@@ -237,18 +228,15 @@ impl Scanner {
 
     #[inline]
     fn end_tag(&mut self, bytes: &[u8]) -> Result<Option<Piece>, FrameError> {
-        let Some(n) = bytes[self.at..]
-            .iter()
-            .position(|b| matches!(b, b'>' | b'\'' | b'"' | b'<' | b'&'))
+        let Some(n) =
+            bytes[self.at..].iter().position(|b| matches!(b, b'>' | b'\'' | b'"' | b'<' | b'&'))
         else {
             self.go(bytes.len(), State::EndTag);
             return Ok(None);
         };
         let place = self.at + n;
         if bytes[place] != b'>' || bytes[place - 1] == b'/' {
-            return Err(FrameError::NotWellFormed(
-                "an end tag that is more or less than a name",
-            ));
+            return Err(FrameError::NotWellFormed("an end tag that is more or less than a name"));
         }
         self.go(place + 1, State::Text);
         if self.depth == 0 {
@@ -289,9 +277,7 @@ impl Scanner {
             Ok(_) => self.go(end + 1, quote.map_or(State::Text, State::Value)),
             Err(BadReference::UnknownEntity) => return Err(FrameError::UnknownEntity),
             Err(BadReference::NoCharacter) => {
-                return Err(FrameError::NotWellFormed(
-                    "a reference to no legal character",
-                ));
+                return Err(FrameError::NotWellFormed("a reference to no legal character"));
             }
         }
         Ok(())
@@ -312,14 +298,7 @@ impl Scanner {
             return Err(FrameError::NotWellFormed("text between stanzas"));
         }
         let whole = seen + 1 == CDATA.len();
-        self.go(
-            self.at + 1,
-            if whole {
-                State::Cdata(0)
-            } else {
-                State::Bang(seen + 1)
-            },
-        );
+        self.go(self.at + 1, if whole { State::Cdata(0) } else { State::Bang(seen + 1) });
         Ok(())
     }
 
@@ -347,8 +326,5 @@ impl Scanner {
 
 /// How many bytes of white space these begin with.
 pub(super) fn white_space(bytes: &[u8]) -> usize {
-    bytes
-        .iter()
-        .position(|b| !is_space(*b))
-        .unwrap_or(bytes.len())
+    bytes.iter().position(|b| !is_space(*b)).unwrap_or(bytes.len())
 }

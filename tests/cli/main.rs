@@ -37,11 +37,7 @@ impl Place {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_amphora"));
-        command
-            .args(arguments)
-            .current_dir(self.path())
-            .env_clear()
-            .stdin(Stdio::null());
+        command.args(arguments).current_dir(self.path()).env_clear().stdin(Stdio::null());
         command
     }
 
@@ -57,11 +53,7 @@ struct End {
 }
 
 fn end(mut command: Command) -> End {
-    let child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = child.id().to_string();
     let (ended, end) = mpsc::channel();
     std::thread::spawn(move || ended.send(child.wait_with_output()));
@@ -69,30 +61,17 @@ fn end(mut command: Command) -> End {
         Command::new("kill").args(["-9", &pid]).status().unwrap();
         panic!("{command:?} does not end");
     };
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = output.unwrap();
+    let Output { status, stdout, stderr } = output.unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
-    End {
-        code: status.code(),
-        out: text(stdout),
-        err: text(stderr),
-    }
+    End { code: status.code(), out: text(stdout), err: text(stderr) }
 }
 
 #[test]
 fn help_has_examples_and_exit_codes() {
     let End { code, out, .. } = Place::new().ends(&["--help"]);
     assert_eq!(code, Some(0));
-    for part in [
-        "Examples:\n",
-        "amphora run --config ",
-        "Exit codes:\n",
-        "  78  ",
-        "check-config",
-    ] {
+    for part in ["Examples:\n", "amphora run --config ", "Exit codes:\n", "  78  ", "check-config"]
+    {
         assert!(out.contains(part), "{part}: {out}");
     }
 }
@@ -100,13 +79,7 @@ fn help_has_examples_and_exit_codes() {
 #[test]
 fn the_version_is_the_crates() {
     let End { code, out, .. } = Place::new().ends(&["--version"]);
-    assert_eq!(
-        (code, &*out),
-        (
-            Some(0),
-            concat!("amphora ", env!("CARGO_PKG_VERSION"), "\n")
-        )
-    );
+    assert_eq!((code, &*out), (Some(0), concat!("amphora ", env!("CARGO_PKG_VERSION"), "\n")));
 }
 
 #[test]
@@ -122,15 +95,9 @@ fn a_wrong_command_line() {
 fn without_a_file_the_defaults_hold() {
     let End { code, out, err } = Place::new().ends(&["check-config"]);
     assert_eq!(code, Some(0), "{err}");
-    assert!(
-        out.starts_with("# configuration file: none (amphora.toml and /etc/amphora/"),
-        "{out}"
-    );
+    assert!(out.starts_with("# configuration file: none (amphora.toml and /etc/amphora/"), "{out}");
     assert!(out.contains("\nurl = \"sqlite://amphora.db\"\n"), "{out}");
-    assert!(
-        err.starts_with("amphora: warning: no server is configured"),
-        "{err}"
-    );
+    assert!(err.starts_with("amphora: warning: no server is configured"), "{err}");
 }
 
 #[test]
@@ -138,10 +105,7 @@ fn the_file_in_the_working_directory_is_found_and_another_can_be_named() {
     let place = Place::with("[node]\nname = 'found'\n");
     std::fs::write(place.path().join("other.toml"), "[node]\nname = 'named'\n").unwrap();
     let found = place.ends(&["check-config"]).out;
-    assert!(
-        found.starts_with("# configuration file: amphora.toml (found)\n"),
-        "{found}"
-    );
+    assert!(found.starts_with("# configuration file: amphora.toml (found)\n"), "{found}");
     assert!(found.contains("\nname = \"found\"\n"), "{found}");
     let named = place.ends(&["check-config", "--config", "other.toml"]).out;
     assert!(named.contains("\nname = \"named\"\n"), "{named}");
@@ -183,10 +147,7 @@ fn every_command_refuses_a_wrong_configuration_and_names_all_of_it() {
 fn a_file_that_is_named_must_be_there() {
     let End { code, err, .. } = Place::new().ends(&["run", "--config", "no.toml"]);
     assert_eq!(code, Some(78));
-    assert!(
-        err.starts_with("amphora: cannot read the configuration file 'no.toml': "),
-        "{err}"
-    );
+    assert!(err.starts_with("amphora: cannot read the configuration file 'no.toml': "), "{err}");
 }
 
 #[test]
@@ -216,25 +177,13 @@ fn a_secret_is_never_printed() {
     for text in wrong {
         let place = Place::with(&text);
         let End { code, out, err } = place.ends(&["check-config"]);
-        assert!(
-            !out.contains(SECRET) && !err.contains(SECRET),
-            "{text}\n{out}\n{err}"
-        );
-        assert_eq!(
-            code,
-            Some(if text == SERVER { 0 } else { 78 }),
-            "{text}\n{err}"
-        );
+        assert!(!out.contains(SECRET) && !err.contains(SECRET), "{text}\n{out}\n{err}");
+        assert_eq!(code, Some(if text == SERVER { 0 } else { 78 }), "{text}\n{err}");
     }
     let mut command = Place::new().command(&["check-config"]);
-    command
-        .current_dir("/")
-        .env("AMPHORA__SERVERS__0__SECRET", SECRET);
+    command.current_dir("/").env("AMPHORA__SERVERS__0__SECRET", SECRET);
     let End { out, err, .. } = end(command);
-    assert!(
-        !out.contains(SECRET) && !err.contains(SECRET),
-        "{out}\n{err}"
-    );
+    assert!(!out.contains(SECRET) && !err.contains(SECRET), "{out}\n{err}");
 }
 
 #[test]
@@ -270,11 +219,7 @@ fn an_address_that_is_taken() {
 #[test]
 fn a_node_says_what_it_runs_with() {
     let place = Place::with("[http]\nlisten = '127.0.0.1:0'\n[log]\nformat = 'json'\n");
-    let mut child = place
-        .command(&["run"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = place.command(&["run"]).stderr(Stdio::piped()).spawn().unwrap();
     let mut err = child.stderr.take().unwrap();
     let mut text = String::new();
     while !text.contains("no server is configured") {
@@ -285,9 +230,6 @@ fn a_node_says_what_it_runs_with() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(
-        text.contains("\"configuration\":\"amphora.toml (found)\""),
-        "{text}"
-    );
+    assert!(text.contains("\"configuration\":\"amphora.toml (found)\""), "{text}");
     assert!(text.lines().next().unwrap().starts_with('{'), "{text}");
 }

@@ -34,10 +34,7 @@ fn set_mode(path: &Path, mode: u32) {
 }
 
 fn environment(variables: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
-    variables
-        .iter()
-        .map(|(name, value)| (name.into(), value.into()))
-        .collect()
+    variables.iter().map(|(name, value)| (name.into(), value.into())).collect()
 }
 
 fn loaded(text: &str, variables: &[(&str, &str)]) -> Loaded {
@@ -48,15 +45,9 @@ fn loaded(text: &str, variables: &[(&str, &str)]) -> Loaded {
 /// The lines of the error, the file's name as FILE, without the heading.
 fn problems(text: &str, variables: &[(&str, &str)]) -> Vec<String> {
     let (_directory, path) = file(text);
-    let error = load(Some(&path), environment(variables))
-        .unwrap_err()
-        .to_string();
+    let error = load(Some(&path), environment(variables)).unwrap_err().to_string();
     let error = error.replace(&*path.to_string_lossy(), "FILE");
-    error
-        .lines()
-        .skip(1)
-        .map(|line| line.trim().to_owned())
-        .collect()
+    error.lines().skip(1).map(|line| line.trim().to_owned()).collect()
 }
 
 fn manual() -> String {
@@ -84,10 +75,7 @@ fn the_manual_has_every_key() {
         let table: toml::Table = text.parse().unwrap();
         let section = |(name, value): (&String, &toml::Value)| {
             let table = value.as_table().or_else(|| value[0].as_table()).unwrap();
-            table
-                .keys()
-                .map(|key| format!("{name}.{key}"))
-                .collect::<Vec<_>>()
+            table.keys().map(|key| format!("{name}.{key}")).collect::<Vec<_>>()
         };
         table.iter().flat_map(section).collect::<Vec<_>>()
     };
@@ -97,29 +85,14 @@ fn the_manual_has_every_key() {
 
 #[test]
 fn the_example_of_the_manual_is_valid() {
-    let Loaded {
-        settings, warnings, ..
-    } = loaded(&manual_with_example(), &[]);
+    let Loaded { settings, warnings, .. } = loaded(&manual_with_example(), &[]);
     let server = &settings.servers[0];
     assert_eq!(server.address.to_string(), "127.0.0.1:5347");
     assert_eq!(server.component.as_str(), "amp.example.org");
     assert_eq!(server.secret.expose(), "change-me");
-    assert_eq!(
-        server
-            .hosts
-            .iter()
-            .map(|host| host.as_str())
-            .collect::<Vec<_>>(),
-        ["example.org"]
-    );
+    assert_eq!(server.hosts.iter().map(|host| host.as_str()).collect::<Vec<_>>(), ["example.org"]);
     assert_eq!(warnings, [""; 0]);
-    assert_eq!(
-        Settings {
-            servers: Vec::new(),
-            ..settings
-        },
-        Settings::default()
-    );
+    assert_eq!(Settings { servers: Vec::new(), ..settings }, Settings::default());
 }
 
 #[test]
@@ -140,11 +113,7 @@ fn the_defaults() {
 
 #[test]
 fn an_empty_file_is_valid_and_warns_that_nothing_is_connected() {
-    let Loaded {
-        settings,
-        warnings,
-        file,
-    } = loaded("", &[]);
+    let Loaded { settings, warnings, file } = loaded("", &[]);
     assert_eq!(settings, Settings::default());
     assert!(matches!(file, FileUsed::Given(_)));
     assert_eq!(warnings.len(), 1);
@@ -175,11 +144,7 @@ fn the_environment_comes_over_the_file() {
     assert_eq!(settings.servers[0].secret.expose(), "other");
     assert_eq!(settings.servers[0].component.as_str(), "amp.example.org");
     assert_eq!(
-        settings.servers[0]
-            .hosts
-            .iter()
-            .map(|h| h.as_str())
-            .collect::<Vec<_>>(),
+        settings.servers[0].hosts.iter().map(|h| h.as_str()).collect::<Vec<_>>(),
         ["a.example", "b.example"]
     );
 }
@@ -252,10 +217,7 @@ nats = ['nats://user:hunter2@localhost']
 fn the_heading_counts() {
     let (_directory, path) = file("[processor]\nshards = 65537\n");
     let error = load(Some(&path), []).unwrap_err().to_string();
-    assert!(
-        error.starts_with("1 error in the configuration\n  "),
-        "{error}"
-    );
+    assert!(error.starts_with("1 error in the configuration\n  "), "{error}");
 }
 
 #[test]
@@ -266,10 +228,7 @@ fn the_ends_of_the_ranges() {
     }
     assert_eq!(problems("[store]\nretention = '500ms'", &[]).len(), 1);
     assert_eq!(problems("[store]\nretention = '101years'", &[]).len(), 1);
-    assert_eq!(
-        problems("", &[("AMPHORA__PROCESSOR__SHARDS", "many")]).len(),
-        1
-    );
+    assert_eq!(problems("", &[("AMPHORA__PROCESSOR__SHARDS", "many")]).len(), 1);
 }
 
 #[test]
@@ -292,13 +251,7 @@ fn what_a_server_lacks() {
 
 #[test]
 fn domains_are_domains() {
-    for bad in [
-        "bob@example.org",
-        "example.org/home",
-        "",
-        "a b",
-        &"a".repeat(2000),
-    ] {
+    for bad in ["bob@example.org", "example.org/home", "", "a b", &"a".repeat(2000)] {
         let text = format!("[[servers]]\ncomponent = '{bad}'\nsecret = 's'\nhosts = ['{bad}']");
         assert_eq!(problems(&text, &[]).len(), 2, "{bad}");
     }
@@ -332,9 +285,7 @@ hosts = ['EXAMPLE.net', 'example.com', 'example.com']
 fn servers_are_numbered_without_gaps() {
     let lines = problems(SERVER, &[("AMPHORA__SERVERS__2__SECRET", "hunter2")]);
     assert!(
-        lines
-            .iter()
-            .any(|line| line.starts_with("servers[1]: is not there, but servers[2] is")),
+        lines.iter().any(|line| line.starts_with("servers[1]: is not there, but servers[2] is")),
         "{lines:?}"
     );
     for name in [
@@ -367,10 +318,7 @@ fn other_databases_are_refused_and_passwords_not_shown() {
 fn a_secret_from_a_file() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("secret");
-    let text = SERVER.replace(
-        "secret = 'hunter2'",
-        &format!("secret_file = '{}'", path.display()),
-    );
+    let text = SERVER.replace("secret = 'hunter2'", &format!("secret_file = '{}'", path.display()));
 
     assert!(problems(&text, &[])[0].contains("cannot be read"));
     for (content, expected) in [
@@ -383,9 +331,7 @@ fn a_secret_from_a_file() {
         write_private(&path, content);
         match expected {
             Some(secret) => {
-                let Loaded {
-                    settings, warnings, ..
-                } = loaded(&text, &[]);
+                let Loaded { settings, warnings, .. } = loaded(&text, &[]);
                 assert_eq!(settings.servers[0].secret.expose(), secret);
                 assert_eq!(settings.servers[0].secret_file.as_deref(), Some(&*path));
                 assert_eq!(warnings, [""; 0]);
@@ -407,10 +353,7 @@ fn a_secret_from_a_file() {
 
     set_mode(&path, 0o644);
     let warnings = loaded(&text, &[]).warnings;
-    assert!(
-        warnings.len() == 1 && warnings[0].contains("every user can read it"),
-        "{warnings:?}"
-    );
+    assert!(warnings.len() == 1 && warnings[0].contains("every user can read it"), "{warnings:?}");
 }
 
 #[test]
@@ -423,16 +366,10 @@ fn a_file_with_a_secret_that_all_can_read_gets_a_warning() {
 #[test]
 fn a_file_that_is_not_there_or_not_toml() {
     let error = load(Some(Path::new("/nonexistent/amphora.toml")), []).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "cannot read the configuration file '/nonexistent/amphora.toml'"
-    );
+    assert_eq!(error.to_string(), "cannot read the configuration file '/nonexistent/amphora.toml'");
     let (_directory, path) = file("[node\n");
     assert!(
-        load(Some(&path), [])
-            .unwrap_err()
-            .to_string()
-            .contains("is not TOML: at line 1, column 6")
+        load(Some(&path), []).unwrap_err().to_string().contains("is not TOML: at line 1, column 6")
     );
 }
 
@@ -444,10 +381,7 @@ fn what_is_shown_says_the_same_again_but_for_secrets() {
     );
     let Loaded { settings, .. } = loaded(&text, &[]);
     let shown = settings.to_string();
-    assert!(
-        !shown.contains("hunter2") && !format!("{settings:?}").contains("hunter2"),
-        "{shown}"
-    );
+    assert!(!shown.contains("hunter2") && !format!("{settings:?}").contains("hunter2"), "{shown}");
     let again = loaded(&shown, &[("AMPHORA__SERVERS__0__SECRET", "hunter2")]).settings;
     assert_eq!(again, settings);
 }

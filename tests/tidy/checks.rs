@@ -102,30 +102,20 @@ pub fn check_panics(path: &str, text: &str) -> Vec<String> {
 
 /// Whether a comment on the line, or directly above it, gives a reason.
 fn has_reason(code: &Code, line: usize) -> bool {
-    let gives = |line: &usize| {
-        code.comments
-            .get(line)
-            .is_some_and(|text| text.contains("reason:"))
-    };
+    let gives = |line: &usize| code.comments.get(line).is_some_and(|text| text.contains("reason:"));
     let is_code = |line: &usize| code.tokens.iter().any(|(of, _)| of == line);
-    let above = (1..line)
-        .rev()
-        .take_while(|line| code.comments.contains_key(line) && !is_code(line));
+    let above =
+        (1..line).rev().take_while(|line| code.comments.contains_key(line) && !is_code(line));
     gives(&line) || above.into_iter().any(|line| gives(&line))
 }
 
 /// A file that does not say what it is.
 pub fn check_head(path: &str, text: &str) -> Vec<String> {
-    let says = text
-        .lines()
-        .next()
-        .is_some_and(|line| line.starts_with("//! ") && line.len() > 8);
+    let says = text.lines().next().is_some_and(|line| line.starts_with("//! ") && line.len() > 8);
     if says {
         Vec::new()
     } else {
-        vec![format!(
-            "{path}:1: the first line is not `//! what this is`"
-        )]
+        vec![format!("{path}:1: the first line is not `//! what this is`")]
     }
 }
 
@@ -140,21 +130,15 @@ pub fn check_map(
     let is_path = |c: char| is_word(c) || "/.-".contains(c);
     // A pattern, such as `tests/<area>/main.rs`, is no path.
     let words = map.split(|c: char| !is_path(c) && !"<>*{}".contains(c));
-    let words: Vec<_> = words
-        .map(|word| word.trim_end_matches(['.', '/']))
-        .collect();
+    let words: Vec<_> = words.map(|word| word.trim_end_matches(['.', '/'])).collect();
     let begins = |wanted: &str| {
         let mut rests = words.iter().filter_map(|word| word.strip_prefix(wanted));
         rests.any(|rest| rest.is_empty() || rest.starts_with(['/', '.']))
     };
     // A folder's name may be a word of the prose too: it counts as code or with its slash.
     let named = |name: &str| {
-        let forms = [
-            format!("`{name}`"),
-            format!("`{name}/"),
-            format!(" {name}/"),
-            format!("\n{name}/"),
-        ];
+        let forms =
+            [format!("`{name}`"), format!("`{name}/"), format!(" {name}/"), format!("\n{name}/")];
         forms.iter().any(|form| map.contains(form))
     };
     let mut wrong = Vec::new();
@@ -166,13 +150,9 @@ pub fn check_map(
         wrong.push(format!("ARCHITECTURE.md does not name src/{module}"));
     }
     for word in words.iter().filter(|word| word.chars().all(is_path)) {
-        let within = word
-            .split_once('/')
-            .is_some_and(|(first, _)| folders.contains(first));
+        let within = word.split_once('/').is_some_and(|(first, _)| folders.contains(first));
         if within && !exists(word) {
-            wrong.push(format!(
-                "ARCHITECTURE.md names {word}, which does not exist"
-            ));
+            wrong.push(format!("ARCHITECTURE.md names {word}, which does not exist"));
         }
     }
     wrong
@@ -186,10 +166,7 @@ pub fn check_paths(path: &str, text: &str) -> Vec<String> {
             let absolute =
                 |at: usize| !line[..at].ends_with(|c: char| is_word(c) || ".-~}>)*".contains(c));
             if line.match_indices(place).any(|(at, _)| absolute(at)) {
-                wrong.push(format!(
-                    "{path}:{}: the path {place} is of one machine",
-                    number + 1
-                ));
+                wrong.push(format!("{path}:{}: the path {place} is of one machine", number + 1));
             }
         }
     }

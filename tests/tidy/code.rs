@@ -56,18 +56,13 @@ impl Code {
     fn comment(&mut self, line: usize, rest: &str, length: Option<usize>) -> usize {
         let length = length.unwrap_or(rest.len());
         for (offset, text) in rest[..length].lines().enumerate() {
-            self.comments
-                .entry(line + offset)
-                .or_default()
-                .push_str(text);
+            self.comments.entry(line + offset).or_default().push_str(text);
         }
         length
     }
 
     pub fn is(&self, at: usize, sign: char) -> bool {
-        self.tokens
-            .get(at)
-            .is_some_and(|(_, token)| *token == Token::Sign(sign))
+        self.tokens.get(at).is_some_and(|(_, token)| *token == Token::Sign(sign))
     }
 
     pub fn word(&self, at: usize) -> Option<&str> {
@@ -119,11 +114,7 @@ impl Code {
             }
             let item = at;
             while at < self.tokens.len() && !self.is(at, ';') && !self.is(at, '{') {
-                at = if self.is(at, '(') || self.is(at, '[') {
-                    self.close(at) + 1
-                } else {
-                    at + 1
-                };
+                at = if self.is(at, '(') || self.is(at, '[') { self.close(at) + 1 } else { at + 1 };
             }
             if self.is(at, '{') {
                 at = self.close(at);
@@ -169,11 +160,7 @@ impl Code {
             if self.is(at, '{') {
                 let end = self.close(at);
                 while at < end {
-                    at = if self.word(at).is_some() {
-                        self.path(at, &path, paths)
-                    } else {
-                        at + 1
-                    };
+                    at = if self.word(at).is_some() { self.path(at, &path, paths) } else { at + 1 };
                 }
                 return end;
             }
@@ -236,9 +223,9 @@ fn string(rest: &str) -> usize {
 fn character(rest: &str) -> usize {
     let mut chars = rest.char_indices().skip(1);
     match (chars.next(), chars.next()) {
-        (Some((_, '\\')), Some(_)) => chars
-            .find(|(_, c)| *c == '\'')
-            .map_or(rest.len(), |(at, _)| at + 1),
+        (Some((_, '\\')), Some(_)) => {
+            chars.find(|(_, c)| *c == '\'').map_or(rest.len(), |(at, _)| at + 1)
+        }
         (Some(_), Some((at, '\''))) => at + 1,
         _ => 1,
     }
@@ -261,9 +248,5 @@ fn prefixed_string(rest: &str) -> Option<usize> {
     let hashes = tail.len() - tail.trim_start_matches('#').len();
     let end = format!("\"{}", "#".repeat(hashes));
     let body = prefix.len() + hashes + 1;
-    Some(
-        rest[body..]
-            .find(&end)
-            .map_or(rest.len(), |at| body + at + end.len()),
-    )
+    Some(rest[body..].find(&end).map_or(rest.len(), |at| body + at + end.len()))
 }

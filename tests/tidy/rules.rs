@@ -22,12 +22,7 @@ const LAYERS: &[(&str, usize)] = &[
 ];
 
 const ASYNC: &[&str] = &["async", "await", "tokio", "futures", "actix", "actix_rt"];
-const CLOCK: &[&str] = &[
-    "SystemTime::now",
-    "Instant::now",
-    "Timestamp::now",
-    "Zoned::now",
-];
+const CLOCK: &[&str] = &["SystemTime::now", "Instant::now", "Timestamp::now", "Zoned::now"];
 const FILES: &[&str] = &["std::fs", "tokio::fs"];
 const SOCKETS: &[&str] = &["std::net", "tokio::net", "std::os::unix::net"];
 const RANDOM: &[&str] = &["fastrand", "rand"];
@@ -38,18 +33,12 @@ pub fn bans(path: &str) -> Vec<(&'static [&'static str], &'static str)> {
     let module = top_module(path);
     if module != Some("store") {
         bans.push((&["entities"], "only src/store may use the entities"));
-        bans.push((
-            &["sea_orm", "sea_orm_migration"],
-            "only src/store may use the database",
-        ));
+        bans.push((&["sea_orm", "sea_orm_migration"], "only src/store may use the database"));
     }
     let layer = module.and_then(layer);
     if layer.is_some_and(|layer| layer <= 1) {
         bans.push((ASYNC, "layers 0 and 1 have no async"));
-        bans.push((
-            CLOCK,
-            "layers 0 and 1 have no clock; take `now` as an argument",
-        ));
+        bans.push((CLOCK, "layers 0 and 1 have no clock; take `now` as an argument"));
         bans.push((FILES, "layers 0 and 1 have no I/O"));
         bans.push((RANDOM, "layers 0 and 1 have no random"));
     }
@@ -58,24 +47,15 @@ pub fn bans(path: &str) -> Vec<(&'static [&'static str], &'static str)> {
     }
     // All of the shard but the actor round it is a machine: input in, effects out.
     if module == Some("shard") && !path.starts_with("src/shard/actor") {
-        bans.push((
-            ASYNC,
-            "the shard's machine has no async; that belongs into its actor",
-        ));
-        bans.push((
-            CLOCK,
-            "the shard's machine has no clock; take `now` as an argument",
-        ));
+        bans.push((ASYNC, "the shard's machine has no async; that belongs into its actor"));
+        bans.push((CLOCK, "the shard's machine has no clock; take `now` as an argument"));
         bans.push((RANDOM, "the shard's machine has no random"));
     }
     bans
 }
 
 pub fn layer(module: &str) -> Option<usize> {
-    LAYERS
-        .iter()
-        .find(|known| known.0 == module)
-        .map(|known| known.1)
+    LAYERS.iter().find(|known| known.0 == module).map(|known| known.1)
 }
 
 /// `shard` of `src/shard/actor.rs`; nothing of `src/lib.rs`, and of files outside `src`.

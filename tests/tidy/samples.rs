@@ -19,10 +19,7 @@ fn layers() {
             "src/shard/machine.rs:2: shard (layer 3) uses node (layer 6)",
         ],
     );
-    finds(
-        check_layers("src/link/mod.rs", "use crate::{http::Health, router};"),
-        &[],
-    );
+    finds(check_layers("src/link/mod.rs", "use crate::{http::Health, router};"), &[]);
     finds(check_layers("src/lib.rs", "pub use crate::cli;"), &[]);
     finds(
         check_layers("src/new.rs", ""),
@@ -41,10 +38,7 @@ fn layers_by_super() {
         ],
     );
     let one = ["src/amp/mod.rs:1: amp (layer 1) uses cli (layer 6)"];
-    finds(
-        check_layers("src/amp/mod.rs", "use super::{cli, xml};"),
-        &one,
-    );
+    finds(check_layers("src/amp/mod.rs", "use super::{cli, xml};"), &one);
     finds(
         check_layers("src/amp.rs", "use super::cli;"),
         &["src/amp.rs:1: amp (layer 1) uses cli (layer 6)"],
@@ -56,10 +50,8 @@ fn banned_names() {
     let bad = "use std::{fmt, net::{IpAddr}};\nasync fn f() { let now = std::time::Instant::now(); }\n\
                fn g() { tokio::spawn(h) }\nuse entities::message;\n";
     let found = check_bans("src/amp/mod.rs", bad);
-    let names: Vec<_> = found
-        .iter()
-        .map(|line| line.split(": ").take(2).collect::<Vec<_>>().join(" "))
-        .collect();
+    let names: Vec<_> =
+        found.iter().map(|line| line.split(": ").take(2).collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(
         names,
         [
@@ -80,21 +72,9 @@ fn banned_names_by_place() {
     let clock = "fn f() { Instant::now(); }";
     assert_eq!(check_bans("src/shard/machine.rs", clock).len(), 1);
     finds(check_bans("src/shard/actor.rs", clock), &[]);
-    finds(
-        check_bans(
-            "src/store/sea.rs",
-            "use entities::a; use sea_orm::b; use tokio::c;",
-        ),
-        &[],
-    );
-    assert_eq!(
-        check_bans("src/store/sea.rs", "use tokio::net::TcpStream;").len(),
-        1
-    );
-    finds(
-        check_bans("src/link/stream.rs", "use tokio::net::TcpStream;"),
-        &[],
-    );
+    finds(check_bans("src/store/sea.rs", "use entities::a; use sea_orm::b; use tokio::c;"), &[]);
+    assert_eq!(check_bans("src/store/sea.rs", "use tokio::net::TcpStream;").len(), 1);
+    finds(check_bans("src/link/stream.rs", "use tokio::net::TcpStream;"), &[]);
     assert_eq!(check_bans("src/node.rs", "use sea_orm::Database;").len(), 1);
 }
 
@@ -102,16 +82,9 @@ fn banned_names_by_place() {
 fn panics() {
     let bad = "fn f() {\n a.unwrap();\n b\n  .expect(\"x\");\n panic!();\n // reason: above\n\n todo!();\n}";
     let lines = check_panics("src/a.rs", bad);
-    let places: Vec<_> = lines
-        .iter()
-        .filter_map(|line| line.split(" without").next())
-        .collect();
-    let expected = [
-        "src/a.rs:2: unwrap",
-        "src/a.rs:4: expect",
-        "src/a.rs:5: panic",
-        "src/a.rs:8: todo",
-    ];
+    let places: Vec<_> = lines.iter().filter_map(|line| line.split(" without").next()).collect();
+    let expected =
+        ["src/a.rs:2: unwrap", "src/a.rs:4: expect", "src/a.rs:5: panic", "src/a.rs:8: todo"];
     assert_eq!(places, expected);
     let fine = "#[expect(dead_code)]\nfn f() {\n // reason: two\n // lines\n a.unwrap();\n b.expect(\"\"); // reason: here\n\
                 c.unwrap_or_default(); let s = \"panic!() \\\" .unwrap()\"; let r = r#\"\".unwrap()\"#; let q = '\"';\n}\n\
@@ -119,10 +92,7 @@ fn panics() {
     finds(check_panics("src/a.rs", fine), &[]);
     let after = "#[cfg(test)]\nmod tests { fn g() {} }\nfn h<'a>() { b'\\''; a.unwrap() }";
     assert_eq!(check_panics("src/a.rs", after).len(), 1);
-    assert_eq!(
-        check_panics("src/a.rs", "#[cfg(not(test))]\nfn f() { a.unwrap() }").len(),
-        1
-    );
+    assert_eq!(check_panics("src/a.rs", "#[cfg(not(test))]\nfn f() { a.unwrap() }").len(), 1);
 }
 
 #[test]
@@ -135,10 +105,7 @@ fn test_modules_of_their_own() {
 fn heads() {
     finds(check_head("a.rs", "//! What it is.\n"), &[]);
     for bad in ["", "\n//! Late.\n", "// What it is.\n", "//!\n", "//! x\n"] {
-        finds(
-            check_head("a.rs", bad),
-            &["a.rs:1: the first line is not `//! what this is`"],
-        );
+        finds(check_head("a.rs", bad), &["a.rs:1: the first line is not `//! what this is`"]);
     }
 }
 
@@ -147,12 +114,9 @@ fn maps() {
     let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     let map = "- `src/amp/`: rules, as in src/amp/rule.rs.\n- `docs`, `tests/<area>/main.rs`, `src/old.rs`\n";
     finds(
-        check_map(
-            map,
-            &set(&["src", "docs", "deploy"]),
-            &set(&["amp", "cli"]),
-            |path| path.starts_with("src/amp"),
-        ),
+        check_map(map, &set(&["src", "docs", "deploy"]), &set(&["amp", "cli"]), |path| {
+            path.starts_with("src/amp")
+        }),
         &[
             "ARCHITECTURE.md does not name the folder deploy",
             "ARCHITECTURE.md does not name src/cli",

@@ -51,19 +51,13 @@ fn tree() -> impl Strategy<Value = String> {
     ]);
     let name = prop::sample::select(vec!["a", "b", "long-name.1", "\u{e9}", "xml:a"]);
     let leaf = (name.clone(), attributes.clone(), text.clone()).prop_map(|(n, a, t)| {
-        if t.is_empty() {
-            format!("<{n}{a}/>")
-        } else {
-            format!("<{n}{a}>{t}</{n} >")
-        }
+        if t.is_empty() { format!("<{n}{a}/>") } else { format!("<{n}{a}>{t}</{n} >") }
     });
     leaf.prop_recursive(5, 40, 6, move |inner| {
         let children = prop::collection::vec((text.clone(), inner), 0..6);
         (name.clone(), attributes.clone(), children).prop_map(|(n, a, children)| {
-            let inside: String = children
-                .into_iter()
-                .flat_map(|(t, c)| [t.to_owned(), c])
-                .collect();
+            let inside: String =
+                children.into_iter().flat_map(|(t, c)| [t.to_owned(), c]).collect();
             format!("<{n}{a}>{inside}</{n}>")
         })
     })
@@ -82,10 +76,7 @@ fn message() -> impl Strategy<Value = String> {
         piece(),
     ];
     prop::collection::vec(child, 0..6).prop_map(|children| {
-        format!(
-            "<message xmlns='jabber:client' from='a@b/c'>{}</message>",
-            children.concat()
-        )
+        format!("<message xmlns='jabber:client' from='a@b/c'>{}</message>", children.concat())
     })
 }
 

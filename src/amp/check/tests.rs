@@ -28,18 +28,12 @@ fn r1_r2_an_id_is_needed() {
 
 #[test]
 fn r60_a_rule_is_needed_in_one_amp() {
-    let other_ns = Element {
-        ns: "jabber:client".into(),
-        ..rule(OK)
-    };
+    let other_ns = Element { ns: "jabber:client".into(), ..rule(OK) };
     let other_name = element("rules", &[], vec![rule(OK)]);
     for (amp, expected) in [
         (vec![], Refusal::NoRule),
         (vec![amp(&[], &[])], Refusal::NoRule),
-        (
-            vec![element("amp", &[], vec![other_ns, other_name])],
-            Refusal::NoRule,
-        ),
+        (vec![element("amp", &[], vec![other_ns, other_name])], Refusal::NoRule),
         (vec![amp(&[], &[OK]), amp(&[], &[OK])], Refusal::SeveralAmp),
         (vec![amp(&[], &[OK]), amp(&[], &[])], Refusal::SeveralAmp),
     ] {
@@ -49,15 +43,8 @@ fn r60_a_rule_is_needed_in_one_amp() {
 
 #[test]
 fn only_rules_of_the_amp_namespace_count() {
-    let foreign = Element {
-        ns: "urn:example".into(),
-        ..rule(("x", "y", "z"))
-    };
-    let amp = element(
-        "amp",
-        &[],
-        vec![foreign, rule(OK), element("note", &[], vec![])],
-    );
+    let foreign = Element { ns: "urn:example".into(), ..rule(("x", "y", "z")) };
+    let amp = element("amp", &[], vec![foreign, rule(OK), element("note", &[], vec![])]);
     let rules = check(&[amp], Some("id")).unwrap();
     assert_eq!(rules.rules().len(), 1);
 }
@@ -89,53 +76,23 @@ fn r14_r42_what_cannot_apply_per_hop_is_ignored_but_validated() {
     ];
     let ignored = |attrs: &[(&str, &str)]| {
         let rules = check(&[amp(attrs, &rules)], Some("id")).unwrap();
-        rules
-            .rules()
-            .iter()
-            .map(|rule| rule.ignored)
-            .collect::<Vec<_>>()
+        rules.rules().iter().map(|rule| rule.ignored).collect::<Vec<_>>()
     };
     assert_eq!(ignored(&[("per-hop", "true")]), [true, false, false]);
     assert_eq!(ignored(&[("per-hop", "false")]), [false, false, false]);
     assert_eq!(ignored(&[]), [false, false, false]);
-    let bad = amp(
-        &[("per-hop", "true")],
-        &[("error", "match-resource", "some")],
-    );
-    assert_eq!(
-        check(&[bad], Some("id")),
-        Err(Refusal::InvalidRules(vec![0]))
-    );
+    let bad = amp(&[("per-hop", "true")], &[("error", "match-resource", "some")]);
+    assert_eq!(check(&[bad], Some("id")), Err(Refusal::InvalidRules(vec![0])));
 }
 
 #[test]
 fn r15_r57_r58_what_is_understood() {
     for (rule, action, condition) in [
-        (
-            ("alert", "deliver", "direct"),
-            Action::Alert,
-            Condition::Deliver(Deliver::Direct),
-        ),
-        (
-            ("drop", "deliver", "forward"),
-            Action::Drop,
-            Condition::Deliver(Deliver::Forward),
-        ),
-        (
-            ("error", "deliver", "gateway"),
-            Action::Error,
-            Condition::Deliver(Deliver::Gateway),
-        ),
-        (
-            ("notify", "deliver", "none"),
-            Action::Notify,
-            Condition::Deliver(Deliver::None),
-        ),
-        (
-            ("alert", "deliver", "stored"),
-            Action::Alert,
-            Condition::Deliver(Deliver::Stored),
-        ),
+        (("alert", "deliver", "direct"), Action::Alert, Condition::Deliver(Deliver::Direct)),
+        (("drop", "deliver", "forward"), Action::Drop, Condition::Deliver(Deliver::Forward)),
+        (("error", "deliver", "gateway"), Action::Error, Condition::Deliver(Deliver::Gateway)),
+        (("notify", "deliver", "none"), Action::Notify, Condition::Deliver(Deliver::None)),
+        (("alert", "deliver", "stored"), Action::Alert, Condition::Deliver(Deliver::Stored)),
         (
             ("drop", "match-resource", "any"),
             Action::Drop,
@@ -174,122 +131,25 @@ fn r36_r37_r57_r58_r59_r61_r62_r63_what_is_refused() {
     for (attrs, expected) in [
         (&[][..], conditions()),
         (&[("action", "drop"), ("value", "stored")], conditions()),
-        (
-            &[("action", "drop"), ("condition", ""), ("value", "stored")],
-            conditions(),
-        ),
-        (
-            &[
-                ("action", "drop"),
-                ("condition", "Deliver"),
-                ("value", "stored"),
-            ],
-            conditions(),
-        ),
-        (
-            &[
-                ("action", "drop"),
-                ("condition", "expire-in"),
-                ("value", "10"),
-            ],
-            conditions(),
-        ),
-        (
-            &[
-                ("action", "hide"),
-                ("condition", "expire-in"),
-                ("value", "10"),
-            ],
-            conditions(),
-        ),
+        (&[("action", "drop"), ("condition", ""), ("value", "stored")], conditions()),
+        (&[("action", "drop"), ("condition", "Deliver"), ("value", "stored")], conditions()),
+        (&[("action", "drop"), ("condition", "expire-in"), ("value", "10")], conditions()),
+        (&[("action", "hide"), ("condition", "expire-in"), ("value", "10")], conditions()),
         (&[("condition", "deliver"), ("value", "stored")], actions()),
-        (
-            &[
-                ("action", ""),
-                ("condition", "deliver"),
-                ("value", "stored"),
-            ],
-            actions(),
-        ),
-        (
-            &[
-                ("action", "drop "),
-                ("condition", "deliver"),
-                ("value", "stored"),
-            ],
-            actions(),
-        ),
-        (
-            &[
-                ("action", "store"),
-                ("condition", "deliver"),
-                ("value", "stored"),
-            ],
-            actions(),
-        ),
-        (
-            &[("action", "store"), ("condition", "deliver"), ("value", "")],
-            actions(),
-        ),
-        (
-            &[
-                ("x:action", "drop"),
-                ("condition", "deliver"),
-                ("value", "stored"),
-            ],
-            actions(),
-        ),
+        (&[("action", ""), ("condition", "deliver"), ("value", "stored")], actions()),
+        (&[("action", "drop "), ("condition", "deliver"), ("value", "stored")], actions()),
+        (&[("action", "store"), ("condition", "deliver"), ("value", "stored")], actions()),
+        (&[("action", "store"), ("condition", "deliver"), ("value", "")], actions()),
+        (&[("x:action", "drop"), ("condition", "deliver"), ("value", "stored")], actions()),
         (&[("action", "drop"), ("condition", "deliver")], values()),
+        (&[("action", "drop"), ("condition", "deliver"), ("value", "")], values()),
+        (&[("action", "drop"), ("condition", "deliver"), ("value", "Stored")], values()),
+        (&[("action", "drop"), ("condition", "deliver"), ("value", "exact")], values()),
+        (&[("action", "drop"), ("condition", "match-resource"), ("value", "direct")], values()),
+        (&[("action", "drop"), ("condition", "match-resource"), ("value", "home")], values()),
+        (&[("action", "drop"), ("condition", "expire-at"), ("value", "tomorrow")], values()),
         (
-            &[("action", "drop"), ("condition", "deliver"), ("value", "")],
-            values(),
-        ),
-        (
-            &[
-                ("action", "drop"),
-                ("condition", "deliver"),
-                ("value", "Stored"),
-            ],
-            values(),
-        ),
-        (
-            &[
-                ("action", "drop"),
-                ("condition", "deliver"),
-                ("value", "exact"),
-            ],
-            values(),
-        ),
-        (
-            &[
-                ("action", "drop"),
-                ("condition", "match-resource"),
-                ("value", "direct"),
-            ],
-            values(),
-        ),
-        (
-            &[
-                ("action", "drop"),
-                ("condition", "match-resource"),
-                ("value", "home"),
-            ],
-            values(),
-        ),
-        (
-            &[
-                ("action", "drop"),
-                ("condition", "expire-at"),
-                ("value", "tomorrow"),
-            ],
-            values(),
-        ),
-        (
-            &[
-                ("action", "drop"),
-                ("condition", "expire-at"),
-                ("value", "2004-01-01T00:00:00"),
-            ],
+            &[("action", "drop"), ("condition", "expire-at"), ("value", "2004-01-01T00:00:00")],
             values(),
         ),
         (
@@ -307,25 +167,13 @@ fn r36_r37_r57_r58_r59_r61_r62_r63_what_is_refused() {
 
 #[test]
 fn r17_r18_all_bad_rules_of_the_first_kind_are_named() {
-    let (condition, action, value) = (
-        ("drop", "mood", "good"),
-        ("hide", "deliver", "none"),
-        ("drop", "deliver", "soon"),
-    );
+    let (condition, action, value) =
+        (("drop", "mood", "good"), ("hide", "deliver", "none"), ("drop", "deliver", "soon"));
     let both = ("hide", "mood", "good");
     for (rules, expected) in [
-        (
-            &[OK, value, OK, value][..],
-            Refusal::InvalidRules(vec![1, 3]),
-        ),
-        (
-            &[value, action, OK, action],
-            Refusal::UnsupportedActions(vec![1, 3]),
-        ),
-        (
-            &[value, action, condition, both],
-            Refusal::UnsupportedConditions(vec![2, 3]),
-        ),
+        (&[OK, value, OK, value][..], Refusal::InvalidRules(vec![1, 3])),
+        (&[value, action, OK, action], Refusal::UnsupportedActions(vec![1, 3])),
+        (&[value, action, condition, both], Refusal::UnsupportedConditions(vec![2, 3])),
         (&[action, both], Refusal::UnsupportedConditions(vec![1])),
     ] {
         assert_eq!(check_rules(rules), Err(expected), "{rules:?}");
@@ -335,10 +183,7 @@ fn r17_r18_all_bad_rules_of_the_first_kind_are_named() {
 #[test]
 fn limits() {
     assert!(check_rules(&[OK; MAX_RULES]).is_ok());
-    assert_eq!(
-        check_rules(&[OK; MAX_RULES + 1]),
-        Err(Refusal::TooManyRules)
-    );
+    assert_eq!(check_rules(&[OK; MAX_RULES + 1]), Err(Refusal::TooManyRules));
 
     let digits = MAX_VALUE - "2004-01-01T00:00:00.Z".len();
     let value = |digits| format!("2004-01-01T00:00:00.{}Z", "1".repeat(digits));

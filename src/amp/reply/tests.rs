@@ -63,21 +63,14 @@ fn r47_r48_r49_r53_r65_r66_error() {
 #[test]
 fn r46_drop_is_silent() {
     assert_eq!(reply("drop"), None);
-    assert_eq!(
-        rule_reply(&rule_set(&[("alert", "deliver", "none")]), 1, &ENVELOPE),
-        None
-    );
+    assert_eq!(rule_reply(&rule_set(&[("alert", "deliver", "none")]), 1, &ENVELOPE), None);
 }
 
 #[test]
 fn r27_the_value_is_told_as_it_was_written() {
     let value = "2026-11-22T05:00:00.0000+00:00";
     let rules = rule_set(&[("notify", "expire-at", value)]);
-    assert!(
-        rule_reply(&rules, 0, &ENVELOPE)
-            .unwrap()
-            .contains(&format!("value='{value}'/>"))
-    );
+    assert!(rule_reply(&rules, 0, &ENVELOPE).unwrap().contains(&format!("value='{value}'/>")));
 }
 
 /// The `<error/>` of the refusal of these rules, and what comes before it.
@@ -91,10 +84,8 @@ fn refused(rules: &[(&str, &str, &str)]) -> (String, String) {
 
 #[test]
 fn r17_r61_r62_r63_r66_the_errors() {
-    let (rule_a, rule_b) = (
-        "<rule action='drop' condition='deliver' value='none'/>",
-        "value='it&apos;s'/>",
-    );
+    let (rule_a, rule_b) =
+        ("<rule action='drop' condition='deliver' value='none'/>", "value='it&apos;s'/>");
     for (bad, general, name) in [
         (
             ("it's", "deliver", "none"),
@@ -106,49 +97,29 @@ fn r17_r61_r62_r63_r66_the_errors() {
             "type='modify' code='400'><bad-request",
             "unsupported-conditions",
         ),
-        (
-            ("drop", "deliver", "it's"),
-            "type='modify' code='405'><not-acceptable",
-            "invalid-rules",
-        ),
+        (("drop", "deliver", "it's"), "type='modify' code='405'><not-acceptable", "invalid-rules"),
     ] {
         let (before, error) = refused(&[("drop", "deliver", "none"), bad]);
         assert!(before.starts_with(
             "<message xmlns='jabber:client' from='hamlet.lit' to='bernardo@hamlet.lit/elsinore' \
              id='chatty2' type='error'><amp xmlns='http://jabber.org/protocol/amp'><rule "
         ));
-        assert!(
-            before.contains(rule_a) && before.matches("<rule ").count() == 2,
-            "{before}"
-        );
-        assert!(
-            before.contains("it&apos;s") && before.ends_with("</amp>"),
-            "{before}"
-        );
+        assert!(before.contains(rule_a) && before.matches("<rule ").count() == 2, "{before}");
+        assert!(before.contains("it&apos;s") && before.ends_with("</amp>"), "{before}");
         let start = format!(
             "<error {general} xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/>\
              <{name} xmlns='http://jabber.org/protocol/amp'><rule action="
         );
         assert!(error.starts_with(&start), "{error}");
-        assert!(
-            error.ends_with(&format!("/></{name}></error></message>")),
-            "{error}"
-        );
-        assert_eq!(
-            error.matches("<rule ").count(),
-            1,
-            "only the bad one: {error}"
-        );
+        assert!(error.ends_with(&format!("/></{name}></error></message>")), "{error}");
+        assert_eq!(error.matches("<rule ").count(), 1, "only the bad one: {error}");
         assert_eq!(error.contains(rule_b), name == "invalid-rules");
     }
 }
 
 #[test]
 fn r71_r72_not_permitted_is_not_acceptable() {
-    let amp = [amp(
-        &[],
-        &[("drop", "deliver", "none"), ("notify", "deliver", "direct")],
-    )];
+    let amp = [amp(&[], &[("drop", "deliver", "none"), ("notify", "deliver", "direct")])];
     let reply = refusal_reply(&Refusal::NotPermitted(vec![1]), &ENVELOPE, &amp);
     assert!(reply.ends_with(
         "<error type='modify' code='405'>\
@@ -174,16 +145,9 @@ fn r25_r64_no_support_ahead() {
 
 #[test]
 fn r1_r2_r56_r60_what_is_malformed_is_a_plain_bad_request() {
-    for refusal in [
-        Refusal::MissingId,
-        Refusal::SeveralAmp,
-        Refusal::BadPerHop,
-        Refusal::NoRule,
-    ] {
-        let envelope = Envelope {
-            id: Some("").filter(|_| refusal == Refusal::MissingId),
-            ..ENVELOPE
-        };
+    for refusal in [Refusal::MissingId, Refusal::SeveralAmp, Refusal::BadPerHop, Refusal::NoRule] {
+        let envelope =
+            Envelope { id: Some("").filter(|_| refusal == Refusal::MissingId), ..ENVELOPE };
         assert_eq!(
             refusal_reply(&refusal, &envelope, &[amp(&[("per-hop", "maybe")], &[])]),
             "<message xmlns='jabber:client' from='hamlet.lit' to='bernardo@hamlet.lit/elsinore' type='error'>\
@@ -196,11 +160,8 @@ fn r1_r2_r56_r60_what_is_malformed_is_a_plain_bad_request() {
 
 #[test]
 fn r57_attributes_that_are_absent_stay_so() {
-    let amp = [element(
-        "amp",
-        &[],
-        vec![element("rule", &[("value", ""), ("extra", "x")], vec![])],
-    )];
+    let amp =
+        [element("amp", &[], vec![element("rule", &[("value", ""), ("extra", "x")], vec![])])];
     let reply = refusal_reply(&check(&amp, Some("id")).unwrap_err(), &ENVELOPE, &amp);
     assert_eq!(reply.matches("<rule value=''/>").count(), 2, "{reply}");
 }
@@ -218,12 +179,7 @@ fn limits_hold_for_what_is_repeated() {
 #[test]
 fn o2_a_plain_stanza_error() {
     assert_eq!(
-        bounce(
-            "bob@hamlet.lit",
-            "al@x.lit/1",
-            None,
-            StanzaError::SERVICE_UNAVAILABLE
-        ),
+        bounce("bob@hamlet.lit", "al@x.lit/1", None, StanzaError::SERVICE_UNAVAILABLE),
         "<message xmlns='jabber:client' from='bob@hamlet.lit' to='al@x.lit/1' type='error'>\
          <error type='cancel' code='503'>\
          <service-unavailable xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></message>"
@@ -251,10 +207,7 @@ fn is_well_formed(xml: &str) -> bool {
             _ => return false,
         };
         let whole = start.attributes().all(|attribute| {
-            attribute.is_ok_and(|a| {
-                a.normalized_value(quick_xml::XmlVersion::Explicit1_0)
-                    .is_ok()
-            })
+            attribute.is_ok_and(|a| a.normalized_value(quick_xml::XmlVersion::Explicit1_0).is_ok())
         });
         if !whole {
             return false;
@@ -277,24 +230,11 @@ proptest! {
 
 /// The examples of `docs/rules.md`, each as one line without the space between elements.
 fn documented() -> Vec<String> {
-    let blocks = include_str!("../../../docs/rules.md")
-        .split("```xml\n")
-        .skip(1);
+    let blocks = include_str!("../../../docs/rules.md").split("```xml\n").skip(1);
     let lines = |block: &str| {
-        let lines = block
-            .split("```")
-            .next()
-            .unwrap_or_default()
-            .lines()
-            .map(str::trim);
+        let lines = block.split("```").next().unwrap_or_default().lines().map(str::trim);
         lines
-            .map(|line| {
-                if line.starts_with('<') {
-                    line.into()
-                } else {
-                    format!(" {line}")
-                }
-            })
+            .map(|line| if line.starts_with('<') { line.into() } else { format!(" {line}") })
             .collect()
     };
     blocks.map(lines).collect()
@@ -312,13 +252,7 @@ fn the_documentation_shows_what_is_sent() {
         ("error", "expire-at", "2026-11-22T17:00:00Z"),
         ("notify", "deliver", "stored"),
     ]);
-    let bad = [amp(
-        &[],
-        &[
-            ("drop", "deliver", "stored"),
-            ("drop", "expire-at", "tomorrow"),
-        ],
-    )];
+    let bad = [amp(&[], &[("drop", "deliver", "stored"), ("drop", "expire-at", "tomorrow")])];
     let refusal = check(&bad, envelope.id).unwrap_err();
     let [_, notify, error, refused] = &documented()[..] else {
         panic!("another number of examples");

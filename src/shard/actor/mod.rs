@@ -67,11 +67,7 @@ pub struct ShardActor {
 impl ShardActor {
     /// A shard that is not started yet.
     pub fn new(id: ShardId, settings: Settings, context: ShardContext) -> Self {
-        ShardActor {
-            id,
-            machine: Machine::new(settings),
-            context,
-        }
+        ShardActor { id, machine: Machine::new(settings), context }
     }
 
     fn take(&mut self, inputs: Vec<Input>, actor: &Addr<Self>) {
@@ -96,30 +92,15 @@ impl ShardActor {
                 Effect::Send(send) => self.send(send, actor),
                 Effect::ReadPage { user, after, limit } => {
                     let page = self.context.store.page(user.clone(), after, limit);
-                    answer(actor, async move {
-                        Input::Page {
-                            user,
-                            rows: page.await,
-                        }
-                    });
+                    answer(actor, async move { Input::Page { user, rows: page.await } });
                 }
                 Effect::Count { user } => {
                     let count = self.context.store.count(user.clone());
-                    answer(actor, async move {
-                        Input::Count {
-                            user,
-                            rows: count.await,
-                        }
-                    });
+                    answer(actor, async move { Input::Count { user, rows: count.await } });
                 }
                 Effect::Find { user, key } => {
                     let found = self.context.store.find(key);
-                    answer(actor, async move {
-                        Input::Found {
-                            user,
-                            known: found.await,
-                        }
-                    });
+                    answer(actor, async move { Input::Found { user, known: found.await } });
                 }
             }
         }
@@ -142,26 +123,14 @@ impl ShardActor {
                 let written = tokens.into_iter().zip(outcomes).collect();
                 actor.do_send(Inputs(vec![Input::Written(written)]));
             };
-            self.context.store.submit(Job {
-                writes,
-                done: Box::new(done),
-            });
+            self.context.store.submit(Job { writes, done: Box::new(done) });
         }
     }
 
     fn send(&self, send: super::effect::Send, actor: &Addr<Self>) {
-        let host = send
-            .user
-            .rsplit('@')
-            .next()
-            .unwrap_or(&send.user)
-            .to_owned();
+        let host = send.user.rsplit('@').next().unwrap_or(&send.user).to_owned();
         if let Err(send) = self.context.outbox.send(&host, send) {
-            let failed = Input::Sent {
-                user: send.user,
-                id: send.id,
-                sent: Sent::Failed,
-            };
+            let failed = Input::Sent { user: send.user, id: send.id, sent: Sent::Failed };
             actor.do_send(Inputs(vec![failed]));
         }
     }

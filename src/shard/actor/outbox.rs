@@ -35,10 +35,7 @@ impl Outbox {
 
     /// A link is gone; what is told to it from now on is dropped.
     pub fn remove(&self, id: LinkId) {
-        self.0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&id);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
     /// Says something on a link. On a link that is gone nothing is said: the server
@@ -54,14 +51,8 @@ impl Outbox {
     /// Sends a stanza through a link that serves the host; gives it back if there is none.
     pub fn send(&self, host: &str, send: Send) -> Result<(), Send> {
         let links = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        match links
-            .values()
-            .find(|link| link.hosts.iter().any(|h| &**h == host))
-        {
-            Some(link) => link
-                .sender
-                .send(vec![ToLink::Send(send.clone())])
-                .map_err(|_| send),
+        match links.values().find(|link| link.hosts.iter().any(|h| &**h == host)) {
+            Some(link) => link.sender.send(vec![ToLink::Send(send.clone())]).map_err(|_| send),
             None => Err(send),
         }
     }
