@@ -11,6 +11,7 @@ mod link;
 mod order;
 mod read;
 mod session;
+mod speak;
 mod stream;
 mod window;
 mod write;
