@@ -187,6 +187,19 @@ function facts.serialise(stanza)
 	return xml;
 end
 
+-- The same with the stanza id that identify() would give it, without touching the stanza.
+function facts.serialise_identified(stanza, bare, id)
+	if facts.archives() then return facts.serialise(stanza); end
+	if stanza_id_by(stanza, bare) or not stanza[1] then
+		stanza = st.clone(stanza);
+		facts.identify(stanza, bare, id);
+		return facts.serialise(stanza);
+	end
+	local xml = facts.serialise(stanza);
+	return xml:sub(1, -#"</message>" - 1).."<stanza-id xmlns='"..xmlns_sid.."' by='"..facts.escape(bare)
+		.."' id='"..facts.escape(id).."'/></message>";
+end
+
 -- Prosody's own tables have no xmlns for the client namespace, except below another namespace.
 function facts.unqualify(stanza)
 	if stanza.attr.xmlns == xmlns_client then

@@ -14,6 +14,7 @@
 --   spooled                            index in the spool, if it is there
 
 local st = require "util.stanza";
+local jid_node = require "util.jid".node;
 local time_now = require "util.time".now;
 local xpcall = require "util.xpcall".xpcall;
 local t_concat, t_sort = table.concat, table.sort;
@@ -293,7 +294,7 @@ return function (ctx)
 			if record then
 				local held = {
 					key = record.key, user = user, from = record.from, addressed = record.addressed;
-					stage = record.stage, stamp = record.stamp, xml = record.xml, bytes = #record.xml;
+					stage = record.stage, stamp = record.stamp, archived = record.archived, xml = record.xml, bytes = #record.xml;
 					ord = record.ord, again = true, ever_sent = true, loaded = true, spooled = index;
 				};
 				queue.drain(user.bare);
@@ -407,7 +408,7 @@ return function (ctx)
 			return;
 		end
 		local held = {
-			key = key, user = user, from = from, addressed = stanza.attr.to, id = stanza.attr.id;
+			key = key, user = user, from = from, addressed = stanza.attr.to;
 			stage = "rules", stamp = facts.timestamp(), xml = xml, bytes = #xml, stanza = stanza;
 			ord = new_ord(), may_see = facts.may_see_presence(user.username, from);
 		};
@@ -424,6 +425,7 @@ return function (ctx)
 	-- Whatever would go to offline storage. True if it is taken care of.
 	function queue.intercept_offline(event, username)
 		local stanza = event.stanza;
+		username = username or jid_node(stanza.attr.to) or event.origin.username;
 		local bare = username.."@"..host;
 		local from = stanza.attr.from or "";
 		if routing and routing.held and routing.held.user.username == username
@@ -432,18 +434,16 @@ return function (ctx)
 		end
 		local user = user_of(bare);
 		local key = new_key();
-		stanza = st.clone(stanza);
-		facts.identify(stanza, bare, key);
 		queue.hold_for_storage(user, {
-			key = key, from = from, addressed = stanza.attr.to or bare, id = stanza.attr.id;
+			key = key, from = from, addressed = stanza.attr.to or bare;
 			stage = "offline", stamp = facts.timestamp(), archived = facts.is_archived(stanza, bare);
+			xml = facts.serialise_identified(stanza, bare, key);
 		}, stanza);
 		return true;
 	end
 
 	function queue.hold_for_storage(user, held, stanza)
 		held.user = user;
-		held.xml = facts.serialise(stanza);
 		held.bytes = #held.xml;
 		if too_large(held.bytes) then
 			release_user(user);
@@ -490,9 +490,10 @@ return function (ctx)
 		local key = copy and copy.key;
 		if key and keys[key] then return; end
 		key = key or new_key();
-		if not copy or not copy.key then facts.identify(stanza, bare, key); end
 		queue.hold_for_storage(user, {
-			key = key, from = from, addressed = stanza.attr.to or bare, id = stanza.attr.id, again = true;
+			key = key, from = from, addressed = stanza.attr.to or bare, again = true;
+			-- one that was intercepted before has its id already
+			xml = copy and copy.key and facts.serialise(stanza) or facts.serialise_identified(stanza, bare, key);
 			stage = "undelivered", stamp = copy and copy.stamp or stamp or facts.timestamp();
 			archived = facts.is_archived(stanza, bare);
 		}, stanza);
@@ -581,6 +582,12 @@ return function (ctx)
 		return held.prev == nil or held.pair.last_sent == held.prev.key;
 	end
 
+	-- The server asked before it came to storage; after that it may have become untrue.
+	local function account_exists(held)
+		if held.stage == "offline" and not held.again then return true; end
+		return facts.account_exists(held.user.username);
+	end
+
 	local function send(held)
 		local user, now = held.user, time_now();
 		local rules = held.stage == "rules";
@@ -593,7 +600,7 @@ return function (ctx)
 		local xml = {
 			"<intercept xmlns='urn:amphora:intercept:1' key='"..escape(held.key).."'"..after
 				..(held.again and " again='true'" or "").." stage='"..held.stage.."' leg='recipient' to='"
-				..escape(user.bare).."' account='"..tostring(facts.account_exists(user.username))
+				..escape(user.bare).."' account='"..tostring(account_exists(held))
 				.."' may-see-presence='"..tostring(held.may_see).."' archived='"..tostring(held.archived or false).."'>";
 		};
 		add_sessions(xml, held);

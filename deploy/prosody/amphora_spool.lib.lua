@@ -4,10 +4,10 @@
 -- of Prosody's own is not used, because its files are Lua programs: one torn line and the whole
 -- list is unreadable. Here a torn or damaged line costs that line.
 --
---   <sum> A <bare> <key> <stage> <ord> <stamp> <from> <addressed> <xml>    a message
---   <sum> D <offset>                                                       that message is settled
---   <sum> R <bare>                                                         an account was removed
---   <sum> X <bare>                                                         ... and a node knows it
+--   <sum> A <bare> <key> <stage> <ord> <stamp> <archived> <from> <addressed> <xml>    a message
+--   <sum> D <offset>                                                                  it is settled
+--   <sum> R <bare>                                                                    an account was removed
+--   <sum> X <bare>                                                                    ... and a node knows it
 --
 -- In memory there is one number per message, the offset of its line. Plain Lua has no fsync:
 -- what was appended survives the end of Prosody, not a power cut in the seconds after.
@@ -66,7 +66,7 @@ function spool:scan()
 		for line in file:lines("L") do
 			local fields = fields_of(line);
 			local kind = fields and fields[1];
-			if kind == "A" and fields[9] then
+			if kind == "A" and fields[10] then
 				local q, index = self:slot(unescape(fields[2]), offset);
 				where[offset] = { q, index };
 				self.live = self.live + 1;
@@ -174,7 +174,7 @@ end
 -- Appends a message to its user's queue. The caller flushes.
 function spool:append(bare, m)
 	local line = line_of("A", escape(bare), escape(m.key), m.stage, ("%.6f"):format(m.ord), m.stamp,
-		escape(m.from), escape(m.addressed), escape(m.xml));
+		m.archived and "1" or "0", escape(m.from), escape(m.addressed), escape(m.xml));
 	local offset, err = self:write(line);
 	if not offset then
 		self.log("error", "%s: %s", self.path, err);
@@ -193,7 +193,8 @@ function spool:read(offset)
 	if not fields or fields[1] ~= "A" then return nil; end
 	return {
 		key = unescape(fields[3]), stage = fields[4], ord = tonumber(fields[5]), stamp = fields[6];
-		from = unescape(fields[7]), addressed = unescape(fields[8]), xml = unescape(fields[9]);
+		archived = fields[7] == "1", from = unescape(fields[8]), addressed = unescape(fields[9]);
+		xml = unescape(fields[10]);
 	};
 end
 

@@ -152,11 +152,13 @@ local function protect(what, f)
 	end
 end
 
+local check_link;
+
 -- What one turn of the event loop brought goes out together. Under a flood the timer may come
 -- late, so a verdict pumps as well.
 local scheduled = false;
 local pump = protect("sending to the node", function ()
-	if link.up then
+	if check_link() then
 		seats.pump();
 		queue.pump();
 		flush_out();
@@ -184,7 +186,7 @@ local function link_lost(reason)
 	seats.link_lost();
 end
 
-local function check_link()
+function check_link()
 	if link.up and component_stream() ~= link.session then link_lost("its stream was closed"); end
 	return link.up;
 end
