@@ -115,12 +115,12 @@ async fn serve(
     tracing::info!(component = &*settings.component, "link up");
 
     let id = LinkId(context.numbers.fetch_add(1, Ordering::Relaxed));
-    let (sender, shards) = mpsc::unbounded_channel();
+    let (sender, mut shards) = mpsc::unbounded_channel();
     context.outbox.add(id, settings.hosts.clone(), sender);
     let session = Session::new(id, settings, context);
-    let ended = session.run(incoming, sink, shards).await;
+    let ended = session.run(incoming, sink, &mut shards).await;
     context.outbox.remove(id);
     context.router.do_send(Everywhere::LinkDown(id));
-    session.give_up_sends();
+    session.give_up_sends(&mut shards);
     ended
 }

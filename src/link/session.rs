@@ -99,7 +99,7 @@ impl<'a> Session<'a> {
         &self,
         mut incoming: Stream<R>,
         mut sink: W,
-        mut shards: mpsc::UnboundedReceiver<Vec<ToLink>>,
+        shards: &mut mpsc::UnboundedReceiver<Vec<ToLink>>,
     ) -> Result<(), LinkError>
     where
         R: AsyncRead + Unpin,
@@ -107,7 +107,7 @@ impl<'a> Session<'a> {
     {
         let ended = tokio::select! {
             read = self.read_all(&mut incoming) => read,
-            written = self.write_all(&mut sink, &mut shards) => written,
+            written = self.write_all(&mut sink, shards) => written,
         };
         let mut last = String::new();
         if let Err(error) = &ended
@@ -124,13 +124,21 @@ impl<'a> Session<'a> {
         ended
     }
 
-    /// The notices that were under way come to nothing on this link.
-    pub fn give_up_sends(&self) {
-        let sends = std::mem::take(&mut self.state.borrow_mut().sends);
-        let failed = sends
-            .into_values()
-            .map(|(user, id, _)| (user.clone(), Input::Sent { user, id, sent: Sent::Failed }));
-        self.context.router.do_send(Route(failed.collect()));
+    /// The notices that were under way, or waited to be sent, come to nothing on this link.
+    pub fn give_up_sends(&self, shards: &mut mpsc::UnboundedReceiver<Vec<ToLink>>) {
+        shards.close();
+        let sent = std::mem::take(&mut self.state.borrow_mut().sends);
+        let mut failed: Vec<_> = sent.into_values().map(|(user, id, _)| (user, id)).collect();
+        while let Ok(said) = shards.try_recv() {
+            failed.extend(said.into_iter().filter_map(|what| match what {
+                ToLink::Send(send) => Some((send.user, send.id)),
+                _ => None,
+            }));
+        }
+        let inputs = failed.into_iter().map(|(user, id)| {
+            (user.clone(), Input::Sent { user, id, sent: Sent::Failed })
+        });
+        self.context.router.do_send(Route(inputs.collect()));
     }
 
     async fn read_all<R: AsyncRead + Unpin>(

@@ -95,6 +95,8 @@ impl DueClock {
         let now = Instant::now();
         if now >= self.round {
             self.position = DuePosition::start();
+            // Whatever was under way for a whole round is not any more.
+            self.under_way = 0;
             self.round = now + ROUND;
         }
         match self.send_due().await {
