@@ -237,8 +237,9 @@ impl Transaction<'_> {
     }
 
     async fn delete(&self, pairs: &[Pair<'_>], outcomes: &mut [Outcome]) -> Result<(), DbErr> {
+        // Of two that delete the same message the first did it.
         let places: HashMap<(&str, i64), usize> =
-            pairs.iter().map(|(place, recipient, id)| ((*recipient, id.0), *place)).collect();
+            pairs.iter().rev().map(|(place, recipient, id)| ((*recipient, id.0), *place)).collect();
         let mut left: Vec<&[Pair]> = vec![pairs];
         while let Some(pairs) = left.pop() {
             let Some(&(place, ..)) = pairs.first() else {
