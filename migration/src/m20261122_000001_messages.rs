@@ -22,7 +22,9 @@ impl MigrationTrait for Migration {
         }
         manager.create_table(marks(manager.get_database_backend())).await?;
         manager
-            .create_index(Index::create().name("mark_until").table(Mark::Table).col(Mark::Until).take())
+            .create_index(
+                Index::create().name("mark_until").table(Mark::Table).col(Mark::Until).take(),
+            )
             .await?;
         manager.create_table(epochs()).await?;
         manager

@@ -233,7 +233,8 @@ impl Run {
         let (appends, rest): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|waiting| matches!(waiting.task, Task::Append(_)));
         self.inbox.queue.put_back(rest);
-        let recipients = appends.iter().map(|waiting| Bare::from(waiting.task.recipient())).collect();
+        let recipients =
+            appends.iter().map(|waiting| Bare::from(waiting.task.recipient())).collect();
         for waiting in appends {
             waiting.answer(Outcome::Retry);
         }

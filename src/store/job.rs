@@ -149,8 +149,6 @@ pub type Done = Box<dyn FnOnce(Vec<Outcome>) + Send>;
 
 impl fmt::Debug for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Job")
-            .field("writes", &self.writes)
-            .finish_non_exhaustive()
+        f.debug_struct("Job").field("writes", &self.writes).finish_non_exhaustive()
     }
 }

@@ -52,11 +52,7 @@ pub struct DueMessage {
 impl DueMessage {
     /// Where it stands; what comes after it is read from here.
     pub fn position(&self) -> DuePosition {
-        DuePosition {
-            at: self.expiry.at,
-            recipient: self.recipient.clone(),
-            id: self.message.id,
-        }
+        DuePosition { at: self.expiry.at, recipient: self.recipient.clone(), id: self.message.id }
     }
 }
 
@@ -79,11 +75,7 @@ impl DuePosition {
 
     /// Before all that expire at `at` or later.
     pub fn before(at: Timestamp) -> Self {
-        DuePosition {
-            at,
-            recipient: Bare::from(""),
-            id: MessageId::ZERO,
-        }
+        DuePosition { at, recipient: Bare::from(""), id: MessageId::ZERO }
     }
 }
 

@@ -113,7 +113,8 @@ pub(super) async fn older(
         .all(database)
         .await
         .map_err(failed)?;
-    let place = |(recipient, id, _): &(String, i64, i64)| (Bare::from(&**recipient), MessageId(*id));
+    let place =
+        |(recipient, id, _): &(String, i64, i64)| (Bare::from(&**recipient), MessageId(*id));
     let next = rows.last().map(place);
     let old = rows.iter().filter(|(_, _, stored_at)| *stored_at < before.as_micros());
     Ok((old.map(place).collect(), next))
@@ -203,7 +204,10 @@ fn row_limit(limit: PageLimit) -> u64 {
 }
 
 /// The first rows whose sizes stay within the limit, at least one.
-fn within<T>(limit: PageLimit, rows: impl IntoIterator<Item = (T, i64)>) -> impl Iterator<Item = T> {
+fn within<T>(
+    limit: PageLimit,
+    rows: impl IntoIterator<Item = (T, i64)>,
+) -> impl Iterator<Item = T> {
     let mut left = Some(limit.bytes);
     let mut first = true;
     rows.into_iter().map_while(move |(row, size)| {

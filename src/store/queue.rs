@@ -40,9 +40,10 @@ impl Load {
     /// Takes the job in, or says that it is too much. A job that alone is too much is taken
     /// when nothing else waits.
     pub(super) fn admit(&self, writes: &[Write]) -> bool {
-        let (appends, bytes) = writes.iter().filter_map(append).fold((0, 0), |(n, sum), message| {
-            (n + 1, sum + message.stanza.len())
-        });
+        let (appends, bytes) = writes
+            .iter()
+            .filter_map(append)
+            .fold((0, 0), |(n, sum), message| (n + 1, sum + message.stanza.len()));
         let before = self.appends.fetch_add(appends, Ordering::Relaxed);
         let bytes_before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
         before == 0 || (before + appends <= APPENDS && bytes_before + bytes <= BYTES)
@@ -70,11 +71,23 @@ fn append(write: &Write) -> Option<&NewMessage> {
 #[derive(Debug)]
 pub(super) enum Task {
     Append(NewMessage),
-    Delete { recipient: Bare, ids: Vec<MessageId> },
-    SetExpiry { recipient: Bare, id: MessageId, expiry: Option<Expiry> },
-    RemoveAccount { recipient: Bare },
+    Delete {
+        recipient: Bare,
+        ids: Vec<MessageId>,
+    },
+    SetExpiry {
+        recipient: Bare,
+        id: MessageId,
+        expiry: Option<Expiry>,
+    },
+    RemoveAccount {
+        recipient: Bare,
+    },
     /// Removes up to `limit` marks that ended before `before`.
-    PurgeMarks { before: Timestamp, limit: u64 },
+    PurgeMarks {
+        before: Timestamp,
+        limit: u64,
+    },
 }
 
 impl Task {

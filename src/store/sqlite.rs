@@ -36,13 +36,11 @@ pub(super) struct DatabaseFile {
 impl DatabaseFile {
     /// Reads `sqlite://path?mode=rwc` and `sqlite:path`.
     pub(super) fn of(url: &str) -> Result<Self, StoreError> {
-        let bad = |reason: &str| StoreError::Url {
-            url: remedy::shown(url),
-            reason: reason.to_owned(),
-        };
-        let rest = url
-            .strip_prefix("sqlite:")
-            .ok_or_else(|| bad("it does not begin with 'sqlite:', as in sqlite:///var/lib/amphora/amphora.db"))?;
+        let bad =
+            |reason: &str| StoreError::Url { url: remedy::shown(url), reason: reason.to_owned() };
+        let rest = url.strip_prefix("sqlite:").ok_or_else(|| {
+            bad("it does not begin with 'sqlite:', as in sqlite:///var/lib/amphora/amphora.db")
+        })?;
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         if path.trim_start_matches('/').is_empty() {
             return Err(bad("it names no file, as sqlite:///var/lib/amphora/amphora.db does"));

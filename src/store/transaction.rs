@@ -84,7 +84,11 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    async fn append(&self, mut rows: Vec<Append<'_>>, outcomes: &mut [Outcome]) -> Result<(), DbErr> {
+    async fn append(
+        &self,
+        mut rows: Vec<Append<'_>>,
+        outcomes: &mut [Outcome],
+    ) -> Result<(), DbErr> {
         rows.retain(|(place, message)| match row::flaw(message) {
             Some(flaw) => {
                 outcomes[*place] = Outcome::Refused(flaw.to_owned());
@@ -248,7 +252,8 @@ impl Transaction<'_> {
             let (text, count) = self.texts.delete(pairs.len());
             let (head, rest) = pairs.split_at(count);
             left.push(rest);
-            let values = head.iter().flat_map(|(_, recipient, id)| [(*recipient).into(), id.0.into()]);
+            let values =
+                head.iter().flat_map(|(_, recipient, id)| [(*recipient).into(), id.0.into()]);
             match self.connection.query_all_raw(self.statement(text, values)).await {
                 Ok(rows) => self.deleted(&rows, &places, outcomes).await?,
                 Err(error) => match sqlite::fault(&error) {
@@ -315,8 +320,10 @@ impl Transaction<'_> {
             .and_where(C::Until.lt(before.as_micros()))
             .limit(limit)
             .take();
-        let result =
-            mark::Entity::delete_many().filter(C::Key.in_subquery(over)).exec(self.connection).await?;
+        let result = mark::Entity::delete_many()
+            .filter(C::Key.in_subquery(over))
+            .exec(self.connection)
+            .await?;
         Ok(result.rows_affected)
     }
 

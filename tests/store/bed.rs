@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use amphora::stanza::MessageType;
 use amphora::store::{
-    Job, NewMessage, Outcome, PageLimit, Run, Store, StoreError, StoreSettings, StoredMessage, Write,
+    Job, NewMessage, Outcome, PageLimit, Run, Store, StoreError, StoreSettings, StoredMessage,
+    Write,
 };
 use amphora::time::Timestamp;
 use amphora::words::{Bare, MessageId};

@@ -115,9 +115,13 @@ pub async fn pages_by_rows_and_bytes(bed: Bed) {
 pub async fn keeps_recipients_apart(bed: Bed) {
     let store = bed.open().await;
     let long = "x".repeat(2047);
-    let names = ["bob@example.org", "Bob@example.org", "bob@example.org ", "b\u{f6}b", "bo\u{308}b", &long];
+    let names =
+        ["bob@example.org", "Bob@example.org", "bob@example.org ", "b\u{f6}b", "bo\u{308}b", &long];
     let writes = names.iter().map(|name| {
-        Write::Append(NewMessage { key: format!("k{name}")[..name.len().min(200)].into(), ..message(name, 1) })
+        Write::Append(NewMessage {
+            key: format!("k{name}")[..name.len().min(200)].into(),
+            ..message(name, 1)
+        })
     });
     let outcomes = run(&*store, writes.collect()).await;
     assert_eq!(outcomes, vec![Outcome::Stored; names.len()]);
@@ -174,10 +178,10 @@ pub async fn finds_keys_that_come_again(bed: Bed) {
     assert_eq!(run(&*store, vec![delete("bob", &[4])]).await, [done(1)]);
     assert_eq!(run(&*store, vec![again("bob", 6, "k")]).await, [already()]);
     assert_eq!(run(&*store, vec![again("bob", 7, "new")]).await, [Outcome::Stored]);
-    assert_eq!(run(&*store, vec![again("bob", 8, "new"), again("bob", 9, "newer")]).await, [
-        already(),
-        Outcome::Stored
-    ]);
+    assert_eq!(
+        run(&*store, vec![again("bob", 8, "new"), again("bob", 9, "newer")]).await,
+        [already(), Outcome::Stored]
+    );
     assert_eq!(store.count(bare("bob")).await.unwrap(), 2);
     store.close().await;
 }
@@ -194,10 +198,10 @@ pub async fn forgets_keys_after_a_while(bed: Bed) {
     // Its mark is over by now, but nobody has removed it.
     let purged = store.purge(None, bed.clock.now()).await.unwrap();
     assert_eq!(purged, Purged { messages: 0, marks: 0 });
-    assert_eq!(run(&*store, vec![again("bob", 11, "bob-1"), again("bob", 12, "bob-2")]).await, [
-        already(),
-        Outcome::Stored
-    ]);
+    assert_eq!(
+        run(&*store, vec![again("bob", 11, "bob-1"), again("bob", 12, "bob-2")]).await,
+        [already(), Outcome::Stored]
+    );
     bed.clock.pass(Duration::from_secs(1));
     let purged = store.purge(None, bed.clock.now()).await.unwrap();
     assert_eq!(purged, Purged { messages: 0, marks: 1 });
@@ -274,8 +278,7 @@ pub async fn refuses_only_the_row_that_cannot_be_stored(bed: Bed) {
     let mut writes: Vec<Write> = (1..1000).map(|id| append("bob", id)).collect();
     writes[499] = Write::Append(NewMessage { key: "other".into(), ..message("bob", 500) });
     writes[700] = append(&"x".repeat(2048), 1);
-    writes[701] =
-        Write::Append(NewMessage { sender: "x".repeat(3072), ..message("bob", 5000) });
+    writes[701] = Write::Append(NewMessage { sender: "x".repeat(3072), ..message("bob", 5000) });
     writes[702] = Write::Append(NewMessage { key: "x".repeat(256).into(), ..message("bob", 5001) });
     let refused = [499, 700, 701, 702];
     for (place, outcome) in run(&*store, writes).await.into_iter().enumerate() {
@@ -338,7 +341,8 @@ pub async fn expires_in_order(bed: Bed) {
         expiry: second.map(|second| Expiry { at: at(second), rule: 7 }),
     };
     let outcomes =
-        run(&*store, vec![set(2, Some(50)), set(1, None), delete("zoe", &[1, 2]), set(3, None)]).await;
+        run(&*store, vec![set(2, Some(50)), set(1, None), delete("zoe", &[1, 2]), set(3, None)])
+            .await;
     assert_eq!(outcomes, [done(1), done(1), done(2), done(0)]);
     assert_eq!(due(start(), 100, 9, 1000).await.0, named(&[("ann", 9), ("bob", 7)]));
     assert_eq!(page(&*store, "bob", 0).await[0].expiry, None);
@@ -470,10 +474,10 @@ pub async fn gives_up_a_run(bed: Bed) {
     assert_eq!(run(&*store, vec![of_run(1)]).await, [Outcome::Stored]);
     assert!(!shared.is_given_up());
     shared.give_up();
-    assert_eq!(run(&*store, vec![of_run(2), append("bob", 3)]).await, [
-        Outcome::Retry,
-        Outcome::Stored
-    ]);
+    assert_eq!(
+        run(&*store, vec![of_run(2), append("bob", 3)]).await,
+        [Outcome::Retry, Outcome::Stored]
+    );
     assert_eq!(ids(&*store, "bob").await, [1, 3]);
     store.close().await;
 }

@@ -15,7 +15,9 @@ fn bed() -> Bed {
     Bed {
         settings,
         clock,
-        open: |settings| Box::pin(async { Ok(Arc::new(SeaStore::open(settings).await?) as Arc<dyn Store>) }),
+        open: |settings| {
+            Box::pin(async { Ok(Arc::new(SeaStore::open(settings).await?) as Arc<dyn Store>) })
+        },
         _keep: Box::new(dir),
     }
 }
