@@ -1,1 +1,249 @@
-//! TODO cli
+//! The command `amphora`: arguments in, exit code out.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, ConfigError, Loaded};
+use crate::node::{self, NodeError};
+use crate::telemetry::{self, TelemetryError};
+
+/// How the process ends. Where `sysexits.h` has a code, it is that one; a supervisor can
+/// tell what a restart may heal from what it cannot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitCode {
+    /// Done, or stopped on request.
+    Ok = 0,
+    /// Something failed while running.
+    Failure = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// The store can't be opened.
+    StoreUnavailable = 69,
+    /// The address of `[http]` can't be listened on.
+    CannotListen = 71,
+    /// The configuration is wrong; a restart does not help.
+    Config = 78,
+}
+
+impl ExitCode {
+    const ALL: [ExitCode; 6] = [
+        ExitCode::Ok,
+        ExitCode::Failure,
+        ExitCode::Usage,
+        ExitCode::StoreUnavailable,
+        ExitCode::CannotListen,
+        ExitCode::Config,
+    ];
+
+    fn meaning(self) -> &'static str {
+        match self {
+            ExitCode::Ok => "done, or stopped on request",
+            ExitCode::Failure => "something failed while running",
+            ExitCode::Usage => "the command line is wrong",
+            ExitCode::StoreUnavailable => "the store can't be opened",
+            ExitCode::CannotListen => "the address of [http] can't be listened on",
+            ExitCode::Config => "the configuration is wrong; a restart does not help",
+        }
+    }
+}
+
+impl From<ExitCode> for std::process::ExitCode {
+    fn from(code: ExitCode) -> Self {
+        std::process::ExitCode::from(code as u8)
+    }
+}
+
+impl From<&NodeError> for ExitCode {
+    fn from(error: &NodeError) -> Self {
+        match error {
+            NodeError::Store(_) => ExitCode::StoreUnavailable,
+            NodeError::Http(_) => ExitCode::CannotListen,
+            _ => ExitCode::Failure,
+        }
+    }
+}
+
+/// Advanced Message Processing (XEP-0079) and offline messages, beside XMPP servers
+#[derive(Debug, Parser)]
+#[command(name = "amphora", version, after_help = after_help(), disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a node until it is told to stop (SIGTERM or SIGINT)
+    Run(ConfigArgs),
+    /// Check the configuration and print what is in force, without secrets
+    CheckConfig(ConfigArgs),
+    /// Bring the store's tables up to date, and stop; `run` does so too
+    Migrate(ConfigArgs),
+}
+
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    /// The configuration file; without it ./amphora.toml or /etc/amphora/amphora.toml, if
+    /// there, else the built-in defaults. AMPHORA__SECTION__KEY in the environment comes
+    /// over it
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+fn after_help() -> String {
+    let mut help = "Examples:
+  amphora run
+      a node with ./amphora.toml, /etc/amphora/amphora.toml or the defaults
+  amphora run --config /etc/amphora/amphora.toml
+  AMPHORA__STORE__URL=sqlite:///tmp/try.db amphora run
+      one setting from the environment
+  amphora check-config --config new.toml && systemctl restart amphora
+
+Exit codes:"
+        .to_owned();
+    for code in ExitCode::ALL {
+        // Writing to a string cannot fail.
+        let _ = write!(help, "\n  {:>2}  {}", code as u8, code.meaning());
+    }
+    help
+}
+
+/// Why a command ended early.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error("cannot write the answer")]
+    Output(#[from] io::Error),
+}
+
+impl CliError {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            CliError::Config(_) | CliError::Telemetry(TelemetryError::Filter { .. }) => {
+                ExitCode::Config
+            }
+            CliError::Telemetry(_) | CliError::Output(_) => ExitCode::Failure,
+            CliError::Node(error) => error.into(),
+        }
+    }
+}
+
+/// The whole program: reads arguments and environment, does what they say, and tells on
+/// standard error why it could not.
+pub fn main() -> std::process::ExitCode {
+    let code = match Cli::try_parse() {
+        Ok(cli) => match carry_out(cli.command) {
+            Ok(()) => ExitCode::Ok,
+            Err(error) => {
+                tell(&with_causes(&error));
+                error.exit_code()
+            }
+        },
+        Err(told) => {
+            let printed = told.print();
+            match (told.use_stderr(), printed) {
+                (true, _) => ExitCode::Usage,
+                (false, Ok(())) => ExitCode::Ok,
+                (false, Err(_)) => ExitCode::Failure,
+            }
+        }
+    };
+    code.into()
+}
+
+fn carry_out(command: Command) -> Result<(), CliError> {
+    match command {
+        Command::Run(args) => {
+            let Loaded { settings, .. } = start(args.config.as_deref())?;
+            Ok(node::run(settings)?)
+        }
+        Command::Migrate(args) => {
+            let Loaded { settings, .. } = start(args.config.as_deref())?;
+            Ok(node::migrate(&settings)?)
+        }
+        Command::CheckConfig(args) => {
+            let Loaded { settings, file, warnings } = load(args.config.as_deref())?;
+            for warning in warnings {
+                tell(&format!("warning: {warning}"));
+            }
+            let mut out = io::stdout().lock();
+            write!(out, "# configuration file: {file}\n\n{settings}")?;
+            Ok(out.flush()?)
+        }
+    }
+}
+
+/// A line on standard error; if that is closed, there is nobody to tell.
+fn tell(line: &str) {
+    let _ = writeln!(io::stderr(), "amphora: {line}");
+}
+
+fn load(path: Option<&Path>) -> Result<Loaded, ConfigError> {
+    config::load(path, std::env::vars_os())
+}
+
+/// Loads the settings, starts the log with them, and says in it where they came from.
+fn start(path: Option<&Path>) -> Result<Loaded, CliError> {
+    let loaded = load(path)?;
+    let rust_log = std::env::var_os("RUST_LOG").map(OsString::into_string);
+    // What is no text is no filter either; the error names it.
+    let rust_log =
+        rust_log.map(|value| value.unwrap_or_else(|bytes| bytes.to_string_lossy().into_owned()));
+    telemetry::start_log(&loaded.settings.log, rust_log.as_deref())?;
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(version, node = loaded.settings.node.name, configuration = %loaded.file, "amphora starts");
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(loaded)
+}
+
+/// An error and its causes in one line; a cause that the line says already is left out.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !line.contains(&text) {
+            // Writing to a string cannot fail.
+            let _ = write!(line, ": {text}");
+        }
+        cause = error.source();
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn node_errors_have_their_codes() {
+        let listen = NodeError::Http(io::Error::other("in use"));
+        assert_eq!(ExitCode::from(&listen), ExitCode::CannotListen);
+        assert_eq!(ExitCode::from(&NodeError::Other("x".to_owned())), ExitCode::Failure);
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        let error = ConfigError::Unreadable { path: "a".into(), source: io::Error::other("gone") };
+        let error = CliError::from(error);
+        assert_eq!(with_causes(&error), "cannot read the configuration file 'a': gone");
+    }
+}

@@ -1,1 +1,242 @@
-//! TODO node
+//! One node: the store, the shards, the router and the links, put together; and its end.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use actix::{Actor, Addr};
+use actix_rt::{Arbiter, System};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::amp::SecurityLevel;
+use crate::config::{self, Settings};
+use crate::http::{self, Health};
+use crate::link::{self, LinkContext, LinkSettings, Stop};
+use crate::router::{Router, Settle, run_due_clock};
+use crate::shard::{self, Outbox, ShardActor, ShardContext};
+use crate::store::{SeaStore, Store, StoreError, StoreSettings};
+use crate::telemetry;
+use crate::words::ShardId;
+
+/// How long a node that stops waits for what it holds: twice the append limit.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// How long links may take to write their last words.
+const CLOSE: Duration = Duration::from_secs(5);
+
+/// How often what is old is removed from the store.
+const PURGE: Duration = Duration::from_secs(60);
+
+/// Why a node could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The store could not be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The address of `[http]` can't be listened on.
+    #[error(transparent)]
+    Http(std::io::Error),
+    /// Something else.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Opens the store, which brings its schema up to date, and closes it again.
+///
+/// # Errors
+///
+/// [`NodeError::Store`].
+pub fn migrate(settings: &Settings) -> Result<(), NodeError> {
+    System::new().block_on(async {
+        let store = SeaStore::open(store_settings(settings)).await?;
+        store.close().await;
+        tracing::info!("the schema is up to date");
+        Ok(())
+    })
+}
+
+/// Runs a node until SIGTERM or SIGINT. Then it takes nothing new, decides and writes what
+/// it holds, and returns.
+///
+/// # Errors
+///
+/// The store or the HTTP address can't be had.
+pub fn run(settings: Settings) -> Result<(), NodeError> {
+    System::new().block_on(async {
+        let node = Node::start(settings).await?;
+        wait_for_signal().await?;
+        node.stop().await;
+        Ok(())
+    })
+}
+
+/// A node that runs.
+struct Node {
+    store: Arc<dyn Store>,
+    router: Addr<Router>,
+    arbiters: Vec<Arbiter>,
+    links: Vec<JoinHandle<()>>,
+    http: Option<http::Http>,
+    stop: watch::Sender<Stop>,
+}
+
+impl Node {
+    async fn start(settings: Settings) -> Result<Node, NodeError> {
+        let metrics = telemetry::start_metrics().map_err(|e| NodeError::Other(e.to_string()))?;
+        let health = Health::new();
+        let store: Arc<dyn Store> = Arc::new(SeaStore::open(store_settings(&settings)).await?);
+        let checked = store.clone();
+        health.set_store(move || checked.healthy());
+        let http = match settings.http.listen {
+            Some(listen) => {
+                let http = http::serve(listen, health.clone(), metrics).map_err(NodeError::Http)?;
+                tracing::info!(address = %http.address, "http: /healthz /readyz /metrics");
+                Some(http)
+            }
+            None => None,
+        };
+
+        let clock = StoreSettings::new("").clock;
+        let outbox = Outbox::default();
+        let (due, due_events) = mpsc::unbounded_channel();
+        let context = ShardContext {
+            store: store.clone(),
+            outbox: outbox.clone(),
+            clock: clock.clone(),
+            due,
+        };
+        let (arbiters, shards) = start_shards(&settings, &context);
+        let router = Router::new(shards).start();
+        actix_rt::spawn(run_due_clock(store.clone(), router.clone(), clock.clone(), due_events));
+        actix_rt::spawn(purge(store.clone(), settings.store.retention, clock.clone()));
+
+        let (stop, stopped) = watch::channel(Stop::No);
+        let context = LinkContext {
+            node: settings.node.name.as_str().into(),
+            security: security(settings.processor.security_level),
+            router: router.clone(),
+            outbox,
+            health: health.clone(),
+            clock,
+            numbers: Arc::new(AtomicU64::new(1)),
+            stop: stopped,
+        };
+        let links = settings.servers.iter().map(|server| {
+            let link = link_settings(server);
+            health.add_link(&link.component, link.hosts.iter().map(|host| host.to_string()));
+            actix_rt::spawn(link::run(link, context.clone()))
+        });
+        Ok(Node { store, router, arbiters, links: links.collect(), http, stop })
+    }
+
+    /// Decides and writes what is held, then lets everything go.
+    async fn stop(self) {
+        tracing::info!("stopping: finishing what is held");
+        self.stop.send_replace(Stop::Drain);
+        let deadline = Instant::now() + DRAIN;
+        loop {
+            let busy = self.router.send(Settle).await.unwrap_or(0);
+            if busy == 0 {
+                break;
+            }
+            if Instant::now() >= deadline {
+                tracing::warn!(busy, "some of what is held is left to the interceptors");
+                break;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        self.stop.send_replace(Stop::Close);
+        for link in self.links {
+            // A link that does not end in time is cut off with the process.
+            let _ = timeout(CLOSE, link).await;
+        }
+        if let Some(http) = &self.http {
+            http.stop().await;
+        }
+        self.store.close().await;
+        for arbiter in &self.arbiters {
+            arbiter.stop();
+        }
+        tracing::info!("stopped");
+    }
+}
+
+/// Shards are spread over as many threads as there are cores.
+fn start_shards(
+    settings: &Settings,
+    context: &ShardContext,
+) -> (Vec<Arbiter>, Vec<Addr<ShardActor>>) {
+    let shards = settings.processor.shards;
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let threads = cores.min(shards as usize);
+    let arbiters: Vec<Arbiter> = (0..threads).map(|_| Arbiter::new()).collect();
+    let machine = shard::Settings {
+        epoch: context.store.epoch(),
+        messages_per_user: settings.store.messages_per_user.map_or(0, |n| n.get()),
+        memory: StoreSettings::new("").memory_of_keys,
+    };
+    let start = |shard: u32| {
+        let (machine, context) = (machine.clone(), context.clone());
+        let arbiter = &arbiters[shard as usize % threads];
+        ShardActor::start_in_arbiter(&arbiter.handle(), move |_| {
+            ShardActor::new(ShardId(shard), machine, context)
+        })
+    };
+    let shards = (0..shards).map(start).collect();
+    (arbiters, shards)
+}
+
+/// Removes old marks, and messages older than the retention.
+async fn purge(store: Arc<dyn Store>, retention: Option<Duration>, clock: crate::store::Clock) {
+    loop {
+        sleep(PURGE).await;
+        let now = clock();
+        let before = retention.and_then(|retention| {
+            let micros = i64::try_from(retention.as_micros()).ok()?;
+            Some(crate::time::Timestamp::from_micros(now.as_micros().checked_sub(micros)?))
+        });
+        match store.purge(before, now).await {
+            Ok(purged) if purged.messages > 0 => {
+                tracing::info!(messages = purged.messages, "removed messages past the retention");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!("cannot remove what is old: {error}"),
+        }
+    }
+}
+
+async fn wait_for_signal() -> Result<(), NodeError> {
+    let listen = |kind| signal(kind).map_err(|e| NodeError::Other(e.to_string()));
+    let (mut terminate, mut interrupt) =
+        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+fn store_settings(settings: &Settings) -> StoreSettings {
+    StoreSettings::new(settings.store.url.expose())
+}
+
+fn security(level: config::SecurityLevel) -> SecurityLevel {
+    match level {
+        config::SecurityLevel::Strict => SecurityLevel::Strict,
+        config::SecurityLevel::Performance => SecurityLevel::Performance,
+        config::SecurityLevel::None => SecurityLevel::None,
+    }
+}
+
+fn link_settings(server: &config::ServerSettings) -> LinkSettings {
+    LinkSettings {
+        host: server.address.host.clone(),
+        port: server.address.port,
+        component: server.component.as_str().into(),
+        secret: server.secret.expose().to_owned(),
+        hosts: server.hosts.iter().map(|host| host.as_str().into()).collect(),
+    }
+}

@@ -57,7 +57,8 @@ impl FromStr for MessageId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let bad = || BadMessageId(text.chars().take(64).collect());
         let (epoch, counter) = text.split_once('-').ok_or_else(bad)?;
-        let digits = |s: &str| !s.is_empty() && s.len() <= 10 && s.bytes().all(|b| b.is_ascii_digit());
+        let digits =
+            |s: &str| !s.is_empty() && s.len() <= 10 && s.bytes().all(|b| b.is_ascii_digit());
         if !digits(epoch) || !digits(counter) {
             return Err(bad());
         }

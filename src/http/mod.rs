@@ -1,1 +1,7 @@
-//! TODO http
+//! Health and metrics over HTTP, for whoever watches a node.
+
+mod health;
+mod server;
+
+pub use health::{Health, HostHealth, LinkHealth, LinkState, Snapshot, StoreHealth};
+pub use server::{Http, serve};

@@ -1,1 +1,21 @@
-//! TODO link
+//! One XEP-0114 stream between this node and a server, and the intercept protocol on it.
+//!
+//! A link connects, authenticates, greets each of its hosts, and then passes what the
+//! interceptors say to the router, and what the shards say to the interceptors. It decides
+//! nothing but what must not depend on the recipient's state: the refusal of rules that a
+//! sender may not use.
+
+mod backoff;
+mod error;
+mod link;
+mod order;
+mod read;
+mod session;
+mod speak;
+mod stream;
+mod window;
+mod write;
+
+pub use error::LinkError;
+pub use link::{LinkContext, LinkSettings, Stop, run};
+pub use read::{Incoming, Malformed, read};

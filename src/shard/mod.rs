@@ -1,1 +1,24 @@
-//! TODO shard
+//! One shard: the pure state machine that decides for its recipients, one message
+//! at a time, and the actor round it.
+//!
+//! `machine` takes an input and gives effects; it knows no clock, no database and no
+//! socket. `actor` feeds it, carries its effects to the store and to the links.
+
+mod accepted;
+mod actor;
+mod drain;
+mod effect;
+mod expire;
+mod input;
+mod machine;
+mod recipient;
+pub mod reply_to;
+mod verdict;
+
+pub use actor::{Busy, DueEvent, Inputs, LinkSender, Outbox, ShardActor, ShardContext};
+pub use effect::{Do, Effect, HandOver, Item, Send, ToLink, Token, Verdict, WriteFor};
+pub use input::{Available, Input, Intercept, Sent, Stage, Taken};
+pub use machine::{Machine, Settings};
+
+#[cfg(test)]
+mod tests;

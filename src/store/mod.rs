@@ -24,7 +24,7 @@ mod writer;
 use futures::future::BoxFuture;
 
 use crate::time::Timestamp;
-use crate::words::{Bare, MessageId};
+use crate::words::{Bare, Key, MessageId};
 
 pub use error::StoreError;
 pub use job::{Done, Job, NewMessage, Outcome, Run, Write};
@@ -75,6 +75,10 @@ pub trait Store: Send + Sync + 'static {
         stored_before: Option<Timestamp>,
         marks_before: Timestamp,
     ) -> BoxFuture<'static, Result<Purged, StoreError>>;
+
+    /// Whether a message of this key was stored, and may have been deleted since (rows and
+    /// marks). `Some(rule)`: it was, with the rule that was met then.
+    fn find(&self, key: Key) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>>;
 
     /// How often this store was opened; ids made with it are greater than all before.
     fn epoch(&self) -> u32;

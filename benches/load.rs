@@ -1,0 +1,428 @@
+//! A load driver for a whole node: it plays the server's side of the intercept protocol
+//! against the real program on SQLite, and prints rates, latencies and memory, beside bare
+//! inserts of the same rows into the same kind of database, measured in the same run.
+//!
+//! `cargo bench --bench load -- [--messages N] [--users N]`
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use sea_orm::{ConnectionTrait, Database, Statement, TransactionTrait};
+
+/// What is measured.
+#[derive(Parser)]
+struct Args {
+    /// Messages of each run.
+    #[arg(long, default_value_t = 200_000)]
+    messages: usize,
+    /// Recipients that they are spread over.
+    #[arg(long, default_value_t = 1_000)]
+    users: usize,
+    /// `cargo bench` says this.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+const HOST: &str = "example.org";
+const COMPONENT: &str = "amp.example.org";
+/// Intercepts that share one message, as an interceptor sends them.
+const TOGETHER: usize = 16;
+
+fn main() {
+    let args = Args::parse();
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    println!(
+        "{} messages of {} bytes to {} users, {} cores",
+        args.messages,
+        stanza(0, 0, "").len(),
+        args.users,
+        std::thread::available_parallelism().map_or(0, |n| n.get())
+    );
+    let bare = bare_inserts(dir.path(), &args);
+    println!("bare inserts, 1,000 a transaction   {bare:>9.0} rows/s   (the limit)");
+
+    let mut peer = Peer::start(dir.path());
+    let idle = peer.memory();
+    let stored = peer.run(&args, 1_024, Kind::Offline);
+    stored.print("durable appends, 1,024 waiting", Some(bare));
+    peer.run(&Args { messages: args.messages / 10, ..args }, 64, Kind::Offline)
+        .print("durable appends, 64 waiting", Some(bare));
+    peer.run(&args, 1_024, Kind::Rules).print("three rules evaluated, no store", None);
+    peer.run(&Args { messages: args.messages / 10, ..args }, 64, Kind::Rules)
+        .print("three rules evaluated, 64 waiting", None);
+    peer.fill(5_000);
+    let (items, took) = peer.hand_over();
+    println!(
+        "hand-over to one user               {items:>9} messages in {:.0} ms ({:.0}/s), taken and deleted",
+        took.as_secs_f64() * 1e3,
+        items as f64 / took.as_secs_f64()
+    );
+    let (now, peak) = peer.memory();
+    println!(
+        "memory of the node                  {:>9} KiB idle, {now} KiB now, {peak} KiB peak",
+        idle.0
+    );
+}
+
+/// What is asked about the messages of a run.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    /// Messages for users who are away: stored.
+    Offline,
+    /// Messages with three rules, none of them met, for users who are there: delivered.
+    Rules,
+}
+
+/// The figures of one run.
+struct Figures {
+    rate: f64,
+    latencies: Vec<Duration>,
+}
+
+impl Figures {
+    fn print(&self, what: &str, limit: Option<f64>) {
+        let at = |part: f64| {
+            let i = ((self.latencies.len() - 1) as f64 * part) as usize;
+            self.latencies[i].as_secs_f64() * 1e3
+        };
+        let ratio =
+            limit.map(|l| format!("   {:.2} of bare inserts", self.rate / l)).unwrap_or_default();
+        println!(
+            "{what:<36}{:>9.0} /s   verdict p50 {:.2} ms, p99 {:.2} ms{ratio}",
+            self.rate,
+            at(0.50),
+            at(0.99)
+        );
+    }
+}
+
+/// The server that the node is connected to.
+struct Peer {
+    node: Child,
+    socket: TcpStream,
+    /// Bytes read and not looked at.
+    buffer: Vec<u8>,
+    next_key: usize,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.node.kill();
+        let _ = self.node.wait();
+    }
+}
+
+impl Peer {
+    fn start(dir: &Path) -> Peer {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let config = dir.join("amphora.toml");
+        let text = format!(
+            "[node]\nname = 'bench'\n[store]\nurl = 'sqlite://{}'\n[http]\nlisten = ''\n[log]\nfilter = 'warn'\n\
+             [[servers]]\naddress = '{address}'\ncomponent = '{COMPONENT}'\nsecret = 's'\nhosts = ['{HOST}']\n",
+            dir.join("node.db").display()
+        );
+        std::fs::write(&config, text).expect("a configuration");
+        let node = Command::new(env!("CARGO_BIN_EXE_amphora"))
+            .args(["run", "--config"])
+            .arg(&config)
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("the node");
+        let (socket, _) = listener.accept().expect("a connection");
+        socket.set_nodelay(true).expect("no delay");
+        let mut peer = Peer { node, socket, buffer: Vec::new(), next_key: 0 };
+        peer.read_until(b">", 2);
+        peer.say(
+            "<?xml version='1.0'?><stream:stream xmlns:stream='http://etherx.jabber.org/streams' \
+             xmlns='jabber:component:accept' from='amp.example.org' id='bench'>",
+        );
+        peer.read_until(b"</handshake>", 1);
+        peer.say("<handshake/>");
+        let greeting = peer.read_until(b"</iq>", 1);
+        let greeting = String::from_utf8_lossy(&greeting).into_owned();
+        let id = greeting.split("id='").nth(1).and_then(|t| t.split('\'').next()).expect("an id");
+        peer.say(&format!(
+            "<iq type='result' from='{HOST}' to='{COMPONENT}' id='{id}'><greeting \
+             xmlns='urn:amphora:intercept:1' version='1' server='bench' module='0' acks='true' \
+             max-stanza='524288'/></iq>"
+        ));
+        peer
+    }
+
+    fn say(&mut self, text: &str) {
+        self.socket.write_all(text.as_bytes()).expect("the node reads");
+    }
+
+    /// Reads until `end` was seen `times` times; gives all up to there.
+    fn read_until(&mut self, end: &[u8], times: usize) -> Vec<u8> {
+        loop {
+            let found = self.buffer.windows(end.len()).enumerate().filter(|(_, w)| *w == end);
+            if let Some((at, _)) = found.skip(times - 1).next() {
+                return self.buffer.drain(..at + end.len()).collect();
+            }
+            self.fill_buffer();
+        }
+    }
+
+    fn fill_buffer(&mut self) {
+        let mut chunk = [0; 65_536];
+        let n = self.socket.read(&mut chunk).expect("the node writes");
+        assert!(n > 0, "the node closed the link");
+        self.buffer.extend_from_slice(&chunk[..n]);
+    }
+
+    /// Kilobytes resident now and at the peak.
+    fn memory(&self) -> (u64, u64) {
+        let path = format!("/proc/{}/status", self.node.id());
+        let status = std::fs::read_to_string(path).unwrap_or_default();
+        let of = |key: &str| {
+            let line = status.lines().find(|l| l.starts_with(key))?;
+            line.split_whitespace().nth(1)?.parse().ok()
+        };
+        (of("VmRSS:").unwrap_or(0), of("VmHWM:").unwrap_or(0))
+    }
+
+    /// Sends messages with `window` of them unanswered, and waits for all verdicts.
+    fn run(&mut self, args: &Args, window: usize, kind: Kind) -> Figures {
+        let first = self.next_key;
+        self.next_key += args.messages;
+        let (messages, users) = (args.messages, args.users);
+        let mut socket = self.socket.try_clone().expect("a second handle");
+        let (answered, permits) = mpsc::channel::<usize>();
+        let (sent, sent_at) = mpsc::channel::<Vec<Instant>>();
+        let begin = Instant::now();
+        let sender = std::thread::spawn(move || {
+            let mut free = window;
+            let mut at = 0;
+            let together = TOGETHER.min(window);
+            while at < messages {
+                while free < together.min(messages - at) {
+                    free += permits.recv().expect("verdicts");
+                }
+                free += permits.try_iter().sum::<usize>();
+                let n = together.min(messages - at);
+                let mut out = format!("<message from='{HOST}' to='{COMPONENT}'>");
+                for i in at..at + n {
+                    intercept(&mut out, first + i, i % users, kind);
+                }
+                out.push_str("</message>");
+                let _ = sent.send(vec![Instant::now(); n]);
+                socket.write_all(out.as_bytes()).expect("the node reads");
+                at += n;
+                free -= n;
+            }
+        });
+        let mut latencies = Vec::with_capacity(messages);
+        let mut times: Vec<Instant> = Vec::with_capacity(messages);
+        let want: &[u8] = if kind == Kind::Offline { b"stored" } else { b"deliver" };
+        while latencies.len() < messages {
+            self.fill_buffer();
+            times.extend(sent_at.try_iter().flatten());
+            let now = Instant::now();
+            let keys = self.take_verdicts(want);
+            times.extend(sent_at.try_iter().flatten());
+            for key in &keys {
+                latencies.push(now - times[key - first]);
+            }
+            if !keys.is_empty() {
+                let _ = answered.send(keys.len());
+            }
+        }
+        let took = begin.elapsed();
+        sender.join().expect("the sender");
+        latencies.sort();
+        Figures { rate: messages as f64 / took.as_secs_f64(), latencies }
+    }
+
+    /// The keys of the whole verdicts in the buffer; each has to say `want`.
+    fn take_verdicts(&mut self, want: &[u8]) -> Vec<usize> {
+        let mut keys = Vec::new();
+        let Some(end) = self.buffer.iter().rposition(|b| *b == b'>') else {
+            return keys;
+        };
+        let whole: Vec<u8> = self.buffer.drain(..=end).collect();
+        for verdict in whole.split(|b| *b == b'<').filter(|tag| tag.starts_with(b"verdict ")) {
+            let mut quoted = verdict.split(|b| *b == b'\'');
+            let key = quoted.nth(1).expect("a key");
+            let said = quoted.nth(3).expect("a verdict");
+            let said_text = String::from_utf8_lossy(said);
+            assert_eq!(said, want, "verdict {said_text}");
+            let key = std::str::from_utf8(&key[2..]).expect("text");
+            keys.push(key.parse().expect("a number"));
+        }
+        keys
+    }
+
+    /// Stores messages for one user.
+    fn fill(&mut self, messages: usize) {
+        let first = self.next_key;
+        self.next_key += messages;
+        let mut stored = 0;
+        for begin in (0..messages).step_by(500) {
+            let mut out = format!("<message from='{HOST}' to='{COMPONENT}'>");
+            let end = (begin + 500).min(messages);
+            for i in begin..end {
+                intercept(&mut out, first + i, COLLECTOR, Kind::Offline);
+            }
+            out.push_str("</message>");
+            self.say(&out);
+            while stored < end {
+                self.fill_buffer();
+                stored += self.take_verdicts(b"stored").len();
+            }
+        }
+    }
+
+    /// Lets one user come online, takes batch after batch, and waits until the last is
+    /// deleted.
+    fn hand_over(&mut self) -> (usize, Duration) {
+        let begin = Instant::now();
+        self.say(&format!(
+            "<message from='{HOST}' to='{COMPONENT}'><available xmlns='urn:amphora:intercept:1' \
+             session='s1' n='1' jid='user{COLLECTOR}@{HOST}/r' priority='1' acks='true'/></message>"
+        ));
+        let (mut items, mut open, mut done) = (0, HashMap::new(), false);
+        while !done || !open.is_empty() {
+            let text = String::from_utf8_lossy(&self.buffer).into_owned();
+            let Some(end) = whole(&text) else {
+                self.fill_buffer();
+                continue;
+            };
+            self.buffer.drain(..end);
+            let text = &text[..end];
+            if text.contains("<hand-over ") {
+                let ids: Vec<&str> = text
+                    .split("<item id='")
+                    .skip(1)
+                    .filter_map(|item| item.split('\'').next())
+                    .collect();
+                let batch = attribute(text, "batch");
+                items += ids.len();
+                let ids = ids.join(" ");
+                self.say(&format!(
+                    "<message from='{HOST}' to='{COMPONENT}'><taken xmlns='urn:amphora:intercept:1' \
+                     for='user{COLLECTOR}@{HOST}' session='s1' batch='{batch}' ids='{ids}'/></message>"
+                ));
+                open.insert(batch.to_owned(), ());
+            } else if text.contains("<deleted ") {
+                open.remove(attribute(text, "batch"));
+            } else if text.contains("<handed-over ") {
+                done = true;
+            }
+        }
+        (items, begin.elapsed())
+    }
+}
+
+/// The user who gets a hand-over.
+const COLLECTOR: usize = 10_000_000;
+
+fn attribute<'a>(text: &'a str, name: &str) -> &'a str {
+    let begin = format!(" {name}='");
+    text.split(&begin).nth(1).and_then(|t| t.split('\'').next()).unwrap_or_default()
+}
+
+/// Where the first whole stanza of the node's ends: its own end tag comes after its inner
+/// messages'.
+fn whole(text: &str) -> Option<usize> {
+    let (mut depth, mut at) = (0i32, 0);
+    while let Some(next) = text[at..].find('<') {
+        at += next;
+        let close = at + text[at..].find('>')?;
+        let tag = &text[at..=close];
+        if tag.starts_with("</") {
+            depth -= 1;
+        } else if !tag.ends_with("/>") {
+            depth += 1;
+        }
+        at = close + 1;
+        if depth == 0 {
+            return Some(at);
+        }
+    }
+    None
+}
+
+fn stanza(key: usize, user: usize, rules: &str) -> String {
+    format!(
+        "<message xmlns='jabber:client' from='alice{}@{HOST}/laptop' to='user{user}@{HOST}' id='m{key}' \
+         type='chat' xml:lang='en'><body>{}</body>{rules}</message>",
+        key % 97,
+        "It was the best of times, it was the worst of times, it was the age of wisdom. ".repeat(4)
+    )
+}
+
+fn intercept(out: &mut String, key: usize, user: usize, kind: Kind) {
+    let (stage, session, rules) = match kind {
+        Kind::Offline => ("offline", "", ""),
+        Kind::Rules => (
+            "rules",
+            "<session resource='phone' priority='5'/>",
+            "<amp xmlns='http://jabber.org/protocol/amp'>\
+             <rule action='drop' condition='expire-at' value='2100-01-01T00:00:00Z'/>\
+             <rule action='alert' condition='deliver' value='stored'/>\
+             <rule action='error' condition='match-resource' value='exact'/></amp>",
+        ),
+    };
+    out.push_str(&format!(
+        "<intercept xmlns='urn:amphora:intercept:1' key='b-{key}' stage='{stage}' leg='recipient' \
+         to='user{user}@{HOST}' account='true' may-see-presence='true'>{session}\
+         <forwarded xmlns='urn:xmpp:forward:0'>{}</forwarded></intercept>",
+        stanza(key, user, rules)
+    ));
+}
+
+/// Rows a second of bare inserts into a table like the node's, in a database set as the
+/// node's is, a thousand rows a transaction.
+fn bare_inserts(dir: &Path, args: &Args) -> f64 {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let url = format!("sqlite://{}?mode=rwc", dir.join("bare.db").display());
+        let mut options = sea_orm::ConnectOptions::new(url);
+        options.max_connections(1).sqlx_logging(false);
+        let db = Database::connect(options).await.expect("a database");
+        for sql in [
+            "PRAGMA journal_mode=WAL",
+            "PRAGMA synchronous=FULL",
+            "PRAGMA wal_autocheckpoint=20000",
+            "CREATE TABLE m (recipient TEXT NOT NULL, id INTEGER NOT NULL, key TEXT NOT NULL UNIQUE, \
+             sender TEXT NOT NULL, stored_at INTEGER NOT NULL, stanza BLOB NOT NULL, PRIMARY KEY (recipient, id))",
+        ] {
+            db.execute_unprepared(sql).await.expect(sql);
+        }
+        let rows = 100;
+        let values = vec!["(?,?,?,?,?,?)"; rows].join(",");
+        let sql = format!("INSERT INTO m (recipient,id,key,sender,stored_at,stanza) VALUES {values}");
+        let begin = Instant::now();
+        let mut at = 0;
+        while at < args.messages {
+            let transaction = db.begin().await.expect("a transaction");
+            for _ in 0..10 {
+                let mut values: Vec<sea_orm::Value> = Vec::with_capacity(rows * 6);
+                for i in at..at + rows {
+                    let user = i % args.users;
+                    values.push(format!("user{user}@{HOST}").into());
+                    values.push((i as i64).into());
+                    values.push(format!("b-{i}").into());
+                    values.push(format!("alice{}@{HOST}/laptop", i % 97).into());
+                    values.push((i as i64).into());
+                    values.push(stanza(i, user, "").into_bytes().into());
+                }
+                let insert =
+                    Statement::from_sql_and_values(sea_orm::DatabaseBackend::Sqlite, &sql, values);
+                transaction.execute_raw(insert).await.expect("an insert");
+                at += rows;
+            }
+            transaction.commit().await.expect("a commit");
+        }
+        at as f64 / begin.elapsed().as_secs_f64()
+    })
+}

@@ -1,0 +1,218 @@
+-- What the server knows and a node asks for: rights, block lists, accounts, and the handling of
+-- stanzas between Prosody's tables and the bytes on the link.
+
+local st = require "util.stanza";
+local jid_split = require "util.jid".split;
+local jid_bare = require "util.jid".bare;
+local parse_xml = require "util.xml".parse;
+local new_cache = require "util.cache".new;
+local rostermanager = require "core.rostermanager";
+local usermanager = require "core.usermanager";
+local time_now = require "util.time".now;
+
+local host = module.host;
+local hosts = prosody.hosts;
+
+local xmlns_amp = "http://jabber.org/protocol/amp";
+local xmlns_client = "jabber:client";
+local xmlns_sid = "urn:xmpp:sid:0";
+local xmlns_delay = "urn:xmpp:delay";
+local xmlns_muc_user = "http://jabber.org/protocol/muc#user";
+
+local facts = {};
+
+-- ------------------------------------------------------------------------------ time
+
+-- XEP-0082 in UTC with milliseconds, which is what expiry is decided by.
+function facts.timestamp(t)
+	t = t or time_now();
+	local seconds = math.floor(t);
+	return os.date("!%Y-%m-%dT%H:%M:%S", seconds)..(".%03dZ"):format(math.floor((t - seconds) * 1000));
+end
+
+-- ------------------------------------------------------------------------------ rights
+
+-- mod_blocklist keeps its lists to itself, so this is a second view of the same store. It is
+-- dropped when the user edits his list, before mod_blocklist carries the edit out.
+local blocklists = new_cache(1024);
+local blocklist_store = module:open_store("blocklist");
+
+local function forget_blocklist(event)
+	local username = event.username or (event.origin and event.origin.username);
+	if username then blocklists:set(username, nil); end
+end
+module:hook("iq-set/self/urn:xmpp:blocking:block", forget_blocklist, 100);
+module:hook("iq-set/self/urn:xmpp:blocking:unblock", forget_blocklist, 100);
+module:hook_global("user-deleted", function (event)
+	if event.host == host then forget_blocklist(event); end
+end, 100);
+
+function facts.blocks(username, sender)
+	if not hosts[host].modules.blocklist then return false; end
+	local list = blocklists:get(username);
+	if not list then
+		list = blocklist_store:get(username) or {};
+		blocklists:set(username, list);
+	end
+	if next(list) == nil then return false; end
+	local node, sender_host = jid_split(sender);
+	return list[sender] ~= nil or list[sender_host] ~= nil
+		or (node ~= nil and list[node.."@"..sender_host] ~= nil);
+end
+
+-- From the recipient's own roster, whatever the sender's says: rostermanager's own question
+-- would look into the roster of a local sender who is online. An account that does not exist is
+-- looked up in the same way and has an empty roster.
+function facts.may_see_presence(username, sender)
+	local sender_bare = jid_bare(sender);
+	if sender_bare == username.."@"..host then return true; end
+	if not sender_bare or facts.blocks(username, sender) then return false; end
+	local roster = rostermanager.load_roster(username, host);
+	local item = roster and roster[sender_bare];
+	return item ~= nil and (item.subscription == "from" or item.subscription == "both");
+end
+
+function facts.account_exists(username)
+	return usermanager.user_exists(username, host) and true or false;
+end
+
+-- ------------------------------------------------------------------------------ messages
+
+local function is_amp(tag) return tag.name == "amp" and tag.attr.xmlns == xmlns_amp; end
+
+-- Does the message carry rules that are to be looked at here? Not those of a room: an error in
+-- answer would throw the recipient out of it.
+function facts.has_rules(stanza)
+	local found = false;
+	for _, tag in ipairs(stanza.tags) do
+		if is_amp(tag) then
+			if tag.attr.status then return false; end
+			found = true;
+		elseif tag.name == "x" and tag.attr.xmlns == xmlns_muc_user then
+			return false;
+		end
+	end
+	if not found then return false; end
+	local type = stanza.attr.type;
+	if type == "error" or type == "groupchat" then return false; end
+	local _, from_host = jid_split(stanza.attr.from);
+	local sender_host = from_host and hosts[from_host];
+	return not (sender_host and sender_host.type == "component" and sender_host.modules.muc);
+end
+
+function facts.is_notice(stanza)
+	for _, tag in ipairs(stanza.tags) do
+		if is_amp(tag) and tag.attr.status then return true; end
+	end
+	return false;
+end
+
+-- from and to of <amp/> are the message's own on everything that leaves this server with it.
+function facts.address_rules(stanza)
+	for _, tag in ipairs(stanza.tags) do
+		if is_amp(tag) then
+			tag.attr.from, tag.attr.to = stanza.attr.from, stanza.attr.to;
+		end
+	end
+end
+
+function facts.archives() return hosts[host].modules.mam ~= nil; end
+
+local function stanza_id_by(stanza, bare)
+	return stanza:get_child_with_attr("stanza-id", xmlns_sid, "by", bare);
+end
+
+function facts.is_archived(stanza, bare)
+	return facts.archives() and stanza_id_by(stanza, bare) ~= nil;
+end
+
+-- Gives the message the id that lets a client know it again, where no archive has done so. One
+-- that is there already is forged, for only the recipient's server may set it.
+function facts.identify(stanza, bare, id)
+	if facts.archives() then return; end
+	if stanza_id_by(stanza, bare) then
+		stanza:maptags(function (tag)
+			if tag.name == "stanza-id" and tag.attr.xmlns == xmlns_sid and tag.attr.by == bare then return nil; end
+			return tag;
+		end);
+	end
+	stanza:add_direct_child(st.stanza("stanza-id", { xmlns = xmlns_sid, by = bare, id = id }));
+end
+
+function facts.add_delay(stanza, stamp)
+	if stanza:get_child("delay", xmlns_delay) then return; end
+	stanza:add_direct_child(st.stanza("delay", { xmlns = xmlns_delay, from = host, stamp = stamp })
+		:text("Offline Storage"));
+end
+
+-- mod_smacks marks its copies with the time at which they were written. Takes that mark off
+-- again and returns its time, which is the message's.
+function facts.take_smacks_delay(stanza, bare)
+	local last = stanza.tags[#stanza.tags];
+	if not last or last.name ~= "delay" or last.attr.xmlns ~= xmlns_delay or last.attr.from ~= bare then return nil; end
+	stanza:maptags(function (tag)
+		if tag == last then return nil; end
+		return tag;
+	end);
+	return last.attr.stamp;
+end
+
+-- The message inside a carbon, and whether the user received or sent it.
+function facts.carbon(stanza)
+	for _, tag in ipairs(stanza.tags) do
+		if tag.attr.xmlns == "urn:xmpp:carbons:2" and (tag.name == "received" or tag.name == "sent") then
+			local forwarded = tag:get_child("forwarded", "urn:xmpp:forward:0");
+			return tag.name, forwarded and forwarded:get_child("message", xmlns_client);
+		end
+	end
+end
+
+function facts.is_archive_result(stanza)
+	for _, tag in ipairs(stanza.tags) do
+		if tag.name == "result" and tag.attr.xmlns and tag.attr.xmlns:find("^urn:xmpp:mam:") then return true; end
+	end
+	return false;
+end
+
+-- ------------------------------------------------------------------------------ bytes
+
+facts.escape = st.xml_escape;
+
+-- The message as it stands alone, with the namespace that it has in a client's stream.
+function facts.serialise(stanza)
+	local ns = stanza.attr.xmlns;
+	stanza.attr.xmlns = xmlns_client;
+	local xml = tostring(stanza);
+	stanza.attr.xmlns = ns;
+	return xml;
+end
+
+-- The same with the stanza id that identify() would give it, without touching the stanza.
+function facts.serialise_identified(stanza, bare, id)
+	if facts.archives() then return facts.serialise(stanza); end
+	if stanza_id_by(stanza, bare) or not stanza[1] then
+		stanza = st.clone(stanza);
+		facts.identify(stanza, bare, id);
+		return facts.serialise(stanza);
+	end
+	local xml = facts.serialise(stanza);
+	return xml:sub(1, -#"</message>" - 1).."<stanza-id xmlns='"..xmlns_sid.."' by='"..facts.escape(bare)
+		.."' id='"..facts.escape(id).."'/></message>";
+end
+
+-- Prosody's own tables have no xmlns for the client namespace, except below another namespace.
+function facts.unqualify(stanza)
+	if stanza.attr.xmlns == xmlns_client then
+		stanza.attr.xmlns = nil;
+		for _, tag in ipairs(stanza.tags) do facts.unqualify(tag); end
+	end
+	return stanza;
+end
+
+function facts.parse(xml)
+	local stanza, err = parse_xml(xml);
+	if not stanza then return nil, err; end
+	return facts.unqualify(stanza);
+end
+
+return facts;

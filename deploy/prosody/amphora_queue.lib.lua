@@ -1,0 +1,967 @@
+-- The messages that are held: per pair of sender and recipient in order, per user in the spool.
+-- Intercepts go out from here and verdicts are carried out here.
+--
+-- A held message ("held" below) is a table that lives from its interception until it is
+-- delivered, stored or discarded:
+--   key, user, pair, from, addressed   who; addressed is the `to` it came with
+--   stage                              rules, offline, undelivered; routing while it is re-fired
+--   stamp, xml, bytes, stanza          what; stanza only where it may have to be routed again
+--   ord                                place in the pair's order, for ever
+--   gen                                the link it was last sent on, nil if not at this stage yet
+--   again, ever_sent                   may have been sent before; was sent at all
+--   verdict                            an answer that waits for those before it
+--   queued, blocked, paused, waiting   why it is not on its way; waiting: behind one at rules
+--   spooled                            index in the spool, if it is there
+
+local st = require "util.stanza";
+local jid_node = require "util.jid".node;
+local time_now = require "util.time".now;
+local xpcall = require "util.xpcall".xpcall;
+local t_concat, t_sort = table.concat, table.sort;
+
+local host = module.host;
+local host_session = prosody.hosts[host];
+local bare_sessions, full_sessions = prosody.bare_sessions, prosody.full_sessions;
+
+local RETRY_FIRST, RETRY_LAST = 0.25, 30; -- seconds a pair pauses after retry: doubled each time
+local MAX_OVERHEAD = 4096; -- bytes of all that a node wraps round a message to send it back
+
+return function (ctx)
+	local facts, link, options = ctx.facts, ctx.link, ctx.options;
+	local escape = facts.escape;
+	local queue = {};
+
+	local users = {};   -- bare JID -> user
+	local keys = {};    -- key -> held, those in memory
+	local held_count, held_bytes = 0, 0;
+	local followers_count = 0;
+	local next_key, next_seq = 0, 0;
+	local paused = {};  -- pair -> true
+	local routing;      -- what is being routed right now, see below
+
+	local new_fifo = ctx.new_fifo;
+	local urgent, normal = new_fifo(), new_fifo();
+	local in_flight = new_fifo();    -- { held, time it was sent }, for the resending
+	local waiting_order = new_fifo(); -- plain messages that wait for their pair, oldest first
+	local draining = new_fifo();     -- users with a spool
+
+	-- -------------------------------------------------------------------- users and pairs
+
+	local function user_of(bare)
+		local user = users[bare];
+		if not user then
+			user = { bare = bare, username = bare:sub(1, -#host - 2), pairs = {} };
+			users[bare] = user;
+		end
+		return user;
+	end
+
+	local function release_user(user)
+		if next(user.pairs) == nil and not user.removal and not user.draining then
+			users[user.bare] = nil;
+		end
+	end
+
+	local function pair_of(user, from)
+		local pair = user.pairs[from];
+		if not pair then
+			pair = { user = user, from = from, tries = 0 };
+			user.pairs[from] = pair;
+		end
+		return pair;
+	end
+
+	-- Puts a message into its pair, by ord. Almost always that is the end.
+	local function insert(held)
+		local pair = pair_of(held.user, held.from);
+		local prev = pair.tail;
+		while prev and prev.ord > held.ord do prev = prev.prev; end
+		local after = prev and prev.next;
+		if not prev then after = pair.head; end
+		held.pair, held.prev, held.next = pair, prev, after;
+		if prev then prev.next = held; else pair.head = held; end
+		if after then after.prev = held; else pair.tail = held; end
+		if held.stage == "rules" and (not pair.first_rules or held.ord < pair.first_rules.ord) then
+			pair.first_rules = held;
+		end
+		if pair.resume_at and prev and prev.paused then held.paused = true; end
+		keys[held.key] = held;
+		held_count, held_bytes = held_count + 1, held_bytes + held.bytes;
+		return pair;
+	end
+
+	-- The list of what was sent to the user's storage and is undecided, in the order of arrival
+	-- there: a session is announced when all before its coming is settled.
+	local function enter_storage_list(held)
+		local user = held.user;
+		next_seq = next_seq + 1;
+		held.seq = next_seq;
+		held.storage_prev = user.storage_tail;
+		if user.storage_tail then user.storage_tail.storage_next = held; else user.storage_head = held; end
+		user.storage_tail = held;
+	end
+
+	local function leave_storage_list(held)
+		if not held.seq then return; end
+		local user, before, after = held.user, held.storage_prev, held.storage_next;
+		if before then before.storage_next = after; else user.storage_head = after; end
+		if after then after.storage_prev = before; else user.storage_tail = before; end
+		held.seq, held.storage_prev, held.storage_next = nil, nil, nil;
+	end
+
+	-- Is anything undecided that was there at seq?
+	function queue.settled(bare, seq)
+		local user = users[bare];
+		if user then
+			if user.removal then return false; end
+			if user.storage_head and user.storage_head.seq <= seq then return false; end
+		end
+		return not ctx.spool:pending(bare);
+	end
+
+	function queue.seq() return next_seq; end
+
+	local function unanswer(held)
+		if held.outstanding then
+			held.outstanding = nil;
+			link.count, link.bytes = link.count - 1, link.bytes - held.bytes;
+		end
+	end
+
+	local enqueue, advance;
+
+	-- The one at rules that was first has moved on: who waited behind it goes on too.
+	local function pass_rules(held)
+		local pair = held.pair;
+		if pair.first_rules ~= held then return; end
+		local at = held.next;
+		pair.first_rules = nil;
+		while at do
+			local after = at.next;
+			if at.stage == "rules" then
+				pair.first_rules = at;
+				return;
+			elseif at.waiting then
+				at.waiting = nil;
+				queue.admit(at);
+			end
+			at = after;
+		end
+	end
+
+	-- Takes a message out of its pair. What it was decided to be is the caller's.
+	local function leave(held)
+		local pair, prev = held.pair, held.prev;
+		pass_rules(held);
+		local after = held.next; -- only now, for those behind may have moved to the spool
+		unanswer(held);
+		leave_storage_list(held);
+		if prev then prev.next = after; else pair.head = after; end
+		if after then after.prev = prev; else pair.tail = prev; end
+		keys[held.key] = nil;
+		held_count, held_bytes = held_count - 1, held_bytes - held.bytes;
+		held.gone = true;
+		if held.followers then
+			if prev then
+				prev.followers = prev.followers or {};
+				for _, follower in ipairs(held.followers) do
+					prev.followers[#prev.followers + 1] = follower;
+				end
+			else
+				pair.free = pair.free or {};
+				for _, follower in ipairs(held.followers) do
+					pair.free[#pair.free + 1] = follower;
+				end
+			end
+			held.followers = nil;
+		end
+		if after and after.blocked then
+			after.blocked = nil;
+			enqueue(after);
+		end
+	end
+
+	local function end_pair(pair)
+		if not pair.head and not pair.free then
+			paused[pair] = nil;
+			if pair.user.pairs[pair.from] == pair then
+				pair.user.pairs[pair.from] = nil;
+			end
+			release_user(pair.user);
+		end
+	end
+
+	-- -------------------------------------------------------------------- routing again
+
+	-- While a message is routed, everything that is written for it to a session can be told by
+	-- this: whose copies they are, and under which key it comes back if it is not acknowledged.
+	local function under(context, stanza, what, ...)
+		local before = routing;
+		context.from, context.id, context.copies = stanza.attr.from, stanza.attr.id, 0;
+		routing = context;
+		local ok, err = xpcall(what, debug.traceback, ...);
+		routing = before;
+		if not ok then module:log("error", "While a held message was routed: %s", err); end
+	end
+
+	function queue.around_message(fire, event_name, event)
+		if event.amphora then return fire(event_name, event); end
+		local stanza = event.stanza;
+		local before = routing;
+		routing = { from = stanza.attr.from, id = stanza.attr.id, copies = 0 };
+		local ret = fire(event_name, event);
+		routing = before;
+		return ret;
+	end
+
+	function queue.routing() return routing; end
+
+	-- Goes on with a message as if it had not been held.
+	local function fire_message(stanza, context)
+		local name = stanza.attr.to:find("/", 1, true) and "message/full" or "message/bare";
+		under(context or {}, stanza, host_session.events.fire_event, name,
+			{ origin = host_session, stanza = stanza, amphora = true });
+	end
+
+	local function send_out(stanza)
+		local ok, err = xpcall(module.send, debug.traceback, module, stanza);
+		if not ok then module:log("error", "A stanza could not be routed: %s", err); end
+	end
+	queue.send_out = send_out;
+
+	function queue.bounce(stanza, type, condition, text)
+		if stanza.attr.type == "error" then return; end
+		send_out(st.error_reply(stanza, type, condition, text));
+	end
+
+	local function stanza_of(held)
+		if held.stanza then return held.stanza; end
+		local stanza, err = facts.parse(held.xml);
+		if not stanza then module:log("error", "Held message %s can't be read: %s", held.key, err); end
+		return stanza;
+	end
+
+	local function run_free(pair)
+		while pair.free do
+			local free = pair.free;
+			pair.free = nil;
+			for _, follower in ipairs(free) do
+				if not follower.done then
+					follower.done = true;
+					followers_count = followers_count - 1;
+					fire_message(follower.stanza);
+				end
+			end
+		end
+	end
+
+	-- -------------------------------------------------------------------- the spool
+
+	-- Without a node for so long, or with the server about to end, nothing is kept in memory.
+	local function straight_to_spool()
+		return queue.stopping or (not link.up and time_now() - link.lost_at >= options.hold);
+	end
+
+	local function memory_short()
+		return held_count + followers_count >= options.held_messages or held_bytes >= options.held_bytes;
+	end
+
+	-- Moves a message of a pair to the spool. False if it can't be written: then it stays.
+	local function to_spool(held)
+		if not held.spooled then
+			if not ctx.spool:append(held.user.bare, held) then return false; end
+		end
+		leave(held);
+		if link.up then queue.drain(held.user.bare); end
+		return true;
+	end
+
+	function queue.drain(bare)
+		local user = user_of(bare);
+		if not user.draining and ctx.spool:pending(bare) then
+			user.draining = true;
+			draining:push(user);
+		end
+	end
+
+	-- The spool's next message of a user whose turn it is, back in its pair.
+	local function load_next()
+		while true do
+			local user = draining:pop();
+			if not user then return nil; end
+			user.draining = nil;
+			local record, index = ctx.spool:load(user.bare);
+			if record then
+				local held = {
+					key = record.key, user = user, from = record.from, addressed = record.addressed;
+					stage = record.stage, stamp = record.stamp, archived = record.archived, xml = record.xml, bytes = #record.xml;
+					ord = record.ord, again = true, ever_sent = true, loaded = true, spooled = index;
+				};
+				queue.drain(user.bare);
+				local pair = insert(held);
+				if held.stage ~= "rules" then
+					enter_storage_list(held);
+					if pair.first_rules and pair.first_rules.ord < held.ord then held.waiting = true; end
+				end
+				if not held.waiting then return held; end
+			else
+				release_user(user);
+				ctx.seats.check_user(user.bare);
+			end
+		end
+	end
+
+	local function bounce_rules(held)
+		local stanza = stanza_of(held);
+		leave(held);
+		if stanza then queue.bounce(stanza, "cancel", "service-unavailable"); end
+	end
+
+	local function spool_pair(pair)
+		local at = pair.head;
+		while at do
+			local after = at.next;
+			if at.stage == "routing" then -- luacheck: ignore 542
+				-- its own re-firing will see to it
+			elseif at.stage == "rules" and not at.ever_sent then
+				bounce_rules(at);
+			else
+				to_spool(at);
+			end
+			at = after;
+			if at and at.gone then at = pair.head; end
+		end
+	end
+
+	-- Everything that is held goes to the spool, or back if it is a message with rules that no
+	-- node ever saw. What waited only for order goes on.
+	function queue.spool_all(why)
+		if held_count == 0 then return; end
+		local before = held_count;
+		local list = {};
+		for _, user in pairs(users) do
+			for _, pair in pairs(user.pairs) do list[#list + 1] = pair; end
+		end
+		for _, pair in ipairs(list) do
+			spool_pair(pair);
+			run_free(pair);
+			end_pair(pair);
+		end
+		for bare in pairs(ctx.spool.users) do ctx.spool:unload(bare); end
+		ctx.spool:flush();
+		module:log("info", "%s: %d held messages went to the spool, %d messages are in it",
+			why, before - held_count, ctx.spool.live);
+	end
+
+	-- -------------------------------------------------------------------- interception
+
+	local function new_key()
+		next_key = next_key + 1;
+		return ("%s-%d"):format(ctx.token, next_key);
+	end
+
+	local function new_ord()
+		ctx.spool.max_ord = ctx.spool.max_ord + 1;
+		return ctx.spool.max_ord;
+	end
+
+	local function too_large(bytes)
+		return bytes + MAX_OVERHEAD > ctx.max_stanza;
+	end
+
+	local function spool_full()
+		return ctx.spool.size >= options.spool_limit;
+	end
+
+	-- A message that waits at its stage goes to the link, or behind the user's spool.
+	function queue.admit(held)
+		if held.paused or held.waiting then return; end
+		if held.stage ~= "rules" and not held.spooled
+		and (straight_to_spool() or memory_short() or ctx.spool:pending(held.user.bare)) then
+			local pair = held.pair;
+			if to_spool(held) then
+				ctx.flush_later();
+				run_free(pair);
+				end_pair(pair);
+				return;
+			end
+		end
+		enqueue(held);
+	end
+
+	-- A message with rules: held before anything else of the server sees it.
+	function queue.intercept_rules(bare, stanza, from)
+		stanza = st.clone(stanza);
+		stanza.attr.to = stanza.attr.to or bare;
+		local user = user_of(bare);
+		local key = new_key();
+		facts.identify(stanza, bare, key);
+		local xml = facts.serialise(stanza);
+		if too_large(#xml) then
+			release_user(user);
+			queue.bounce(stanza, "modify", "policy-violation", "The message is too large for its rules to be processed");
+			return;
+		end
+		if straight_to_spool() or memory_short() then
+			release_user(user);
+			queue.bounce(stanza, "cancel", "service-unavailable");
+			return;
+		end
+		local held = {
+			key = key, user = user, from = from, addressed = stanza.attr.to;
+			stage = "rules", stamp = facts.timestamp(), xml = xml, bytes = #xml, stanza = stanza;
+			ord = new_ord(), may_see = facts.may_see_presence(user.username, from);
+		};
+		insert(held);
+		if held.may_see then
+			queue.admit(held);
+		else
+			-- At once, so that a refusal takes as long whatever the recipient does.
+			held.paused = nil;
+			enqueue(held, true);
+		end
+	end
+
+	-- Whatever would go to offline storage. True if it is taken care of.
+	function queue.intercept_offline(event, username)
+		local stanza = event.stanza;
+		username = username or jid_node(stanza.attr.to) or event.origin.username;
+		local bare = username.."@"..host;
+		local from = stanza.attr.from or "";
+		if routing and routing.held and routing.held.user.username == username
+		and stanza.attr.from == routing.from and stanza.attr.id == routing.id then
+			return queue.from_rules_to_offline(routing.held, stanza);
+		end
+		local user = user_of(bare);
+		local key = new_key();
+		queue.hold_for_storage(user, {
+			key = key, from = from, addressed = stanza.attr.to or bare;
+			stage = "offline", stamp = facts.timestamp(), archived = facts.is_archived(stanza, bare);
+			xml = facts.serialise_identified(stanza, bare, key);
+		}, stanza);
+		return true;
+	end
+
+	function queue.hold_for_storage(user, held, stanza)
+		held.user = user;
+		held.bytes = #held.xml;
+		if too_large(held.bytes) then
+			release_user(user);
+			queue.bounce(stanza, "modify", "policy-violation", "The message is too large to be stored");
+			return;
+		elseif spool_full() and (memory_short() or straight_to_spool()) then
+			release_user(user);
+			queue.bounce(stanza, "wait", "resource-constraint", "The server can keep no more messages");
+			return;
+		end
+		local pair = pair_of(user, held.from);
+		local first_rules = pair.first_rules;
+		if held.stage == "undelivered" and first_rules then
+			-- It is older than what waits at rules, and must not come after it.
+			held.ord = (first_rules.ord + (first_rules.prev and first_rules.prev.ord or first_rules.ord - 1)) / 2;
+		else
+			held.ord = new_ord();
+		end
+		insert(held);
+		enter_storage_list(held);
+		held.waiting = first_rules ~= nil and first_rules.ord < held.ord or nil;
+		queue.admit(held);
+	end
+
+	-- The server was told to go on with a message, and found nobody: the second stage.
+	function queue.from_rules_to_offline(held, stanza)
+		local bytes = held.bytes;
+		held.xml = facts.serialise(stanza);
+		held.bytes = #held.xml;
+		held_bytes = held_bytes + held.bytes - bytes;
+		held.stage, held.stanza = "offline", nil;
+		held.archived = facts.is_archived(stanza, held.user.bare);
+		held.gen, held.captured = nil, true;
+		held.again = held.loaded; -- no node was asked about it at this stage yet
+		enter_storage_list(held);
+		return true;
+	end
+
+	-- A message that a session did not acknowledge, or that waited in its gate. A message that
+	-- was intercepted before comes back under its key.
+	function queue.undelivered(bare, stanza, copy, stamp)
+		local from = stanza.attr.from or "";
+		local user = user_of(bare);
+		local key = copy and copy.key;
+		if key and keys[key] then return; end
+		key = key or new_key();
+		queue.hold_for_storage(user, {
+			key = key, from = from, addressed = stanza.attr.to or bare, again = true;
+			-- one that was intercepted before has its id already
+			xml = copy and copy.key and facts.serialise(stanza) or facts.serialise_identified(stanza, bare, key);
+			stage = "undelivered", stamp = copy and copy.stamp or stamp or facts.timestamp();
+			archived = facts.is_archived(stanza, bare);
+		}, stanza);
+	end
+
+	-- A message that need not be intercepted, whose pair has something undecided before it.
+	function queue.must_follow(bare, from)
+		local user = users[bare];
+		local pair = user and user.pairs[from];
+		return pair and (pair.tail or pair.free) and pair;
+	end
+
+	function queue.follow(pair, stanza, bare)
+		if followers_count + held_count >= options.held_messages * 2 then
+			queue.bounce(stanza, "wait", "resource-constraint");
+			return;
+		end
+		stanza = st.clone(stanza);
+		stanza.attr.to = stanza.attr.to or bare;
+		local follower = { stanza = stanza, pair = pair, since = time_now() };
+		local list;
+		if pair.tail then
+			list = pair.tail.followers or {};
+			pair.tail.followers = list;
+		else
+			list = pair.free;
+		end
+		list[#list + 1] = follower;
+		followers_count = followers_count + 1;
+		waiting_order:push(follower);
+	end
+
+	-- -------------------------------------------------------------------- sending
+
+	function enqueue(held, is_urgent)
+		if held.queued or held.gone then return; end
+		held.queued = true;
+		if is_urgent or (held.stage == "rules" and not held.may_see and not held.spooled) then
+			urgent:push(held);
+		else
+			normal:push(held);
+		end
+		ctx.schedule();
+	end
+
+	-- Who would get the message if it were routed now. The decision holds only as long as this.
+	local function takers(held)
+		local session = full_sessions[held.addressed];
+		if session then
+			local seat = ctx.seats.of(session);
+			if seat and not seat.closing then return seat.id; end
+		end
+		local user = bare_sessions[held.user.bare];
+		local top = user and user.top_resources;
+		if not top then return ""; end
+		local ids = {};
+		for _, recipient in ipairs(top) do
+			local seat = ctx.seats.of(recipient);
+			if seat and not seat.closing then ids[#ids + 1] = seat.id; end
+		end
+		if ids[2] then t_sort(ids); end
+		return t_concat(ids, " ");
+	end
+
+	local function add_sessions(xml, held)
+		local user = bare_sessions[held.user.bare];
+		local listed;
+		for resource, session in pairs(user and user.sessions or {}) do
+			local seat = ctx.seats.of(session);
+			local priority = session.presence and session.priority;
+			if priority and seat and not seat.closing and (held.stage == "rules" or seat.gate == "open") then
+				xml[#xml + 1] = ("<session resource='%s' priority='%d'%s/>"):format(escape(resource), priority,
+					session.hibernating and " hibernating='true'" or "");
+				if priority >= 0 then
+					listed = listed or {};
+					listed[#listed + 1] = seat;
+				end
+			end
+		end
+		held.listed = listed;
+	end
+
+	-- What the link takes in one order per pair: a message goes out after the one before it did,
+	-- and not between others, or the shard would send it back.
+	local function in_turn(held)
+		return held.prev == nil or held.pair.last_sent == held.prev.key;
+	end
+
+	-- The server asked before it came to storage; after that it may have become untrue.
+	local function account_exists(held)
+		if held.stage == "offline" and not held.again then return true; end
+		return facts.account_exists(held.user.username);
+	end
+
+	local function send(held)
+		local user, now = held.user, time_now();
+		local rules = held.stage == "rules";
+		if rules and held.gen then held.may_see = facts.may_see_presence(user.username, held.from); end
+		if held.stage ~= "rules" or held.may_see == nil then
+			held.may_see = facts.may_see_presence(user.username, held.from);
+		end
+		if rules then held.takers = takers(held); end
+		local after = held.prev and (" after='"..escape(held.prev.key).."'") or "";
+		local xml = {
+			"<intercept xmlns='urn:amphora:intercept:1' key='"..escape(held.key).."'"..after
+				..(held.again and " again='true'" or "").." stage='"..held.stage.."' leg='recipient' to='"
+				..escape(user.bare).."' account='"..tostring(account_exists(held))
+				.."' may-see-presence='"..tostring(held.may_see).."' archived='"..tostring(held.archived or false).."'>";
+		};
+		add_sessions(xml, held);
+		xml[#xml + 1] = "<forwarded xmlns='urn:xmpp:forward:0'><delay xmlns='urn:xmpp:delay' stamp='"..held.stamp.."'/>";
+		xml[#xml + 1] = held.xml;
+		xml[#xml + 1] = "</forwarded></intercept>";
+		if not held.outstanding then
+			held.outstanding = true;
+			link.count, link.bytes = link.count + 1, link.bytes + held.bytes;
+		end
+		held.gen, held.again, held.ever_sent, held.sent_at = link.gen, true, true, now;
+		held.pair.last_sent = held.key;
+		in_flight:push({ held = held, at = now });
+		ctx.emit(t_concat(xml));
+		local after_it = held.next;
+		if after_it and after_it.blocked then
+			after_it.blocked = nil;
+			enqueue(after_it);
+		end
+	end
+
+	local function window_open()
+		return link.up and link.count < link.window and link.bytes < options.window_bytes;
+	end
+
+	function queue.pump()
+		while window_open() do
+			local held = urgent:pop() or normal:pop();
+			if not held then
+				if draining:empty() or memory_short() then break; end
+				held = load_next();
+				if not held then break; end
+				held.queued = true;
+			end
+			if held.queued and not held.gone then
+				held.queued = nil;
+				if held.waiting or held.paused or held.verdict or held.stage == "routing" then -- luacheck: ignore 542
+					-- it comes again when its time has come
+				elseif held.user.removal then
+					held.parked = true;
+				elseif in_turn(held) or (held.stage == "rules" and not held.may_see) then
+					send(held);
+				else
+					held.blocked = true;
+				end
+			end
+		end
+	end
+
+	-- -------------------------------------------------------------------- verdicts
+
+	-- Not answered, or not to be carried out: asked again, with what is true then.
+	local pause_from;
+	local function ask_again(held)
+		held.voided = (held.voided or 0) + 1;
+		if held.voided > 3 then return pause_from(held); end -- something is unsteady
+		unanswer(held);
+		held.gen, held.verdict = nil, nil;
+		enqueue(held);
+	end
+
+	local function finish(held)
+		local pair, user = held.pair, held.user;
+		leave(held);
+		if held.spooled then ctx.spool:delete(user.bare, held.spooled); end
+		run_free(pair);
+	end
+
+	local function route_sends(held, sends)
+		for _, send_element in ipairs(sends) do
+			local stanza, err = ctx.own_stanza(send_element);
+			if stanza then
+				send_out(stanza);
+			else
+				module:log("warn", "Verdict for %s: a send was left out: %s", held.key, err);
+			end
+		end
+	end
+
+	local function deliver_rules(held)
+		local stanza = stanza_of(held);
+		if not stanza then return finish(held); end
+		stanza = st.clone(stanza);
+		facts.address_rules(stanza);
+		held.stage, held.captured = "routing", nil;
+		fire_message(stanza, { key = held.key, stamp = held.stamp, held = held });
+		if not held.captured then
+			held.stage = "rules";
+			return finish(held);
+		end
+		-- It stays unresolved, as one at stage offline now.
+		unanswer(held);
+		if held.spooled then
+			-- The spool has it at the stage before; there it must be replaced.
+			local index = held.spooled;
+			held.spooled = nil;
+			if ctx.spool:append(held.user.bare, held) then
+				ctx.spool:delete(held.user.bare, index);
+				ctx.spool:flush();
+				held.replaced = true;
+			else
+				held.spooled = index;
+			end
+		end
+		local pair = held.pair;
+		pass_rules(held);
+		if held.replaced then
+			held.replaced = nil;
+			leave(held);
+			if link.up then queue.drain(held.user.bare); end
+			return;
+		end
+		held.waiting = pair.first_rules ~= nil and pair.first_rules.ord < held.ord or nil;
+		queue.admit(held);
+	end
+
+	local function deliver_to_sessions(held)
+		local written;
+		local stanza;
+		for _, seat in ipairs(held.listed or {}) do
+			if ctx.seats.can_take(seat) then
+				stanza = stanza or stanza_of(held);
+				if not stanza then break; end
+				if held.stage == "undelivered" or held.spooled then facts.add_delay(stanza, held.stamp); end
+				under({ key = held.key, stamp = held.stamp }, stanza, function ()
+					if seat.session.send(stanza) then written = true; end
+				end);
+			end
+		end
+		return written;
+	end
+
+	local function carry_out(held)
+		local verdict = held.verdict;
+		local what, sends = verdict.what, verdict.sends;
+		held.verdict = nil;
+		held.pair.tries = 0;
+		if what == "deliver" then
+			if held.stage == "rules" then
+				if takers(held) ~= held.takers then return ask_again(held); end
+				deliver_rules(held);
+			else
+				if not deliver_to_sessions(held) then return ask_again(held); end
+				finish(held);
+			end
+		else
+			finish(held);
+			if what == "stored" then ctx.seats.stored(held.user.bare); end
+		end
+		route_sends(held, sends);
+		if held.gone then ctx.seats.check_user(held.user.bare); end
+	end
+
+	-- Carries out what can be carried out, in the pair's order.
+	function advance(pair)
+		if pair.busy then return; end
+		pair.busy = true;
+		while true do
+			local head, first_rules = pair.head, pair.first_rules;
+			if head and head.verdict and head.stage ~= "routing" then
+				carry_out(head);
+			elseif first_rules and first_rules.verdict then
+				carry_out(first_rules);
+			else
+				break;
+			end
+		end
+		pair.busy = nil;
+		run_free(pair);
+		end_pair(pair);
+	end
+
+	function pause_from(held)
+		local pair = held.pair;
+		local pause = math.min(RETRY_FIRST * 2 ^ math.min(pair.tries, 20), RETRY_LAST);
+		pair.tries = pair.tries + 1;
+		pair.resume_at = time_now() + pause;
+		paused[pair] = true;
+		local at = held;
+		while at do
+			if at.stage ~= "routing" then
+				unanswer(at);
+				at.gen, at.verdict, at.paused = nil, nil, true;
+			end
+			at = at.next;
+		end
+	end
+
+	local function resume(pair)
+		paused[pair], pair.resume_at = nil, nil;
+		local at = pair.head;
+		while at do
+			local after = at.next;
+			if at.paused then
+				at.paused, at.blocked = nil, nil;
+				queue.admit(at);
+			end
+			at = after;
+		end
+	end
+
+	local allowed = {
+		deliver = { rules = true, offline = true, undelivered = true };
+		stored = { offline = true, undelivered = true };
+		discarded = { rules = true, offline = true, undelivered = true };
+		retry = { rules = true, offline = true, undelivered = true };
+	};
+
+	function queue.verdict(element)
+		local attr = element.attr;
+		local held = attr.key and keys[attr.key];
+		if not held or held.stage ~= attr.stage or held.gen ~= link.gen or held.verdict then
+			module:log("debug", "Verdict for %s at %s counts no more", attr.key, attr.stage);
+			return;
+		end
+		local what = attr["do"];
+		if not allowed[what] or not allowed[what][held.stage] then
+			module:log("warn", "Verdict %s for %s at %s has no meaning, left out", what, held.key, held.stage);
+			return;
+		end
+		unanswer(held);
+		if what == "retry" then
+			pause_from(held);
+			return advance(held.pair);
+		end
+		local sends = {};
+		for tag in element:childtags("send") do sends[#sends + 1] = tag; end
+		held.verdict = { what = what, sends = sends };
+		local pair = held.pair;
+		if what == "discarded" and held.stage == "rules" and not held.may_see then
+			carry_out(held); -- a refusal is outside the pair's order
+		end
+		return advance(pair);
+	end
+
+	-- -------------------------------------------------------------------- link and time
+
+	-- Nothing that was sent counts as sent any more. All goes again, in each pair's order.
+	function queue.link_lost()
+		in_flight:clear();
+		link.count, link.bytes = 0, 0;
+		for _, held in pairs(keys) do
+			held.gen, held.verdict, held.outstanding, held.blocked = nil, nil, nil, nil;
+		end
+		for _, user in pairs(users) do
+			for _, pair in pairs(user.pairs) do pair.last_sent = nil; end
+		end
+	end
+
+	function queue.link_up()
+		for bare in pairs(ctx.spool.users) do queue.drain(bare); end
+		for _, user in pairs(users) do
+			for _, pair in pairs(user.pairs) do
+				pair.last_sent, pair.tries = nil, 0;
+				resume(pair);
+				local at = pair.head;
+				while at do
+					local after = at.next;
+					at.blocked = nil;
+					if not at.waiting then enqueue(at); end
+					at = after;
+				end
+			end
+		end
+		ctx.schedule();
+	end
+
+	function queue.sweep(now)
+		while true do
+			local first = in_flight:peek();
+			if not first then break; end
+			local held = first.held;
+			if held.gone or not held.outstanding or held.gen ~= link.gen or held.sent_at ~= first.at then
+				in_flight:pop();
+			elseif now - first.at >= options.resend then
+				in_flight:pop();
+				module:log("debug", "No verdict for %s within %g s, asking again", held.key, options.resend);
+				send(held);
+			else
+				break;
+			end
+		end
+		for pair in pairs(paused) do
+			if now >= (pair.resume_at or 0) then resume(pair); end
+		end
+		while true do
+			local follower = waiting_order:peek();
+			if not follower then break; end
+			if not follower.done then
+				if now - follower.since < options.hold then break; end
+				follower.done = true;
+				followers_count = followers_count - 1;
+				fire_message(follower.stanza);
+			end
+			waiting_order:pop();
+		end
+		if straight_to_spool() then
+			queue.spool_all(queue.stopping and "The server stops" or "No node");
+		end
+	end
+
+	-- -------------------------------------------------------------------- accounts removed
+
+	-- What is held for the account is dropped; the node is told before anything else about it.
+	function queue.remove_account(bare)
+		local user = user_of(bare);
+		local n = ctx.spool:delete_user(bare);
+		for _, pair in pairs(user.pairs) do
+			local at = pair.head;
+			while at do
+				local after = at.next;
+				at.spooled = nil;
+				at.followers = nil;
+				leave(at);
+				n = n + 1;
+				at = after;
+			end
+			pair.free = nil;
+		end
+		user.pairs = {};
+		ctx.spool:add_removal(bare);
+		user.removal = { bare = bare };
+		module:log("info", "Account %s was removed: %d messages held for it were dropped", bare, n);
+		return user.removal;
+	end
+
+	function queue.restore_removals()
+		for bare in pairs(ctx.spool.removals) do
+			user_of(bare).removal = { bare = bare };
+		end
+	end
+
+	function queue.removals()
+		local list = {};
+		for bare in pairs(ctx.spool.removals) do
+			local user = users[bare];
+			if user and user.removal then list[#list + 1] = user.removal; end
+		end
+		return list;
+	end
+
+	function queue.removal_done(bare)
+		local user = users[bare];
+		ctx.spool:remove_removal(bare);
+		if not user then return; end
+		user.removal = nil;
+		for _, pair in pairs(user.pairs) do
+			local at = pair.head;
+			while at do
+				if at.parked then
+					at.parked = nil;
+					enqueue(at);
+				end
+				at = at.next;
+			end
+		end
+		release_user(user);
+		ctx.seats.check_user(bare);
+	end
+
+	function queue.held() return held_count, held_bytes; end
+
+	return queue;
+end

@@ -1,0 +1,781 @@
+-- The sessions: their gates, their announcement to the node, what it hands over to them, and
+-- what they acknowledge. The state that goes with a session is called its seat. It belongs to
+-- the session for ever, over resumptions too, not to the resource.
+--
+--   id, n, done        name on the link; number of the last reason to announce, and of the last answer
+--   gate               open; closed: chat and normal messages wait; releasing: they are being written
+--   waiting            what waits in the gate, in order
+--   out                what is to be written next: items handed over, and what the gate lets go
+--   items              id -> item, written or to be written, until the node has deleted its row
+--   track, wire        what was written and is not acknowledged, by position; not drained yet
+--   batches, ended     what the node is told was taken, until it says deleted
+
+local st = require "util.stanza";
+local filters = require "util.filters";
+local time_now = require "util.time".now;
+local t_concat = table.concat;
+
+local host = module.host;
+local bare_sessions = prosody.bare_sessions;
+
+return function (ctx)
+	local facts, link, options = ctx.facts, ctx.link, ctx.options;
+	local escape = facts.escape;
+	local new_fifo = ctx.new_fifo;
+	local seats = {};
+
+	local by_session = setmetatable({}, { __mode = "k" });
+	local by_id = {};
+	local next_seat = 0;
+	local unanswered = {};      -- seats whose announcement has no handed-over yet
+	local announcements = 0;    -- of those, sent and not answered at all
+	local to_announce = new_fifo();
+	local reporting = {};       -- seats with taken to be repeated
+	local renewals = {};        -- users for whom something was stored while a session could take it
+	local passing;              -- the stanza that we write ourselves, past the gate
+
+	function seats.of(session) return by_session[session]; end
+
+	function seats.can_take(seat)
+		local session = seat.session;
+		return not seat.closing and not seat.over and session.presence and (session.priority or -1) >= 0;
+	end
+
+	-- -------------------------------------------------------------------- positions
+
+	-- Counters of XEP-0198 for this session: its outgoing queue, or nil without stream management.
+	local function sm_queue(seat)
+		local session = seat.session;
+		return session.smacks and session.outgoing_stanza_queue or nil;
+	end
+
+	local function position(q) return q:count_acked() + q:count_unacked(); end
+
+	-- -------------------------------------------------------------------- taken
+
+	local function report_batch(seat, batch)
+		local ids = {};
+		for i, item in ipairs(batch.items) do ids[i] = item.id; end
+		batch.at = time_now();
+		reporting[seat] = true;
+		if link.up then
+			ctx.emit(("<taken xmlns='urn:amphora:intercept:1' for='%s' session='%s' batch='%s' ids='%s'/>")
+				:format(escape(seat.bare), escape(seat.id), escape(batch.n), escape(t_concat(ids, " "))));
+		end
+	end
+
+	local function report_end(seat)
+		seat.ended.at = time_now();
+		reporting[seat] = true;
+		if link.up then
+			ctx.emit(("<taken xmlns='urn:amphora:intercept:1' for='%s' session='%s' batch='%s' ids='%s' ended='true'/>")
+				:format(escape(seat.bare), escape(seat.id), escape(seat.ended.n), escape(t_concat(seat.ended.ids, " "))));
+		end
+	end
+
+	local function acknowledge(seat, entry)
+		if entry.window then seat.in_flight = seat.in_flight - 1; end
+		if entry.copy then entry.copy.acked = true; end
+		local item = entry.item;
+		if item and not item.acked then
+			item.acked = true;
+			for _, batch in ipairs(item.batches) do
+				batch.pending = batch.pending - 1;
+				if batch.pending == 0 and not seat.over then report_batch(seat, batch); end
+			end
+			item.batches = nil;
+		end
+	end
+
+	local write_on;
+
+	local function process_acks(seat)
+		local q = sm_queue(seat);
+		if not q then return; end
+		local acked = q:count_acked();
+		while true do
+			local first = seat.track:peek();
+			if not first or first.pos > acked then break; end
+			seat.track:pop();
+			acknowledge(seat, first);
+		end
+		write_on(seat);
+	end
+
+	-- Everything written so far has been given to the socket.
+	local function process_drain(seat)
+		if seat.wire:empty() then return; end
+		local entry = seat.wire:pop();
+		while entry do
+			acknowledge(seat, entry);
+			entry = seat.wire:pop();
+		end
+		write_on(seat);
+	end
+
+	-- -------------------------------------------------------------------- writing
+
+	-- Writes past the gate and notes when it will be acknowledged. False if the session took it not.
+	local function put(seat, stanza, entry)
+		local session = seat.session;
+		local q = sm_queue(seat);
+		local before = q and position(q);
+		passing = stanza;
+		local ok = session.send(stanza);
+		passing = nil;
+		if not ok or seat.over then return false; end
+		entry.window = true;
+		seat.in_flight = seat.in_flight + 1;
+		if q then
+			local after = position(q);
+			-- A filter of another module may have kept the stanza back: then the next position
+			-- is waited for, and it can't be told which one fails.
+			entry.pos, entry.exact = math.max(after, before + 1), after == before + 1;
+			seat.sm = q;
+			seat.track:push(entry);
+		elseif session.conn then
+			seat.wire:push(entry);
+		else
+			acknowledge(seat, entry); -- BOSH: there is nothing to wait for
+		end
+		return true;
+	end
+
+	local function request_ack(seat)
+		local session = seat.session;
+		if not sm_queue(seat) or session.hibernating or session.awaiting_ack or seat.closing then return; end
+		session.awaiting_ack = true;
+		session.send(st.stanza("r", { xmlns = session.smacks }));
+		if session.outgoing_stanza_queue then session.last_requested_h = position(session.outgoing_stanza_queue); end
+	end
+
+	local function room(seat)
+		local q = sm_queue(seat);
+		return seat.in_flight < options.session_window
+			and (not q or q:count_unacked() < options.smacks_queue - 10);
+	end
+
+	-- Writes what is next as far as the window allows, and opens a gate that has nothing left.
+	function write_on(seat)
+		if seat.writing or seat.over then return; end
+		seat.writing = true;
+		local wrote = false;
+		while not seat.over do
+			local entry = seat.out:peek();
+			if not entry then
+				if seat.gate ~= "releasing" then break; end
+				entry = seat.waiting:pop();
+				if not entry then
+					seat.gate = "open";
+					break;
+				end
+				seat.waiting_bytes = seat.waiting_bytes - entry.bytes;
+				seat.out:push(entry);
+			end
+			if not room(seat) then break; end
+			if not put(seat, entry.stanza, entry) then break; end
+			seat.out:pop();
+			entry.stanza = nil;
+			if entry.pos then entry.whole = nil; end -- mod_smacks has it, and gives it back
+			wrote = true;
+		end
+		seat.writing = nil;
+		if wrote and not seat.over then request_ack(seat); end
+	end
+
+	-- -------------------------------------------------------------------- the gate
+
+	local function same_message(context, stanza)
+		return context and context.id == stanza.attr.id and context.from == stanza.attr.from;
+	end
+
+	local function several_sessions(seat)
+		local user = bare_sessions[seat.bare];
+		local sessions = user and user.sessions;
+		local first = sessions and next(sessions);
+		return first and next(sessions, first) ~= nil;
+	end
+
+	-- The record that the copies of one message share, where they can matter: it was
+	-- intercepted before, or another session may get it as well.
+	local function copy_of(seat, stanza)
+		local context = ctx.queue.routing();
+		if not context or not (context.key or several_sessions(seat)) then return nil; end
+		if not same_message(context, stanza) then
+			local _, inner = facts.carbon(stanza);
+			if not inner or not same_message(context, inner) then return nil; end
+		end
+		context.copies = context.copies + 1;
+		return context;
+	end
+
+	local function empty_gate(seat)
+		local list = seat.waiting;
+		seat.waiting, seat.waiting_bytes = new_fifo(), 0;
+		local entry = list:pop();
+		while entry do
+			if entry.copy then entry.copy.copies = entry.copy.copies - 1; end
+			ctx.queue.undelivered(seat.bare, entry.whole, entry.copy, entry.stamp);
+			entry = list:pop();
+		end
+	end
+
+	local function wait_in_gate(seat, stanza, copy)
+		local entry = { stanza = st.clone(stanza), copy = copy, bytes = #tostring(stanza), stamp = facts.timestamp() };
+		entry.whole = entry.stanza;
+		if seat.waiting:count() >= options.gate_messages or seat.waiting_bytes + entry.bytes > options.gate_bytes then
+			module:log("info", "The gate of %s is full, its %d messages are intercepted", seat.jid, seat.waiting:count());
+			empty_gate(seat);
+		end
+		seat.waiting:push(entry);
+		seat.waiting_bytes = seat.waiting_bytes + entry.bytes;
+	end
+
+	-- The one place where what goes to a session is held up.
+	local function outgoing(stanza, session)
+		if stanza == passing or stanza.name ~= "message" or session.resending_unacked then return stanza; end
+		local ns, kind = stanza.attr.xmlns, stanza.attr.type;
+		if (ns and ns ~= "jabber:client") or (kind and kind ~= "chat" and kind ~= "normal") then return stanza; end
+		local seat = by_session[session];
+		if not seat or facts.is_archive_result(stanza) then return stanza; end
+		local copy = copy_of(seat, stanza);
+		if seat.gate ~= "open" then
+			wait_in_gate(seat, stanza, copy);
+			return nil;
+		end
+		if copy then
+			local q = sm_queue(seat);
+			if q then
+				seat.sm = q;
+				seat.track:push({ pos = position(q) + 1, exact = true, copy = copy });
+			else
+				copy.acked = true;
+			end
+		end
+		return stanza;
+	end
+
+	local function watch(session)
+		filters.add_filter(session, "stanzas/out", outgoing, 1000);
+	end
+
+	-- -------------------------------------------------------------------- announcing
+
+	local function forget_announcement(seat)
+		unanswered[seat] = nil;
+		if seat.counted then
+			seat.counted = nil;
+			announcements = announcements - 1;
+		end
+	end
+
+	local function announce(seat)
+		local session = seat.session;
+		if not seat.counted and not seat.answered then
+			seat.counted = true;
+			announcements = announcements + 1;
+		end
+		seat.announced_at, seat.announced = time_now(), seat.n;
+		ctx.emit(("<available xmlns='urn:amphora:intercept:1' session='%s' n='%d' jid='%s' priority='%d' acks='%s' archive='%s'/>")
+			:format(escape(seat.id), seat.n, escape(seat.jid), session.priority or 0,
+				session.smacks and "true" or "false", session.mam_requested and "true" or "false"));
+	end
+
+	-- Announced when all that was there before its reason is settled.
+	local function may_announce(seat)
+		return unanswered[seat] and seats.can_take(seat) and ctx.queue.settled(seat.bare, seat.barrier);
+	end
+
+	local function want_announcement(seat)
+		if seat.announced ~= seat.n and not seat.in_line and may_announce(seat) then
+			seat.in_line = true;
+			to_announce:push(seat);
+			ctx.schedule();
+		end
+	end
+
+	-- A reason to announce a session: its gate closes.
+	local function close_gate(seat)
+		local now = time_now();
+		seat.n = seat.n + 1;
+		seat.barrier = ctx.queue.seq();
+		seat.answered, seat.answer_at = nil, now;
+		seat.ended = nil;
+		if not seat.limited then seat.gate = "closed"; end
+		unanswered[seat] = true;
+		want_announcement(seat);
+	end
+
+	local function release(seat)
+		seat.gate = "releasing";
+		write_on(seat);
+	end
+
+	local function check_gate(seat)
+		if renewals[seat.bare] then return; end -- what was just stored comes first
+		if seat.gate == "closed" and seat.done == seat.n and ctx.queue.settled(seat.bare, seat.done_seq) then
+			release(seat);
+		end
+		if unanswered[seat] then want_announcement(seat); end
+	end
+
+	function seats.check_user(bare)
+		local user = bare_sessions[bare];
+		for _, session in pairs(user and user.sessions or {}) do
+			local seat = by_session[session];
+			if seat and seat.n > 0 then check_gate(seat); end
+		end
+	end
+
+	-- Something was stored for the user: if a session could take it, it is asked for again.
+	function seats.stored(bare)
+		if bare_sessions[bare] then
+			renewals[bare] = true;
+			ctx.schedule();
+		end
+	end
+
+	-- The session that is to get what is stored: the one announced first, or the one with the
+	-- highest priority.
+	local function taker(bare)
+		local user = bare_sessions[bare];
+		local best;
+		for _, session in pairs(user and user.sessions or {}) do
+			local seat = by_session[session];
+			if seat and seats.can_take(seat) then
+				if not best then
+					best = seat;
+				elseif (unanswered[seat] ~= nil) ~= (unanswered[best] ~= nil) then
+					if unanswered[seat] then best = seat; end
+				elseif unanswered[seat] then
+					if (seat.announced_at or math.huge) < (best.announced_at or math.huge) then best = seat; end
+				elseif (session.hibernating ~= nil) ~= (best.session.hibernating ~= nil) then
+					if not session.hibernating then best = seat; end
+				elseif session.priority > best.session.priority then
+					best = seat;
+				end
+			end
+		end
+		return best;
+	end
+
+	local function renew(bare)
+		local seat = taker(bare);
+		if not seat then return; end
+		if unanswered[seat] and seat.announced ~= seat.n then
+			want_announcement(seat); -- it has not been sent yet, and will cover this
+		else
+			close_gate(seat);
+		end
+	end
+
+	function seats.pump()
+		if next(renewals) then
+			local list = renewals;
+			renewals = {};
+			for bare in pairs(list) do
+				renew(bare);
+				seats.check_user(bare);
+			end
+		end
+		while link.up and announcements < options.available_window do
+			local seat = to_announce:pop();
+			if not seat then break; end
+			seat.in_line = nil;
+			if seat.announced ~= seat.n and may_announce(seat) then announce(seat); end
+		end
+	end
+
+	function seats.handed_over(element)
+		local seat = by_id[element.attr.session];
+		if not seat or seat.over or tonumber(element.attr.n) ~= seat.n or seat.announced ~= seat.n then return; end
+		forget_announcement(seat);
+		seat.done, seat.done_seq = seat.n, ctx.queue.seq();
+		seat.answer_at = time_now();
+		seat.limited = nil;
+		module:log("debug", "%s: %s stored messages were handed over", seat.jid, element.attr.count or "?");
+		check_gate(seat);
+	end
+
+	-- -------------------------------------------------------------------- hand-over
+
+	local function item_stanza(element)
+		local forwarded = element:get_child("forwarded", "urn:xmpp:forward:0");
+		local message = forwarded and forwarded:get_child("message", "jabber:client");
+		if not message then return nil; end
+		local delay = forwarded:get_child("delay", "urn:xmpp:delay");
+		message = facts.unqualify(st.clone(message));
+		if delay and delay.attr.stamp then facts.add_delay(message, delay.attr.stamp); end
+		return message;
+	end
+
+	function seats.hand_over(element)
+		local id, n = element.attr.session, element.attr.batch;
+		if not id or not n then
+			module:log("warn", "A hand-over without session or batch was left out");
+			return;
+		end
+		local seat = by_id[id];
+		if not seat then
+			ctx.emit(("<taken xmlns='urn:amphora:intercept:1' for='' session='%s' batch='%s' ids='' ended='true'/>")
+				:format(escape(id), escape(n)));
+			return;
+		end
+		if seat.over or not seats.can_take(seat) then
+			if seat.ended then
+				seat.ended.n = n;
+				report_end(seat);
+			else
+				seats.stand_down(seat, n);
+			end
+			return;
+		end
+		if seat.counted then
+			seat.counted = nil;
+			announcements = announcements - 1;
+		end
+		seat.answered, seat.answer_at, seat.last_batch = true, time_now(), n;
+		local batch = { n = n, items = {}, pending = 0 };
+		local old = seat.batches[n];
+		for item_element in element:childtags("item") do
+			local item_id = item_element.attr.id;
+			local item = item_id and seat.items[item_id];
+			if item_id and not item then
+				local message = item_stanza(item_element);
+				item = { id = item_id, batches = {} };
+				if not message then
+					-- Not taken, so that it stays where it is and someone can look at it.
+					module:log("error", "Item %s for %s can't be read", item_id, seat.jid);
+					item = nil;
+				elseif message.attr.from and facts.blocks(seat.username, message.attr.from) then
+					item.acked = true;
+				else
+					seat.out:push({ stanza = message, item = item });
+				end
+				seat.items[item_id] = item;
+			end
+			if item then
+				batch.items[#batch.items + 1] = item;
+				if not item.acked then
+					batch.pending = batch.pending + 1;
+					item.batches[#item.batches + 1] = batch;
+				end
+			end
+		end
+		if old then
+			-- The same batch again, or a node that counts anew: its taken covers both.
+			local known = {};
+			for _, item in ipairs(batch.items) do known[item] = true; end
+			for _, item in ipairs(old.items) do
+				if item.acked and not known[item] then batch.items[#batch.items + 1] = item; end
+			end
+		end
+		seat.batches[n] = batch;
+		write_on(seat);
+		if batch.pending == 0 and not seat.over and seat.batches[n] == batch and not batch.at then
+			report_batch(seat, batch);
+		end
+	end
+
+	local function forget_seat(seat)
+		if seat.over and not seat.ended then
+			by_id[seat.id] = nil;
+			reporting[seat] = nil;
+		end
+	end
+
+	function seats.deleted(element)
+		local seat = by_id[element.attr.session];
+		if not seat then return; end
+		local n = element.attr.batch;
+		if seat.ended and seat.ended.n == n then
+			for _, id in ipairs(seat.ended.ids) do seat.items[id] = nil; end
+			seat.ended = nil;
+			return forget_seat(seat);
+		end
+		local batch = seat.batches[n];
+		if batch and batch.at then
+			seat.batches[n] = nil;
+			for _, item in ipairs(batch.items) do
+				if item.acked then seat.items[item.id] = nil; end
+			end
+		end
+	end
+
+	-- The session takes no more of a hand-over: it ended, or fell below zero. The node keeps
+	-- what was not acknowledged, and what waits in the gate is intercepted.
+	function seats.stand_down(seat, n)
+		forget_announcement(seat);
+		if seat.n > 0 or n then
+			local ids = {};
+			for id, item in pairs(seat.items) do
+				if item.acked then ids[#ids + 1] = id; end
+			end
+			seat.ended = { n = n or seat.last_batch or "0", ids = ids };
+			report_end(seat);
+		end
+		seat.batches, seat.last_batch = {}, nil;
+		local out = seat.out;
+		seat.out = new_fifo();
+		local waiting = seat.waiting;
+		seat.waiting, seat.waiting_bytes, seat.gate, seat.limited = new_fifo(), 0, "open", nil;
+		local was_done = seat.done == seat.n;
+		seat.done = seat.n;
+		local function come_back(entry)
+			if entry.item then
+				seat.items[entry.item.id] = nil;
+			else
+				seats.lost(seat, entry.whole, entry.copy, entry.stamp);
+			end
+		end
+		for entry in function () return out:pop(); end do come_back(entry); end
+		for entry in function () return waiting:pop(); end do come_back(entry); end
+		if not was_done then
+			renewals[seat.bare] = true;
+			ctx.schedule();
+		end
+	end
+
+	-- A message that a session that ended had not acknowledged. It comes back only if no other
+	-- session has it or may still acknowledge it; a copy of what the user sent never does, for
+	-- the session that sent it has it.
+	function seats.lost(seat, stanza, copy, stamp)
+		if copy then
+			copy.copies = copy.copies - 1;
+			if copy.acked or copy.copies > 0 then return; end
+		end
+		local way, inner = facts.carbon(stanza);
+		if way == "sent" then return; end
+		if way == "received" and inner then stanza = facts.unqualify(st.clone(inner)); end
+		ctx.queue.undelivered(seat.bare, stanza, copy, stamp);
+	end
+
+	-- mod_smacks gives up a session and offers what it had not acknowledged, in order.
+	local function failed(event)
+		local session, stanza = event.session, event.stanza;
+		local seat = by_session[session];
+		if not seat or stanza.name ~= "message" or (stanza.attr.xmlns and stanza.attr.xmlns ~= "jabber:client") then return; end
+		local kind = stanza.attr.type;
+		if kind and kind ~= "chat" and kind ~= "normal" then return; end
+		seat.closing = true;
+		local entry;
+		local q = seat.sm;
+		if q then
+			-- what was written before has gone one way or the other, what comes after is still there
+			local pos = position(q) - q._queue:count();
+			local first = seat.track:peek();
+			while first and first.pos <= pos do
+				seat.track:pop();
+				if first.pos == pos and first.exact then entry = first; break; end
+				if first.copy then first.copy.copies = first.copy.copies - 1; end
+				first = seat.track:peek();
+			end
+		end
+		if entry and entry.item then return true; end -- the node still has it
+		if facts.is_archive_result(stanza) then return true; end
+		local stamp = facts.take_smacks_delay(stanza, seat.bare);
+		seats.lost(seat, stanza, entry and entry.copy, stamp);
+		return true;
+	end
+
+	-- -------------------------------------------------------------------- life of a session
+
+	local function new_seat(session)
+		next_seat = next_seat + 1;
+		local seat = {
+			id = ("%s-s%d"):format(ctx.token, next_seat);
+			session = session, username = session.username, bare = session.username.."@"..host, jid = session.full_jid;
+			n = 0, done = 0, barrier = 0, gate = "open", in_flight = 0, waiting_bytes = 0;
+			waiting = new_fifo(), out = new_fifo(), track = new_fifo(), wire = new_fifo();
+			items = {}, batches = {};
+		};
+		by_session[session], by_id[seat.id] = seat, seat;
+		watch(session);
+		return seat;
+	end
+
+	-- Presence, told by what it changed: the events of mod_presence know only the first one.
+	module:wrap_event("presence/bare", function (fire, name, event)
+		local session, stanza = event.origin, event.stanza;
+		if stanza.attr.to or session.host ~= host or session.type ~= "c2s" then return fire(name, event); end
+		local before = session.presence and session.priority or -1;
+		local ret = fire(name, event);
+		local seat = by_session[session];
+		if seat and not seat.over then
+			local after = session.presence and session.priority or -1;
+			if before < 0 and after >= 0 then
+				close_gate(seat);
+			elseif before >= 0 and after < 0 then
+				seats.stand_down(seat);
+			end
+		end
+		return ret;
+	end);
+
+	module:hook("resource-bind", function (event) new_seat(event.session); end, 1000);
+
+	module:hook("smacks-hibernation-end", function (event)
+		local session = event.resumed;
+		local seat = session and by_session[session];
+		if not seat then return; end
+		watch(session); -- the session has the filters of the new connection now
+		process_acks(seat);
+		if seats.can_take(seat) then close_gate(seat); end
+	end, -1000);
+
+	module:hook("pre-session-close", function (event)
+		local seat = by_session[event.session];
+		if seat then seat.closing = true; end
+	end);
+
+	module:hook("delivery/failure", failed, 10);
+
+	module:hook("resource-unbind", function (event)
+		local seat = by_session[event.session];
+		if not seat then return; end
+		by_session[event.session] = nil;
+		seat.over, seat.closing = true, true;
+		for entry in function () return seat.track:pop(); end do
+			if entry.copy then entry.copy.copies = entry.copy.copies - 1; end
+		end
+		for entry in function () return seat.wire:pop(); end do
+			if entry.whole then seats.lost(seat, entry.whole, entry.copy, entry.stamp); end
+		end
+		if seat.n > 0 then
+			seats.stand_down(seat);
+		end
+		forget_seat(seat);
+	end, 100);
+
+	local function after_ack(fire, name, event)
+		local ret = fire(name, event);
+		local seat = by_session[event.origin];
+		if seat then process_acks(seat); end
+		return ret;
+	end
+	module:wrap_event("stanza/urn:xmpp:sm:3:a", after_ack);
+	module:wrap_event("stanza/urn:xmpp:sm:2:a", after_ack);
+
+	module:hook("c2s-ondrain", function (event)
+		local seat = by_session[event.session];
+		if seat then process_drain(seat); end
+	end, -1000);
+
+	-- -------------------------------------------------------------------- link and time
+
+	function seats.link_lost()
+		announcements = 0;
+		for seat in pairs(unanswered) do
+			seat.counted, seat.answered, seat.announced = nil, nil, nil;
+		end
+	end
+
+	function seats.link_up()
+		for seat in pairs(unanswered) do
+			seat.answer_at = time_now();
+			want_announcement(seat);
+		end
+		for seat in pairs(reporting) do
+			if seat.ended then report_end(seat); end
+			for _, batch in pairs(seat.batches) do
+				if batch.at then report_batch(seat, batch); end
+			end
+		end
+	end
+
+	local function limit_reached(seat, now)
+		if seat.gate ~= "closed" then return false; end
+		if not link.up then return now - link.lost_at >= options.gate_limit; end
+		return seat.in_flight == 0 and now - seat.answer_at >= options.gate_limit;
+	end
+
+	function seats.sweep(now)
+		for seat in pairs(unanswered) do
+			if seat.in_flight > 0 then seat.answer_at = now; end
+			if limit_reached(seat, now) then
+				module:log("warn", "%s: no hand-over within %g s, live messages go on", seat.jid, options.gate_limit);
+				seat.limited = true;
+				release(seat);
+			end
+			if link.up and seat.announced == seat.n and now - seat.announced_at >= options.repeat_after
+			and seats.can_take(seat) then
+				announce(seat);
+			end
+		end
+		for seat in pairs(reporting) do
+			local any = false;
+			if seat.ended then
+				any = true;
+				if link.up and now - seat.ended.at >= options.repeat_after then report_end(seat); end
+			end
+			for _, batch in pairs(seat.batches) do
+				if batch.at then
+					any = true;
+					if link.up and now - batch.at >= options.repeat_after then report_batch(seat, batch); end
+				end
+			end
+			if not any then
+				reporting[seat] = nil;
+				forget_seat(seat);
+			end
+		end
+	end
+
+	-- -------------------------------------------------------------------- load, reload, unload
+
+	-- Sessions that were there before the module, or before it was loaded again.
+	function seats.adopt(saved)
+		for _, user in pairs(prosody.hosts[host].sessions) do
+			for _, session in pairs(user.sessions) do
+				local old = saved and saved[session];
+				local seat = new_seat(session);
+				if old then
+					by_id[seat.id] = nil;
+					seat.id, seat.n, seat.done = old.id, old.n, old.done;
+					seat.items, seat.track, seat.wire, seat.sm = old.items, old.track, old.wire, old.sm;
+					seat.in_flight, seat.limited = old.in_flight, old.limited;
+					by_id[seat.id] = seat;
+				else
+					seat.limited = true; -- nothing of its gate was ever promised
+				end
+				if seats.can_take(seat) then close_gate(seat); end
+			end
+		end
+	end
+
+	-- For a reload: what waits is intercepted, what was written stays known.
+	function seats.save()
+		local saved = {};
+		for session, seat in pairs(by_session) do
+			local out = seat.out;
+			seat.out = new_fifo();
+			for entry in function () return out:pop(); end do
+				if entry.item then
+					seat.items[entry.item.id] = nil;
+				else
+					ctx.queue.undelivered(seat.bare, entry.whole, entry.copy, entry.stamp);
+				end
+			end
+			empty_gate(seat);
+			for _, item in pairs(seat.items) do item.batches = {}; end
+			saved[session] = seat;
+		end
+		return saved;
+	end
+
+	-- For good: what waits goes to its session.
+	function seats.unload(keep)
+		for session, seat in pairs(by_session) do
+			filters.remove_filter(session, "stanzas/out", outgoing);
+			if not keep then
+				for _, list in ipairs({ seat.out, seat.waiting }) do
+					for entry in function () return list:pop(); end do
+						if not entry.item then session.send(entry.stanza); end
+					end
+				end
+			end
+		end
+	end
+
+	return seats;
+end

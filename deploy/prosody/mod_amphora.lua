@@ -1,0 +1,580 @@
+-- The interceptor of Amphora for Prosody 0.12: it holds messages, reports them to a node over an
+-- external component's stream, and carries out what the node decides. It decides nothing.
+--
+-- The protocol is described in docs/intercept.md. What is where:
+--   mod_amphora.lua         options, the link, hooks into the server, discovery, load and unload
+--   amphora_queue.lib.lua   held messages: order, intercepts, verdicts
+--   amphora_seats.lib.lua   sessions: gates, announcements, hand-over, acknowledgements
+--   amphora_spool.lib.lua   the file for what no node can take now
+--   amphora_facts.lib.lua   rights, accounts, stanzas and bytes
+
+local st = require "util.stanza";
+local jid_split = require "util.jid".split;
+local jid_prep = require "util.jid".prep;
+local hex = require "util.hex".to;
+local random_bytes = require "util.random".bytes;
+local sha1 = require "util.hashes".sha1;
+local time_now = require "util.time".now;
+local xpcall = require "util.xpcall".xpcall;
+local datamanager = require "util.datamanager";
+
+local host = module.host;
+local hosts = prosody.hosts;
+local full_sessions = prosody.full_sessions;
+
+local VERSION = "0.1.0";
+local PROTOCOL = "1";
+local SWEEP = 0.25; -- seconds between two looks at everything that has a time
+local BATCH_BYTES = 64 * 1024; -- of elements for the node in one message
+
+local xmlns = "urn:amphora:intercept:1";
+local xmlns_amp = "http://jabber.org/protocol/amp";
+local xmlns_forward = "urn:xmpp:forward:0";
+
+-- ==================================================================================== options
+
+local components = module:get_option_array("amphora_components", {});
+if #components ~= 1 or type(components[1]) ~= "string" then
+	error("amphora_components must name exactly one component, as in amphora_components = { \"amp.example.org\" }; "
+		.."it names "..#components, 0);
+end
+local component = jid_prep(components[1]);
+if not component or component:find("[@/]") then
+	error("amphora_components: "..components[1].." is not a domain", 0);
+end
+
+local function number(name, default, minimum)
+	local value = module:get_option_number("amphora_"..name, default);
+	if not value or value < minimum then
+		error(("amphora_%s must be a number of at least %g"):format(name, minimum), 0);
+	end
+	return value;
+end
+
+local options = {
+	resend = number("resend", 10, 0.1);
+	hold = number("hold", 30, 0);
+	memory_of_keys = number("memory_of_keys", 600, 1);
+	repeat_after = number("repeat", 5, 0.1);
+	gate_limit = number("gate_limit", 60, 0);
+	window = number("window", 1024, 1);
+	window_bytes = number("window_bytes", 16 * 1024 * 1024, 1);
+	available_window = number("available_window", 256, 1);
+	session_window = number("session_window", 100, 1);
+	gate_messages = number("gate_messages", 100, 1);
+	gate_bytes = number("gate_bytes", 1024 * 1024, 1);
+	held_messages = number("held_messages", 10000, 1);
+	held_bytes = number("held_bytes", 64 * 1024 * 1024, 1);
+	spool_limit = number("spool_limit", 1024 * 1024 * 1024, 1);
+	smacks_queue = math.max(module:get_option_number("smacks_max_queue_size", 500), 20);
+};
+
+-- ==================================================================================== context
+
+local fifo = {};
+fifo.__index = fifo;
+function fifo:push(v) self.last = self.last + 1; self[self.last] = v; end
+function fifo:peek() return self[self.first]; end
+function fifo:empty() return self.first > self.last; end
+function fifo:count() return self.last - self.first + 1; end
+function fifo:pop()
+	local v = self[self.first];
+	if v ~= nil then
+		self[self.first] = nil;
+		self.first = self.first + 1;
+	end
+	return v;
+end
+function fifo:clear()
+	while self:pop() do end -- luacheck: ignore 542
+end
+local function new_fifo() return setmetatable({ first = 1, last = 0 }, fifo); end
+
+local ctx = {
+	options = options, new_fifo = new_fifo;
+	token = hex(random_bytes(6));
+	-- The stream limit for components is a setting of mod_component, which is global.
+	max_stanza = module:context("*"):get_option_number("component_stanza_size_limit",
+		module:context("*"):get_option_number("s2s_stanza_size_limit", 512 * 1024));
+};
+ctx.facts = module:require "amphora_facts";
+local facts = ctx.facts;
+
+-- ==================================================================================== the link
+
+-- There is a node when its greeting was answered on the component's present stream.
+local link = { up = false, gen = 0, count = 0, bytes = 0, window = options.window, lost_at = time_now() };
+ctx.link = link;
+
+local queue, seats;
+
+local function component_stream()
+	local component_host = hosts[component];
+	local env = component_host and component_host.modules and component_host.modules.component;
+	return env and env.connected and env.session or nil;
+end
+
+local out, out_bytes = {}, 0;
+
+local function flush_out()
+	if not out[1] then return; end
+	local xml = "<message from='"..host.."' to='"..component.."'>"..table.concat(out).."</message>";
+	out, out_bytes = {}, 0;
+	if link.up then link.session.send(xml); end
+end
+
+-- Elements for the node are collected, for a stanza costs more than an element in one.
+function ctx.emit(xml)
+	if out_bytes > 0 and out_bytes + #xml > BATCH_BYTES then flush_out(); end
+	out[#out + 1] = xml;
+	out_bytes = out_bytes + #xml;
+	ctx.schedule();
+end
+
+local spool_path = datamanager.getpath(nil, host, "amphora_spool", "log", true);
+local spool_error;
+ctx.spool, spool_error = module:require "amphora_spool".open(spool_path, function (...) module:log(...); end);
+if not ctx.spool then
+	error("The spool "..spool_path.." can't be opened: "..tostring(spool_error), 0);
+end
+local spool = ctx.spool;
+
+queue = module:require "amphora_queue"(ctx);
+ctx.queue = queue;
+seats = module:require "amphora_seats"(ctx);
+ctx.seats = seats;
+
+local function protect(what, f)
+	return function (...)
+		local ok, ret = xpcall(f, debug.traceback, ...);
+		if ok then return ret; end
+		module:log("error", "While %s: %s", what, ret);
+	end
+end
+
+local check_link;
+
+-- What one turn of the event loop brought goes out together. Under a flood the timer may come
+-- late, so a verdict pumps as well.
+local scheduled = false;
+local pump = protect("sending to the node", function ()
+	if check_link() then
+		seats.pump();
+		queue.pump();
+		flush_out();
+	end
+	spool:flush();
+end);
+function ctx.schedule()
+	if scheduled then return; end
+	scheduled = true;
+	module:add_timer(0, function ()
+		scheduled = false;
+		pump();
+	end);
+end
+ctx.flush_later = ctx.schedule;
+
+local function link_lost(reason)
+	if not link.up then return; end
+	link.up, link.session, link.lost_at = false, nil, time_now();
+	out, out_bytes = {}, 0;
+	module:remove_item("feature", xmlns_amp);
+	local held = queue.held();
+	module:log("warn", "Node %s at %s is gone: %s; %d messages are held", link.node, component, reason, held);
+	queue.link_lost();
+	seats.link_lost();
+end
+
+function check_link()
+	if link.up and component_stream() ~= link.session then link_lost("its stream was closed"); end
+	return link.up;
+end
+
+-- ------------------------------------------------------------------------------------ greeting
+
+local function names_of(greeting, kind)
+	local names = {};
+	for tag in greeting:childtags(kind) do
+		if tag.attr.name then names[#names + 1] = tag.attr.name; end
+	end
+	return names;
+end
+
+local function greet(origin, stanza, greeting)
+	if greeting.attr.version ~= PROTOCOL then
+		module:log("error", "The node at %s speaks version %s of the protocol, this module %s",
+			component, greeting.attr.version, PROTOCOL);
+		origin.send(st.error_reply(stanza, "modify", "not-acceptable", "This is version "..PROTOCOL));
+		return;
+	end
+	link_lost("it greeted again");
+	link.up, link.session, link.gen = true, origin, link.gen + 1;
+	link.node, link.security = greeting.attr.node or "?", greeting.attr.security;
+	link.window = math.max(1, math.min(options.window, tonumber(greeting.attr.window) or options.window));
+	link.actions, link.conditions = names_of(greeting, "action"), names_of(greeting, "condition");
+	origin.send(st.reply(stanza):tag("greeting", {
+		xmlns = xmlns, version = PROTOCOL, server = "Prosody "..prosody.version, module = VERSION;
+		acks = hosts[host].modules.smacks and "true" or "false", ["max-stanza"] = ("%d"):format(ctx.max_stanza);
+	}));
+	module:add_feature(xmlns_amp);
+	local held = queue.held();
+	module:log("info", "Node %s greeted at %s (%s); %d messages are held, %d are in the spool",
+		link.node, component, link.security or "?", held, spool.live);
+	ctx.tell_removals();
+	queue.link_up();
+	seats.link_up();
+	pump();
+end
+
+-- ------------------------------------------------------------------------------------ sends
+
+-- A stanza of the host's own, out of <send><forwarded/></send>.
+function ctx.own_stanza(element)
+	local forwarded = element:get_child("forwarded", xmlns_forward);
+	local message = forwarded and forwarded:get_child("message", "jabber:client");
+	if not message then return nil, "it holds no message"; end
+	message = facts.unqualify(st.clone(message));
+	local _, from_host = jid_split(message.attr.from);
+	if from_host ~= host then return nil, "its sender is not this host"; end
+	local to = jid_prep(message.attr.to);
+	if not to then return nil, "its recipient is no address"; end
+	message.attr.to = to;
+	return message;
+end
+
+local routed_keys, routed_order = {}, new_fifo();
+
+local function handle_send(origin, stanza, element)
+	local key = element.attr.key;
+	local message, err = ctx.own_stanza(element);
+	if not key or not message then
+		origin.send(st.error_reply(stanza, "modify", "bad-request", err or "It has no key"));
+		return;
+	end
+	local result = st.reply(stanza);
+	if not routed_keys[key] then
+		local username = jid_split(element.attr["for"]);
+		if link.security == "strict" and not (username and facts.may_see_presence(username, message.attr.to)) then
+			origin.send(result:tag("send", { xmlns = xmlns, withheld = "true" }));
+			return;
+		end
+		local now = time_now();
+		routed_keys[key] = now;
+		routed_order:push({ key = key, at = now });
+		queue.send_out(message);
+	end
+	origin.send(result);
+end
+
+-- ------------------------------------------------------------------------------------ accounts removed
+
+local function tell_removal(removal)
+	removal.at, removal.id = time_now(), "amphora-removed-"..hex(random_bytes(6));
+	link.session.send(st.iq({ type = "set", id = removal.id, from = host, to = component })
+		:tag("account-removed", { xmlns = xmlns, jid = removal.bare }));
+end
+
+function ctx.tell_removals()
+	for _, removal in ipairs(queue.removals()) do tell_removal(removal); end
+end
+
+local function repeat_removals(now)
+	if not link.up then return; end
+	for _, removal in ipairs(queue.removals()) do
+		if not removal.at or now - removal.at >= options.resend then tell_removal(removal); end
+	end
+end
+
+local function handle_answer(stanza)
+	for _, removal in ipairs(queue.removals()) do
+		if removal.id == stanza.attr.id then
+			if stanza.attr.type == "result" then
+				queue.removal_done(removal.bare);
+			end
+			return true; -- an error is a reason to ask again later
+		end
+	end
+end
+
+module:hook_global("user-deleted", function (event)
+	if event.host ~= host then return; end
+	local removal = queue.remove_account(event.username.."@"..host);
+	if check_link() then tell_removal(removal); end
+end, -10);
+
+-- ------------------------------------------------------------------------------------ from the component
+
+local function from_component(origin) return origin.type == "component" and origin.host == component; end
+
+local message_handlers = {
+	verdicts = function (element)
+		for verdict in element:childtags("verdict") do queue.verdict(verdict); end
+	end;
+	["handed-over"] = function (element) seats.handed_over(element); end;
+	["hand-over"] = function (element) seats.hand_over(element); end;
+	deleted = function (element) seats.deleted(element); end;
+};
+
+local handle_message = protect("reading a message of the node", function (origin, stanza)
+	if not check_link() or origin ~= link.session then
+		module:log("warn", "%s sent a message without a greeting, it is left out", component);
+		return;
+	end
+	for _, element in ipairs(stanza.tags) do
+		local handler = element.attr.xmlns == xmlns and message_handlers[element.name];
+		if handler then
+			local ok, err = xpcall(handler, debug.traceback, element);
+			if not ok then module:log("error", "While reading <%s/> of the node: %s", element.name, err); end
+		end
+	end
+	pump();
+end);
+
+module:hook("message/host", function (event)
+	local origin, stanza = event.origin, event.stanza;
+	if not from_component(origin) then return; end
+	-- Errors are what comes back of our own messages after a stream broke: they go again anyway.
+	if stanza.attr.type ~= "error" then handle_message(origin, stanza); end
+	return true;
+end, 1000);
+
+local function handle_iq(origin, stanza)
+	local type, element = stanza.attr.type, stanza.tags[1];
+	if type == "result" or type == "error" then return handle_answer(stanza); end
+	if not element or element.attr.xmlns ~= xmlns then return; end
+	if origin ~= component_stream() then return; end
+	if type == "set" and element.name == "greeting" then
+		greet(origin, stanza, element);
+	elseif type == "set" and element.name == "send" then
+		if check_link() then
+			handle_send(origin, stanza, element);
+		else
+			origin.send(st.error_reply(stanza, "wait", "unexpected-request", "Greet first"));
+		end
+	else
+		origin.send(st.error_reply(stanza, "cancel", "feature-not-implemented"));
+	end
+	return true;
+end
+
+module:hook("iq/host", function (event)
+	local origin, stanza = event.origin, event.stanza;
+	if not from_component(origin) then return; end
+	local ok, ret = xpcall(handle_iq, debug.traceback, origin, stanza);
+	if ok then return ret; end
+	module:log("error", "While reading an iq of the node: %s", ret);
+	if stanza.attr.type == "set" or stanza.attr.type == "get" then
+		origin.send(st.error_reply(stanza, "cancel", "internal-server-error"));
+	end
+	return true;
+end, 1000);
+
+-- component-disconnected comes before mod_component knows it, and for streams that were refused
+-- too; component-authenticated while the old stream may still be there. So both only make us look.
+local watched;
+local function watch_component()
+	if watched or not hosts[component] then return; end
+	if not (hosts[component].modules and hosts[component].modules.component) then return; end
+	watched = true;
+	local component_module = module:context(component);
+	local function look() module:add_timer(0, check_link); end
+	component_module:hook("component-authenticated", look);
+	component_module:hook("component-disconnected", look);
+end
+watch_component();
+module:hook_global("host-activated", function () module:add_timer(0, watch_component); end, -100);
+module:hook_global("host-deactivated", function (name)
+	if name == component then
+		watched = nil;
+		check_link();
+	end
+end);
+module:hook_global("server-started", function ()
+	if not hosts[component] then
+		module:log("error", "%s is not a component of this server: no node can connect as it", component);
+	elseif not hosts[component].modules.component then
+		module:log("error", "%s is not an external component: no node can connect as it", component);
+	end
+end);
+
+-- ==================================================================================== intercept
+
+-- Before privacy lists (500) and the block list (100), and so before everything that leaves a
+-- trace of the message: archive, carbons, push.
+local intake = protect("a message was looked at", function (event)
+	local origin, stanza = event.origin, event.stanza;
+	local username = jid_split(stanza.attr.to);
+	if not stanza.attr.to then username = origin.username; end
+	if not username then return; end
+	local from = stanza.attr.from or origin.full_jid or "";
+	local bare = username.."@"..host;
+	if facts.has_rules(stanza) then
+		queue.intercept_rules(bare, stanza, from);
+		return true;
+	end
+	local pair = queue.must_follow(bare, from);
+	if pair then
+		queue.follow(pair, stanza, bare);
+		return true;
+	end
+end);
+
+local function on_message(event)
+	if event.amphora then return; end
+	return intake(event);
+end
+module:hook("message/bare", on_message, 600);
+module:hook("message/full", on_message, 600);
+
+local function around_message(fire, name, event) return queue.around_message(fire, name, event); end
+module:wrap_event("message/bare", around_message);
+module:wrap_event("message/full", around_message);
+
+-- After push (1), before mod_offline (-1), which must not see it: what is stored is a node's.
+module:hook("message/offline/handle", function (event)
+	local ok, ret = xpcall(queue.intercept_offline, debug.traceback, event, event.username);
+	if ok then return ret; end
+	module:log("error", "While a message was taken for storage: %s", ret);
+end, 0);
+
+module:hook("message/offline/broadcast", function () return true; end, -0.5);
+
+-- The server would discard an error to someone who is away. If it is the answer to a rule, it is
+-- kept for the sender like a message.
+local function keep_notice(event)
+	local stanza = event.stanza;
+	if stanza.attr.type ~= "error" or not facts.is_notice(stanza) then return; end
+	local to = stanza.attr.to;
+	local username = jid_split(to);
+	if not username or full_sessions[to] or not facts.account_exists(username) then return; end
+	return queue.intercept_offline(event, username);
+end
+module:hook("message/bare", keep_notice, -0.9);
+module:hook("message/full", keep_notice, -0.9);
+
+-- ==================================================================================== discovery
+
+module:add_feature("msgoffline");
+
+module:hook("host-disco-info-node", function (event)
+	if event.node ~= xmlns_amp or not check_link() then return; end
+	event.exists = true;
+	event.reply:tag("identity", { category = "server", type = "im", name = module:get_option_string("name", "Prosody") }):up();
+	event.reply:tag("feature", { var = xmlns_amp }):up();
+	for _, name in ipairs(link.actions) do
+		event.reply:tag("feature", { var = xmlns_amp.."?action="..name }):up();
+	end
+	for _, name in ipairs(link.conditions) do
+		event.reply:tag("feature", { var = xmlns_amp.."?condition="..name }):up();
+	end
+end);
+
+module:hook("stream-features", function (event)
+	if event.origin.username and check_link() then
+		event.features:tag("amp", { xmlns = "http://jabber.org/features/amp" }):up();
+	end
+end);
+
+-- ==================================================================================== the server's own storage
+
+-- What mod_offline stored before, or while this module was not loaded, moves into the spool. The
+-- keys come from what the archive says of a message, so that an import that is cut off and
+-- begun again adds nothing twice.
+local function import_offline()
+	local store = module:open_store("offline", "archive");
+	if not store or not store.users then return; end
+	local ok, list = pcall(function ()
+		local names = {};
+		for username in store:users() do names[#names + 1] = username; end
+		return names;
+	end);
+	if not ok then
+		module:log("error", "The server's offline messages can't be listed: %s", list);
+		return;
+	end
+	for _, username in ipairs(list) do
+		local bare, n = username.."@"..host, 0;
+		local messages, err = store:find(username);
+		if not messages then
+			module:log("error", "The offline messages of %s can't be read and stay where they are: %s", bare, err);
+		else
+			local known, complete = spool:keys(bare), true;
+			for id, stanza, when in messages do
+				local key = "import-"..sha1(bare.."\0"..id.."\0"..tostring(when), true);
+				if not known[key] then
+					facts.identify(stanza, bare, key);
+					spool.max_ord = spool.max_ord + 1;
+					complete = spool:append(bare, {
+						key = key, stage = "offline", ord = spool.max_ord, stamp = facts.timestamp(when);
+						from = stanza.attr.from or "", addressed = stanza.attr.to or bare, xml = facts.serialise(stanza);
+					}) and complete;
+				end
+				n = n + 1;
+			end
+			if complete and spool:flush() and n > 0 then
+				store:delete(username);
+				module:log("info", "%d offline messages of %s moved into the spool", n, bare);
+			end
+		end
+	end
+end
+
+-- ==================================================================================== time, load, unload
+
+local function sweep(now)
+	check_link();
+	queue.sweep(now);
+	seats.sweep(now);
+	repeat_removals(now);
+	local oldest = routed_order:peek();
+	while oldest and now - oldest.at >= options.memory_of_keys do
+		routed_keys[oldest.key] = nil;
+		routed_order:pop();
+		oldest = routed_order:peek();
+	end
+	spool:tidy();
+	pump();
+end
+
+local protected_sweep = protect("time passed", sweep);
+module:add_timer(SWEEP, function ()
+	protected_sweep(time_now());
+	return SWEEP;
+end);
+
+-- Sessions are closed at -90 and -100; what they had not acknowledged comes back then, and goes
+-- to the spool at once.
+module:hook_global("server-stopping", function ()
+	queue.stopping = true;
+	queue.spool_all("The server stops");
+end, 10);
+local function last_chance()
+	queue.stopping = true;
+	queue.spool_all("The server stops");
+	spool:flush();
+end
+module:hook_global("server-stopping", last_chance, -1000);
+module:hook_global("server-cleanup", last_chance);
+
+function module.load()
+	import_offline();
+	queue.restore_removals();
+	seats.adopt(module.saved_state and module.saved_state.seats);
+	if spool.live > 0 then
+		module:log("info", "%d messages are in the spool", spool.live);
+	end
+end
+
+function module.save()
+	local saved = seats.save();
+	return { seats = saved };
+end
+
+function module.unload()
+	queue.stopping = true;
+	seats.unload(module.reloading);
+	queue.spool_all("The module is unloaded");
+	spool:flush();
+	spool:close();
+end

@@ -1,0 +1,97 @@
+//! What holds for any bytes. The fuzz targets and `tests/xml` run the same.
+
+use amphora::stanza::Message;
+use amphora::xml::{Element, Frame, FrameError, Framer, Limits};
+use bytes::Bytes;
+
+const OPEN: &[u8] = b"<stream:stream xmlns:stream='http://etherx.jabber.org/streams'>";
+const ROOMY: Limits = Limits { stanza_bytes: 64 << 20, depth: 64 };
+
+/// All frames, and how it ended.
+type Story = (Vec<Frame>, Option<FrameError>);
+
+/// Pushes the pieces one after the other.
+fn story<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limits: Limits) -> Story {
+    let mut framer = Framer::new(limits);
+    let mut frames = Vec::new();
+    for piece in pieces {
+        framer.push(piece);
+        loop {
+            match framer.next() {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => break,
+                Err(error) => {
+                    assert_eq!(framer.next(), Err(error.clone()), "an error stays");
+                    assert!(!error.condition().is_empty());
+                    return (frames, Some(error));
+                }
+            }
+        }
+        assert!(framer.buffer().len() <= limits.stanza_bytes, "it holds one stanza at most");
+    }
+    (frames, None)
+}
+
+/// However bytes are split over reads, the frames are the same, and within limits.
+pub fn framer(data: &[u8]) {
+    for limits in [ROOMY, Limits { stanza_bytes: 40, depth: 2 }] {
+        let whole = story([data], limits);
+        let sizes = [1, 2, 3, 7, 64];
+        for size in sizes {
+            assert_eq!(story(data.chunks(size), limits), whole, "in pieces of {size}");
+        }
+        for frame in &whole.0 {
+            if let Frame::Open(bytes) | Frame::Stanza(bytes) = frame {
+                assert!(bytes.len() <= limits.stanza_bytes);
+                assert!(std::str::from_utf8(bytes).is_ok());
+            }
+        }
+    }
+}
+
+/// What the reader takes, the framer cuts out of a stream at the same places; and what is
+/// written reads back as the same tree.
+pub fn element(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let Ok(element) = Element::parse(text) else {
+        return;
+    };
+    one_stanza(text.trim_matches([' ', '\t', '\r', '\n']).as_bytes());
+    let written = element.to_xml();
+    one_stanza(written.as_bytes());
+    let again = Element::parse(&written).map_err(|error| format!("{error}: {written}"));
+    assert_eq!(again.as_ref(), Ok(&element));
+    assert_eq!(written, again.map(|again| again.to_xml()).unwrap_or_default());
+    let inherited = Element::parse_in(&written, "urn:inherited").map_err(|error| error.to_string());
+    assert_eq!(inherited.map(|e| e.name), Ok(element.name));
+}
+
+/// A message is read alike again; only forged delays go, and they are gone at once.
+pub fn stanza(data: &[u8]) {
+    let raw = Bytes::copy_from_slice(data);
+    let Ok(message) = Message::parse(raw.clone(), "example.org") else {
+        return;
+    };
+    one_stanza(message.raw.trim_ascii());
+    assert!(
+        message.raw.len() < raw.len() || message.raw.as_ptr() == raw.as_ptr(),
+        "copied for nothing"
+    );
+    let again =
+        Message::parse(message.raw.clone(), "example.org").map_err(|error| error.to_string());
+    assert_eq!(again.as_ref().map(facts), Ok(facts(&message)));
+    assert_eq!(again.map(|again| again.raw), Ok(message.raw.clone()));
+    let _ = (message.storable(), message.is_amp_reply());
+}
+
+fn facts(message: &Message) -> String {
+    format!("{:?}", Message { raw: Bytes::new(), ..message.clone() })
+}
+
+fn one_stanza(xml: &[u8]) {
+    let (frames, error) = story([OPEN, xml], ROOMY);
+    assert_eq!(error, None, "{}", String::from_utf8_lossy(xml));
+    assert_eq!(frames[1..], [Frame::Stanza(Bytes::copy_from_slice(xml))]);
+}

@@ -1,0 +1,403 @@
+//! From what was written to what holds: ranges, names, secrets, and that parts fit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::num::NonZeroU64;
+use std::path::Path;
+use std::time::Duration;
+
+use jid::DomainPart;
+
+use super::raw::{RawServer, RawStore};
+use super::source::Merged;
+use super::{
+    Address, ClusterSettings, ConfigError, HttpSettings, LogFormat, LogSettings, NodeSettings,
+    Problem, Problems, ProcessorSettings, Secret, SecurityLevel, ServerSettings, Settings,
+    StoreSettings, StoreUrl,
+};
+
+const MAX_SHARDS: u32 = 65_536;
+const MAX_NAME: usize = 64;
+/// A hundred years: what is longer is a slip, and the sum with a time could overflow.
+const MAX_RETENTION: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// Far more than a secret has, and little enough to read before looking.
+const MAX_SECRET_FILE: u64 = 4096;
+
+/// The settings when nothing was written.
+pub(super) fn defaults() -> Settings {
+    // reason: the defaults are constants, and a test checks them
+    check(Merged::nothing()).expect("the defaults are valid").0
+}
+
+/// Checks everything, and reports everything that is wrong.
+pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigError> {
+    let Merged { raw, file, origins, problems } = merged;
+    let refused = problems.iter().map(|problem| problem.key.clone()).collect();
+    let mut check = Check { origins, refused, problems, warnings: Vec::new() };
+    if let Some(file) = file.filter(|_| raw.servers.iter().any(|server| server.secret.is_some())) {
+        check.readable_by_all(&file);
+    }
+    let settings = (
+        check.name(raw.node.name),
+        check.processor(raw.processor.shards, &raw.processor.security_level),
+        check.store(raw.store),
+        check.servers(raw.servers),
+        check.listen(&raw.http.listen),
+        check.cluster(raw.cluster.nats),
+        check.log(raw.log.filter, &raw.log.format),
+    );
+    match settings {
+        (
+            Some(node),
+            Some(processor),
+            Some(store),
+            Some(servers),
+            Some(http),
+            Some(cluster),
+            Some(log),
+        ) if check.problems.is_empty() => {
+            Ok((Settings { node, processor, store, servers, http, cluster, log }, check.warnings))
+        }
+        _ => {
+            check.problems.sort();
+            Err(ConfigError::Invalid(Problems(check.problems)))
+        }
+    }
+}
+
+/// What a check found. Each method gives nothing only after it has noted a problem.
+struct Check {
+    origins: BTreeMap<String, String>,
+    /// Keys that were left out of the raw settings because they could not be read; that
+    /// they seem to be missing is no news.
+    refused: BTreeSet<String>,
+    problems: Vec<Problem>,
+    warnings: Vec<String>,
+}
+
+impl Check {
+    fn problem(&mut self, key: &str, value: Option<String>, says: impl Into<String>) {
+        if self.refused.contains(key) {
+            return;
+        }
+        let origin = self.origins.get(key).cloned();
+        self.problems.push(Problem { key: key.to_owned(), origin, value, says: says.into() });
+    }
+
+    /// `says` as a problem of a key whose value may be shown.
+    fn refuse<T>(
+        &mut self,
+        key: &str,
+        value: impl std::fmt::Debug,
+        says: impl Into<String>,
+    ) -> Option<T> {
+        self.problem(key, Some(format!("{value:?}")), says);
+        None
+    }
+
+    fn name(&mut self, name: String) -> Option<NodeSettings> {
+        let good = (1..=MAX_NAME).contains(&name.len())
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        match good {
+            true => Some(NodeSettings { name }),
+            false => self.refuse(
+                "node.name",
+                name,
+                "must be 1 to 64 of the letters a to z, digits, '-' and '_'",
+            ),
+        }
+    }
+
+    fn processor(&mut self, shards: i64, level: &str) -> Option<ProcessorSettings> {
+        let shards = match u32::try_from(shards)
+            .ok()
+            .filter(|shards| (1..=MAX_SHARDS).contains(shards))
+        {
+            Some(shards) => Some(shards),
+            None => {
+                self.refuse("processor.shards", shards, "must be 1 to 65536; leave it out for 256")
+            }
+        };
+        let levels = [SecurityLevel::Strict, SecurityLevel::Performance, SecurityLevel::None];
+        let security_level = match levels.into_iter().find(|known| known.as_str() == level) {
+            Some(level) => Some(level),
+            None => self.refuse(
+                "processor.security_level",
+                level,
+                "must be \"strict\", \"performance\" or \"none\"; leave it out for \"strict\"",
+            ),
+        };
+        Some(ProcessorSettings { shards: shards?, security_level: security_level? })
+    }
+
+    fn store(&mut self, raw: RawStore) -> Option<StoreSettings> {
+        let url = self.url(raw.url);
+        let messages_per_user = match u64::try_from(raw.messages_per_user) {
+            Ok(limit) => Some(NonZeroU64::new(limit)),
+            Err(_) => self.refuse(
+                "store.messages_per_user",
+                raw.messages_per_user,
+                "must be 0 (no limit) or a number of messages above it",
+            ),
+        };
+        let retention = match humantime::parse_duration(&raw.retention) {
+            Ok(Duration::ZERO) => Some(None),
+            Ok(time) if (Duration::from_secs(1)..=MAX_RETENTION).contains(&time) => {
+                Some(Some(time))
+            }
+            Ok(_) => self.refuse(
+                "store.retention",
+                raw.retention,
+                "must be \"0s\" (for ever) or 1s to 100 years",
+            ),
+            Err(_) => self.refuse(
+                "store.retention",
+                raw.retention,
+                "must be a time with its unit, as \"90days\" or \"12h\"; \"0s\" is for ever",
+            ),
+        };
+        Some(StoreSettings {
+            url: url?,
+            messages_per_user: messages_per_user?,
+            retention: retention?,
+        })
+    }
+
+    fn url(&mut self, url: String) -> Option<StoreUrl> {
+        const KEY: &str = "store.url";
+        let Some((scheme, rest)) = url.split_once(':') else {
+            // It may be a password, whatever it is.
+            self.problem(KEY, None, "must be a URL, as \"sqlite://amphora.db\"");
+            return None;
+        };
+        let path = rest.strip_prefix("//").unwrap_or(rest).split('?').next().unwrap_or_default();
+        match scheme {
+            "sqlite" if path.is_empty() => self.refuse(KEY, url, "must name a file, as \"sqlite://amphora.db\""),
+            "sqlite" if path == ":memory:" => {
+                self.refuse(KEY, url, "must name a file: what is kept in memory is lost when the node stops")
+            }
+            "sqlite" => Some(StoreUrl(url)),
+            "postgres" | "postgresql" | "mysql" | "mariadb" => self.refuse(
+                KEY,
+                format!("{scheme}:..."),
+                "is not in this version yet; use SQLite, as \"sqlite:///var/lib/amphora/amphora.db\"",
+            ),
+            _ => {
+                self.problem(KEY, None, "must begin with \"sqlite:\", as \"sqlite://amphora.db\"");
+                None
+            }
+        }
+    }
+
+    fn servers(&mut self, raw: Vec<RawServer>) -> Option<Vec<ServerSettings>> {
+        if raw.is_empty() {
+            self.warnings.push(
+                "no server is configured, so nothing is connected; \
+                 add a [[servers]] section with component, secret and hosts (see config/default.toml)"
+                    .to_owned(),
+            );
+        }
+        let servers: Vec<_> =
+            raw.into_iter().enumerate().map(|(index, server)| self.server(index, server)).collect();
+        let mut components = BTreeMap::new();
+        let mut hosts = BTreeMap::new();
+        for (index, server) in servers.iter().enumerate() {
+            let Some(server) = server else { continue };
+            let component = server.component.as_str();
+            if let Some(first) = components.insert(component, index) {
+                let says =
+                    format!("is the component of servers[{first}] already; give each link its own");
+                self.problem(
+                    &format!("servers[{index}].component"),
+                    Some(format!("{component:?}")),
+                    says,
+                );
+            }
+            for host in &server.hosts {
+                if let Some(first) = hosts.insert(host.as_str(), index) {
+                    let says = format!("is in servers[{first}].hosts already; name each host once");
+                    self.problem(
+                        &format!("servers[{index}].hosts"),
+                        Some(format!("{:?}", host.as_str())),
+                        says,
+                    );
+                }
+            }
+        }
+        servers.into_iter().collect()
+    }
+
+    fn server(&mut self, index: usize, raw: RawServer) -> Option<ServerSettings> {
+        let key = |name: &str| format!("servers[{index}].{name}");
+        let address = match raw.address.parse::<Address>() {
+            Ok(address) => Some(address),
+            Err(bad) => self.refuse(&key("address"), &raw.address, bad.to_string()),
+        };
+        let component = match &raw.component {
+            Some(text) => self.domain(&key("component"), text),
+            None => {
+                self.problem(
+                    &key("component"),
+                    None,
+                    "is missing; write the component's domain, as \"amp.example.org\"",
+                );
+                None
+            }
+        };
+        let secret = self.secret(
+            &key("secret"),
+            &key("secret_file"),
+            raw.secret,
+            raw.secret_file.as_deref(),
+        );
+        let hosts: Vec<_> = raw.hosts.iter().map(|host| self.domain(&key("hosts"), host)).collect();
+        if hosts.is_empty() {
+            self.problem(
+                &key("hosts"),
+                None,
+                "names no host; list the virtual hosts, as [\"example.org\"]",
+            );
+        }
+        let hosts: Vec<_> = hosts.into_iter().collect::<Option<_>>()?;
+        let component = component?;
+        if hosts.contains(&component) {
+            self.refuse(
+                &key("hosts"),
+                component.as_str(),
+                "is the component itself; name the hosts of the users",
+            )?;
+        }
+        let secret_file = raw.secret_file.map(Into::into);
+        Some(ServerSettings { address: address?, component, secret: secret?, secret_file, hosts })
+    }
+
+    fn domain(&mut self, key: &str, text: &str) -> Option<DomainPart> {
+        match DomainPart::new(text) {
+            Ok(domain) => Some(domain.into_owned()),
+            Err(error) => {
+                self.refuse(key, text, format!("must be a domain, as \"example.org\" ({error})"))
+            }
+        }
+    }
+
+    fn secret(
+        &mut self,
+        key: &str,
+        file_key: &str,
+        text: Option<Secret>,
+        file: Option<&str>,
+    ) -> Option<Secret> {
+        match (text, file) {
+            (Some(secret), None) if !secret.expose().is_empty() => Some(secret),
+            (Some(_), None) => {
+                self.problem(
+                    key,
+                    None,
+                    "is empty; write the secret that the server has for this component",
+                );
+                None
+            }
+            (None, Some(path)) => self.secret_file(file_key, path),
+            (Some(_), Some(_)) => {
+                self.problem(key, None, "stands beside secret_file; keep one of the two");
+                None
+            }
+            (None, None) => {
+                self.problem(key, None, "is missing; write secret, or secret_file with the name of a file that holds it");
+                None
+            }
+        }
+    }
+
+    fn secret_file(&mut self, key: &str, path: &str) -> Option<Secret> {
+        let text = match read_limited(Path::new(path)) {
+            Ok(text) => text,
+            Err(error) => return self.refuse(key, path, format!("cannot be read: {error}")),
+        };
+        self.readable_by_all(Path::new(path));
+        let line = text.strip_suffix('\n').unwrap_or(&text);
+        let line = line.strip_suffix('\r').unwrap_or(line);
+        match line {
+            "" => self.refuse(key, path, "holds nothing; write the secret into it"),
+            line if line.contains(['\n', '\r']) => {
+                self.refuse(key, path, "holds several lines; write the secret alone")
+            }
+            line => Some(Secret::from(line)),
+        }
+    }
+
+    #[cfg(unix)]
+    fn readable_by_all(&mut self, path: &Path) {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(path).map(|data| data.permissions().mode());
+        if mode.is_ok_and(|mode| mode & 0o004 != 0) {
+            let path = path.display();
+            self.warnings.push(format!(
+                "'{path}' holds a secret and every user can read it; run: chmod o-rwx '{path}'"
+            ));
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn readable_by_all(&mut self, _: &Path) {}
+
+    fn listen(&mut self, text: &str) -> Option<HttpSettings> {
+        if text.is_empty() {
+            return Some(HttpSettings { listen: None });
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(address) => Some(HttpSettings { listen: Some(address) }),
+            Err(_) => self.refuse(
+                "http.listen",
+                text,
+                "must be an IP address and a port, as \"127.0.0.1:9079\"; \"\" turns it off",
+            ),
+        }
+    }
+
+    fn cluster(&mut self, nats: Vec<String>) -> Option<ClusterSettings> {
+        if !nats.is_empty() {
+            // Not shown: such a URL may hold a password.
+            self.problem(
+                "cluster.nats",
+                None,
+                "the cluster is not in this version yet; leave it out, and the node runs alone",
+            );
+            return None;
+        }
+        Some(ClusterSettings { nats })
+    }
+
+    fn log(&mut self, filter: String, format: &str) -> Option<LogSettings> {
+        let format = match [LogFormat::Text, LogFormat::Json]
+            .into_iter()
+            .find(|known| known.as_str() == format)
+        {
+            Some(format) => Some(format),
+            None => self.refuse(
+                "log.format",
+                format,
+                "must be \"text\" or \"json\"; leave it out for \"text\"",
+            ),
+        };
+        let filter = match tracing_subscriber::EnvFilter::try_new(&filter) {
+            Ok(_) => Some(filter),
+            Err(_) => self.refuse(
+                "log.filter",
+                filter,
+                "must be a level (error, warn, info, debug, trace), or such as \"info,amphora::link=debug\"",
+            ),
+        };
+        Some(LogSettings { filter: filter?, format: format? })
+    }
+}
+
+fn read_limited(path: &Path) -> std::io::Result<String> {
+    use std::io::Read;
+    let mut text = String::new();
+    let read = std::fs::File::open(path)?.take(MAX_SECRET_FILE + 1).read_to_string(&mut text)?;
+    if read as u64 > MAX_SECRET_FILE {
+        return Err(std::io::Error::other("more than 4096 bytes"));
+    }
+    Ok(text)
+}

@@ -1,0 +1,257 @@
+//! The settings of a node, checked. Their meaning to an operator is told in
+//! `config/default.toml`.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use jid::DomainPart;
+
+/// All settings of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// `[node]`
+    pub node: NodeSettings,
+    /// `[processor]`
+    pub processor: ProcessorSettings,
+    /// `[store]`
+    pub store: StoreSettings,
+    /// `[[servers]]`, in the order of the file; may be empty.
+    pub servers: Vec<ServerSettings>,
+    /// `[http]`
+    pub http: HttpSettings,
+    /// `[cluster]`
+    pub cluster: ClusterSettings,
+    /// `[log]`
+    pub log: LogSettings,
+}
+
+/// The settings without a configuration: alone, SQLite, strict, no server.
+impl Default for Settings {
+    fn default() -> Self {
+        super::check::defaults()
+    }
+}
+
+/// `[node]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeSettings {
+    /// 1 to 64 letters, digits, `-` and `_`; unique in a cluster.
+    pub name: String,
+}
+
+/// `[processor]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessorSettings {
+    /// Slices of the recipients, 1 to 65,536.
+    pub shards: u32,
+    /// What rules may bring back to a sender.
+    pub security_level: SecurityLevel,
+}
+
+/// How far the answers to rules may tell a sender how a recipient is doing
+/// (XEP-0079 section 9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SecurityLevel {
+    /// Only a sender who may see the recipient's presence may use rules that answer;
+    /// others may use `drop` alone.
+    Strict,
+    /// Nobody may use rules that answer, only `drop`; no right is looked up.
+    Performance,
+    /// Everybody may use every rule.
+    None,
+}
+
+impl SecurityLevel {
+    /// As written in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SecurityLevel::Strict => "strict",
+            SecurityLevel::Performance => "performance",
+            SecurityLevel::None => "none",
+        }
+    }
+}
+
+/// `[store]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreSettings {
+    /// The database.
+    pub url: StoreUrl,
+    /// How many messages are kept for a user at most; none: no limit.
+    pub messages_per_user: Option<NonZeroU64>,
+    /// How long a message is kept at most; none: for ever.
+    pub retention: Option<Duration>,
+}
+
+/// The URL of a database. `Display` and `Debug` hide what stands before an `@`, where
+/// user and password are.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoreUrl(pub(super) String);
+
+impl StoreUrl {
+    /// The whole URL, for the driver.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0.split_once("://"), self.0.rsplit_once('@')) {
+            (Some((scheme, _)), Some((_, rest))) => write!(f, "{scheme}://***@{rest}"),
+            (None, Some((_, rest))) => write!(f, "***@{rest}"),
+            (_, None) => f.write_str(&self.0),
+        }
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{self}\"")
+    }
+}
+
+/// `[[servers]]`: one link to one XMPP server (XEP-0114).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerSettings {
+    /// Where the server takes components.
+    pub address: Address,
+    /// The component's domain; no other server has it.
+    pub component: DomainPart,
+    /// Shared with the server.
+    pub secret: super::Secret,
+    /// Where the secret was read from, unless it stood in the configuration.
+    pub secret_file: Option<PathBuf>,
+    /// The virtual hosts served through this link; at least one, and none of them
+    /// under another server.
+    pub hosts: Vec<DomainPart>,
+}
+
+/// A host name or IP address, and a port. The name is looked up at each connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// A name, an IPv4 address, or an IPv6 address without brackets.
+    pub host: String,
+    /// 1 to 65,535.
+    pub port: u16,
+}
+
+/// The text is not `host:port`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be host:port, as 127.0.0.1:5347 or [::1]:5347")]
+pub struct BadAddress;
+
+impl FromStr for Address {
+    type Err = BadAddress;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (host, port) = text.rsplit_once(':').ok_or(BadAddress)?;
+        let port = port.bytes().all(|b| b.is_ascii_digit()).then_some(port).ok_or(BadAddress)?;
+        let port = port.parse().ok().filter(|&port| port != 0).ok_or(BadAddress)?;
+        let host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            Some(v6) => v6.parse::<std::net::Ipv6Addr>().map_err(|_| BadAddress)?.to_string(),
+            None if is_name(host) => host.to_owned(),
+            None => return Err(BadAddress),
+        };
+        Ok(Address { host, port })
+    }
+}
+
+/// Might be a DNS name or an IPv4 address.
+fn is_name(host: &str) -> bool {
+    (1..=253).contains(&host.len())
+        && host.chars().all(|c| c.is_alphanumeric() || "-._".contains(c))
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// `[http]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpSettings {
+    /// Where health and metrics are served; none: nowhere.
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[cluster]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterSettings {
+    /// The NATS servers; empty: the node is alone. Always empty in this version.
+    pub nats: Vec<String>,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSettings {
+    /// Directives of `tracing_subscriber::EnvFilter`, known to parse.
+    pub filter: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// How a line of the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+impl LogFormat {
+    /// As written in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_print_as_they_parse() {
+        for good in ["127.0.0.1:5347", "[::1]:5347", "xmpp.example.org:1", "localhost:65535"] {
+            assert_eq!(good.parse::<Address>().map(|a| a.to_string()), Ok(good.to_owned()));
+        }
+        for bad in [
+            "",
+            ":",
+            "localhost",
+            "localhost:",
+            ":5347",
+            "::1:5347",
+            "a:0",
+            "a:65536",
+            "a:+1",
+            "a b:1",
+            "[a]:1",
+        ] {
+            assert_eq!(bad.parse::<Address>(), Err(BadAddress), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_password_of_a_url_is_not_shown() {
+        let url = StoreUrl("postgres://amphora:hunter2@db/amphora".into());
+        assert_eq!(
+            format!("{url} {url:?}"),
+            "postgres://***@db/amphora \"postgres://***@db/amphora\""
+        );
+        assert_eq!(StoreUrl("sqlite://amphora.db".into()).to_string(), "sqlite://amphora.db");
+    }
+}

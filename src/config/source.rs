@@ -1,0 +1,354 @@
+//! Where the configuration stands: the file, and the environment over it.
+//!
+//! Both are held against the table of keys here, so that an error can name the file or
+//! the variable; the `config` crate parses and merges.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use config::{Config, FileFormat, Map, Value, ValueKind};
+
+use super::keys::{self, Kind, SERVERS};
+use super::raw::Raw;
+use super::{ConfigError, Problem, Problems};
+
+/// Where a file is looked for when none is named, in this order.
+pub const DEFAULT_PATHS: [&str; 2] = ["amphora.toml", "/etc/amphora/amphora.toml"];
+
+/// Variables that begin so are settings. Two underscores: container platforms make up
+/// `AMPHORA_PORT` and the like for a service of that name.
+const PREFIX: &str = "AMPHORA__";
+
+/// Which file was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileUsed {
+    /// The one that was asked for.
+    Given(PathBuf),
+    /// None was asked for, and this is the first of [`DEFAULT_PATHS`] that exists.
+    Found(PathBuf),
+    /// None; the defaults hold.
+    None,
+}
+
+impl FileUsed {
+    /// The file's path, if there is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            FileUsed::Given(path) | FileUsed::Found(path) => Some(path),
+            FileUsed::None => None,
+        }
+    }
+}
+
+impl fmt::Display for FileUsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FileUsed::Given(path) => write!(f, "{}", path.display()),
+            FileUsed::Found(path) => write!(f, "{} (found)", path.display()),
+            FileUsed::None => write!(f, "none ({} not there)", DEFAULT_PATHS.join(" and ")),
+        }
+    }
+}
+
+/// A file's text, unparsed.
+pub(super) struct Text {
+    pub used: FileUsed,
+    text: String,
+}
+
+/// Reads the file at `path`, or the first of the default ones.
+pub(super) fn read(path: Option<&Path>) -> Result<Text, ConfigError> {
+    let used = match path {
+        Some(path) => FileUsed::Given(path.to_owned()),
+        None => find()?,
+    };
+    let text = match used.path() {
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?,
+        None => String::new(),
+    };
+    Ok(Text { used, text })
+}
+
+/// A path that cannot be looked at is an error: the file may be there, and the defaults
+/// are not what it says.
+fn find() -> Result<FileUsed, ConfigError> {
+    for path in DEFAULT_PATHS.map(PathBuf::from) {
+        match path.try_exists() {
+            Ok(true) => return Ok(FileUsed::Found(path)),
+            Ok(false) => {}
+            Err(source) => return Err(ConfigError::Unreadable { path, source }),
+        }
+    }
+    Ok(FileUsed::None)
+}
+
+/// What was written, from all places, and what is wrong with it so far.
+pub(super) struct Merged {
+    pub raw: Raw,
+    pub file: Option<PathBuf>,
+    /// Key to file or variable; a key at its default is not in it.
+    pub origins: BTreeMap<String, String>,
+    pub problems: Vec<Problem>,
+}
+
+impl Merged {
+    /// Nothing was written anywhere.
+    pub(super) fn nothing() -> Self {
+        Merged { raw: Raw::default(), file: None, origins: BTreeMap::new(), problems: Vec::new() }
+    }
+}
+
+/// Parses the file's text and lays the environment over it.
+pub(super) fn merge(
+    text: &Text,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Merged, ConfigError> {
+    let mut found = Found::default();
+    if let Some(path) = text.used.path() {
+        found.origin = path.display().to_string();
+        found.file(parse(path, &text.text)?);
+    }
+    for (name, value) in environment {
+        found.variable(&name, value);
+    }
+    found.missing_servers();
+    found.into_merged(text.used.path())
+}
+
+fn parse(path: &Path, text: &str) -> Result<Map<String, Value>, ConfigError> {
+    let file = config::File::from_str(text, FileFormat::Toml);
+    let table =
+        Config::builder().add_source(file).build().and_then(|config| config.cache.into_table());
+    table.map_err(|error| ConfigError::Syntax {
+        path: path.to_owned(),
+        message: without_excerpt(&error.to_string()),
+    })
+}
+
+/// A parser's message without the line of the file it quotes, which may hold a secret.
+fn without_excerpt(message: &str) -> String {
+    let lines =
+        message.lines().map(str::trim).filter(|line| !line.is_empty() && !line.contains('|'));
+    let line = lines.collect::<Vec<_>>().join(": ");
+    line.strip_prefix("TOML parse error ").unwrap_or(&line).to_owned()
+}
+
+/// The keys that are known and of the right type, and the problems with the others.
+#[derive(Default)]
+struct Found {
+    /// What is being read.
+    origin: String,
+    values: BTreeMap<String, Value>,
+    origins: BTreeMap<String, String>,
+    servers: BTreeSet<usize>,
+    problems: Vec<Problem>,
+}
+
+impl Found {
+    fn problem(&mut self, key: &str, value: Option<String>, says: impl Into<String>) {
+        let origin = Some(self.origin.clone());
+        self.problems.push(Problem { key: key.to_owned(), origin, value, says: says.into() });
+    }
+
+    fn put(&mut self, key: String, value: Value) {
+        self.origins.insert(key.clone(), self.origin.clone());
+        self.values.insert(key, value);
+    }
+
+    fn file(&mut self, table: Map<String, Value>) {
+        for (section, value) in table {
+            match value.kind {
+                ValueKind::Array(servers) if section == SERVERS => {
+                    for (index, server) in servers.into_iter().enumerate() {
+                        self.servers.insert(index);
+                        match server.kind {
+                            ValueKind::Table(table) => {
+                                self.section(SERVERS, &format!("{SERVERS}[{index}]"), table)
+                            }
+                            _ => self.problem(
+                                SERVERS,
+                                None,
+                                "must be tables, each under a line [[servers]]",
+                            ),
+                        }
+                    }
+                }
+                _ if section == SERVERS => {
+                    self.problem(
+                        SERVERS,
+                        None,
+                        "must be a list of tables; write [[servers]], in two brackets",
+                    );
+                }
+                ValueKind::Table(table) if keys::is_section(&section) => {
+                    self.section(&section, &section, table)
+                }
+                _ if keys::is_section(&section) => {
+                    self.problem(
+                        &section,
+                        None,
+                        format!("must be a section, with a line [{section}]"),
+                    );
+                }
+                _ => self.problem(&section, None, keys::known(&section)),
+            }
+        }
+    }
+
+    fn section(&mut self, section: &str, path: &str, table: Map<String, Value>) {
+        for (name, value) in table {
+            let key = format!("{path}.{name}");
+            match keys::kind(section, &name) {
+                None => self.problem(&key, None, keys::known(section)),
+                Some(kind) if fits(kind, &value.kind) => self.put(key, value),
+                Some(Kind::Secret) => self.problem(&key, None, Kind::Secret.expected()),
+                Some(kind) => self.problem(&key, shown(&value.kind), kind.expected()),
+            }
+        }
+    }
+
+    fn variable(&mut self, name: &OsString, value: OsString) {
+        let Some(path) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else {
+            return;
+        };
+        let path = path.to_lowercase();
+        self.origin = name.to_string_lossy().into_owned();
+        let (section, key, name) = match path.split("__").collect::<Vec<_>>()[..] {
+            [section, name] if section != SERVERS => (section, format!("{section}.{name}"), name),
+            [SERVERS, index, name] => match index.parse::<usize>() {
+                Ok(index) if index < keys::MAX_SERVERS => {
+                    (SERVERS, format!("{SERVERS}[{index}].{name}"), name)
+                }
+                _ => {
+                    return self.problem(
+                        &path,
+                        None,
+                        "the second part must be the server's number, from 0",
+                    );
+                }
+            },
+            [SERVERS, ..] => {
+                return self.problem(
+                    &path,
+                    None,
+                    "write AMPHORA__SERVERS__0__SECRET for the secret of the first server",
+                );
+            }
+            _ => {
+                return self.problem(
+                    &path,
+                    None,
+                    "write AMPHORA__SECTION__KEY, as AMPHORA__STORE__URL",
+                );
+            }
+        };
+        let Some(kind) = keys::kind(section, name) else {
+            return self.problem(&key, None, keys::known(section));
+        };
+        let Ok(text) = value.into_string() else {
+            return self.problem(&key, None, "must be UTF-8");
+        };
+        let value = match kind {
+            Kind::Text | Kind::Secret => ValueKind::String(text),
+            Kind::List => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                ValueKind::Array(items.map(Value::from).collect())
+            }
+            Kind::Integer => match text.trim().parse::<i64>() {
+                Ok(number) => ValueKind::I64(number),
+                Err(_) => {
+                    return self.problem(&key, Some(format!("{text:?}")), "must be a whole number");
+                }
+            },
+        };
+        if let Some(end) = key.find(']')
+            && let Ok(index) = key[SERVERS.len() + 1..end].parse()
+        {
+            self.servers.insert(index);
+        }
+        self.put(key, Value::from(value));
+    }
+
+    /// A variable for the third server says nothing of the second.
+    fn missing_servers(&mut self) {
+        let last = self.servers.last().copied().unwrap_or(0);
+        for index in (0..last).filter(|index| !self.servers.contains(index)).collect::<Vec<_>>() {
+            self.problems.push(Problem {
+                key: format!("{SERVERS}[{index}]"),
+                origin: None,
+                value: None,
+                says: format!(
+                    "is not there, but {SERVERS}[{last}] is; number the servers from 0 without gaps"
+                ),
+            });
+        }
+    }
+
+    fn into_merged(mut self, file: Option<&Path>) -> Result<Merged, ConfigError> {
+        let mut builder = Config::builder();
+        for index in 0..self.servers.last().map_or(0, |last| last + 1) {
+            self.values
+                .entry(format!("{SERVERS}[{index}]"))
+                .or_insert_with(|| Value::new(None, Map::<String, Value>::new()));
+        }
+        for (key, value) in self.values {
+            builder = builder.set_override(key, value).map_err(unmergeable)?;
+        }
+        let raw = builder.build().and_then(Config::try_deserialize::<Raw>).map_err(unmergeable)?;
+        Ok(Merged {
+            raw,
+            file: file.map(Path::to_owned),
+            origins: self.origins,
+            problems: self.problems,
+        })
+    }
+}
+
+/// Only if the table of keys and the raw types differ; the values are not shown.
+fn unmergeable(error: config::ConfigError) -> ConfigError {
+    let key = match error {
+        config::ConfigError::Type { key, .. } | config::ConfigError::At { key, .. } => {
+            key.unwrap_or_default()
+        }
+        _ => String::new(),
+    };
+    let says = "cannot be read".to_owned();
+    ConfigError::Invalid(Problems(vec![Problem { key, origin: None, value: None, says }]))
+}
+
+fn fits(kind: Kind, value: &ValueKind) -> bool {
+    match (kind, value) {
+        (Kind::Text | Kind::Secret, ValueKind::String(_)) | (Kind::Integer, ValueKind::I64(_)) => {
+            true
+        }
+        (Kind::List, ValueKind::Array(items)) => {
+            items.iter().all(|item| matches!(item.kind, ValueKind::String(_)))
+        }
+        _ => false,
+    }
+}
+
+fn shown(value: &ValueKind) -> Option<String> {
+    match value {
+        ValueKind::String(text) => Some(format!("{text:?}")),
+        ValueKind::Array(_) | ValueKind::Table(_) => None,
+        scalar => Some(scalar.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_syntax_error_does_not_quote_the_line() {
+        let text = "[[servers]]\nsecret = hunter2\n";
+        let error = parse(Path::new("a.toml"), text).map(|_| ()).map_err(|error| error.to_string());
+        let error = error.expect_err("an unquoted text is not TOML");
+        assert!(error.starts_with("'a.toml' is not TOML: at line 2, column 10: "), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}

@@ -1,0 +1,126 @@
+//! The life of one link: connect, serve, come back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use actix::Addr;
+use tokio::sync::{mpsc, watch};
+
+use crate::amp::SecurityLevel;
+use crate::http::{Health, LinkState};
+use crate::router::{Everywhere, Router};
+use crate::shard::Outbox;
+use crate::store::Clock;
+use crate::words::LinkId;
+
+use super::backoff::Backoff;
+use super::error::LinkError;
+use super::session::Session;
+use super::stream;
+
+/// One server that this node serves.
+#[derive(Clone)]
+pub struct LinkSettings {
+    /// The server's host name or address.
+    pub host: String,
+    /// Its component port.
+    pub port: u16,
+    /// The component's domain.
+    pub component: Arc<str>,
+    /// What proves that we are that component.
+    pub secret: String,
+    /// The virtual hosts that are served.
+    pub hosts: Vec<Arc<str>>,
+}
+
+/// How far a node has come with stopping.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Stop {
+    /// It runs.
+    No,
+    /// Links take nothing new, and write what is decided.
+    Drain,
+    /// Links write what they have and close.
+    Close,
+}
+
+/// What the links of a node share.
+#[derive(Clone)]
+pub struct LinkContext {
+    /// This node's name.
+    pub node: Arc<str>,
+    /// Who may use which rules.
+    pub security: SecurityLevel,
+    /// Finds shards.
+    pub router: Addr<Router>,
+    /// Where shards find links.
+    pub outbox: Outbox,
+    /// Where links say how they are.
+    pub health: Health,
+    /// Wall time.
+    pub clock: Clock,
+    /// Numbers links, for ever.
+    pub numbers: Arc<AtomicU64>,
+    /// Tells when to stop.
+    pub stop: watch::Receiver<Stop>,
+}
+
+/// Keeps a link up until the node stops.
+pub async fn run(settings: LinkSettings, context: LinkContext) {
+    let mut backoff = Backoff::default();
+    let mut stop = context.stop.clone();
+    let component = settings.component.clone();
+    loop {
+        context.health.set_link(&component, LinkState::Connecting);
+        let error = match serve(&settings, &context, &mut backoff).await {
+            Ok(()) | Err(LinkError::Stopping) => return,
+            Err(error) => error,
+        };
+        let pause = backoff.next(fastrand::f64());
+        tracing::error!(
+            component = &*component,
+            server = %format_args!("{}:{}", settings.host, settings.port),
+            retry_in_ms = pause.as_millis(),
+            "link down: {error}"
+        );
+        metrics::counter!("amphora_link_failures_total").increment(1);
+        context.health.set_link(&component, LinkState::Down(error.to_string()));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = stop.wait_for(|stop| *stop != Stop::No) => return,
+        }
+    }
+}
+
+/// One connection, from connecting to its end.
+async fn serve(
+    settings: &LinkSettings,
+    context: &LinkContext,
+    backoff: &mut Backoff,
+) -> Result<(), LinkError> {
+    let mut stop = context.stop.clone();
+    let opening = async {
+        let socket = stream::connect(&settings.host, settings.port).await?;
+        let (source, mut sink) = socket.into_split();
+        let incoming =
+            stream::authenticate(source, &mut sink, &settings.component, &settings.secret).await?;
+        Ok::<_, LinkError>((incoming, sink))
+    };
+    let (incoming, sink) = tokio::select! {
+        opened = opening => opened?,
+        _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(()),
+    };
+    backoff.reset();
+    context.health.set_link(&settings.component, LinkState::Connected);
+    tracing::info!(component = &*settings.component, "link up");
+
+    let id = LinkId(context.numbers.fetch_add(1, Ordering::Relaxed));
+    let (sender, mut shards) = mpsc::unbounded_channel();
+    context.outbox.add(id, settings.hosts.clone(), sender);
+    let session = Session::new(id, settings, context);
+    let ended = session.run(incoming, sink, &mut shards).await;
+    context.outbox.remove(id);
+    context.router.do_send(Everywhere::LinkDown(id));
+    session.give_up_sends(&mut shards);
+    ended
+}

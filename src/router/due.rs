@@ -1,0 +1,136 @@
+//! The expiry clock: finds stored messages whose `expire-at` has passed and sends them to
+//! their shards, which carry the rule out (XEP-0079 section 3.3.2).
+//!
+//! It never reads the whole table: it asks for what is due after the last one that it saw,
+//! and sleeps until the next. What a shard could not finish (no link to send a notice on)
+//! is found again when the clock starts over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::Addr;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::{Instant, sleep_until};
+
+use crate::shard::{DueEvent, Input};
+use crate::store::{Clock, DuePosition, PageLimit, Store, StoreError};
+use crate::time::Timestamp;
+
+use super::actor::{Route, Router};
+
+/// Due messages that may be under way at once, so that a flood of expiries leaves room for
+/// other traffic.
+const UNDER_WAY: usize = 256;
+
+/// Bytes of due messages that are read at once.
+const BYTES: usize = 4 * 1024 * 1024;
+
+/// How often the clock starts over, and the longest sleep.
+const ROUND: Duration = Duration::from_secs(60);
+
+/// Runs until the channel closes.
+pub async fn run_due_clock(
+    store: Arc<dyn Store>,
+    router: Addr<Router>,
+    clock: Clock,
+    events: UnboundedReceiver<DueEvent>,
+) {
+    let mut due = DueClock {
+        store,
+        router,
+        clock,
+        position: DuePosition::start(),
+        under_way: 0,
+        round: Instant::now() + ROUND,
+    };
+    due.run(events).await;
+}
+
+struct DueClock {
+    store: Arc<dyn Store>,
+    router: Addr<Router>,
+    clock: Clock,
+    /// All before it was sent to the shards in this round.
+    position: DuePosition,
+    under_way: usize,
+    round: Instant,
+}
+
+impl DueClock {
+    async fn run(&mut self, mut events: UnboundedReceiver<DueEvent>) {
+        let mut wake = Instant::now();
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => wake = wake.min(self.hear(event)),
+                    None => return,
+                },
+                () = sleep_until(wake) => wake = self.look().await,
+            }
+            while let Ok(event) = events.try_recv() {
+                wake = wake.min(self.hear(event));
+            }
+        }
+    }
+
+    /// Takes an event; says when to look again because of it.
+    fn hear(&mut self, event: DueEvent) -> Instant {
+        match event {
+            DueEvent::Scheduled(at) => {
+                if at <= self.position.at {
+                    self.position = DuePosition::before(at);
+                }
+                self.monotonic(at)
+            }
+            DueEvent::Taken => {
+                self.under_way = self.under_way.saturating_sub(1);
+                // Half of the room is free again: worth a read.
+                if self.under_way == UNDER_WAY / 2 { Instant::now() } else { self.round }
+            }
+        }
+    }
+
+    /// Sends what is due to its shards; says when to look again.
+    async fn look(&mut self) -> Instant {
+        let now = Instant::now();
+        if now >= self.round {
+            self.position = DuePosition::start();
+            // Whatever was under way for a whole round is not any more.
+            self.under_way = 0;
+            self.round = now + ROUND;
+        }
+        match self.send_due().await {
+            Ok(again) => again.min(self.round),
+            Err(error) => {
+                tracing::warn!("cannot look for expired messages: {error}");
+                now + Duration::from_secs(5)
+            }
+        }
+    }
+
+    async fn send_due(&mut self) -> Result<Instant, StoreError> {
+        let room = UNDER_WAY.saturating_sub(self.under_way);
+        if room == 0 {
+            return Ok(self.round);
+        }
+        let limit = PageLimit { rows: room, bytes: BYTES };
+        let rows = self.store.due(self.position.clone(), (self.clock)(), limit).await?;
+        let Some(last) = rows.last() else {
+            let next = self.store.next_due(self.position.clone()).await?;
+            return Ok(next.map_or(self.round, |at| self.monotonic(at)));
+        };
+        self.position = last.position();
+        self.under_way += rows.len();
+        let inputs = rows.into_iter().map(|due| {
+            let user = due.recipient;
+            (user.clone(), Input::Due { user, row: due.message })
+        });
+        self.router.do_send(Route(inputs.collect()));
+        Ok(Instant::now())
+    }
+
+    /// The moment at which the wall clock will show `at`, if nobody sets it.
+    fn monotonic(&self, at: Timestamp) -> Instant {
+        Instant::now() + at.since((self.clock)()).min(ROUND)
+    }
+}

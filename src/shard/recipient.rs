@@ -1,0 +1,149 @@
+//! What a shard remembers of one recipient while something is under way for him.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use crate::time::Timestamp;
+use crate::words::{Expiry, Key, LinkId, MessageId};
+
+use super::input::Intercept;
+
+/// Batches that one session may have unconfirmed: the next is sent before the first
+/// is confirmed, and a client's stream management queue is not overrun.
+pub const OPEN_BATCHES: usize = 2;
+
+/// One recipient. Dropped as soon as nothing of it is needed.
+#[derive(Debug, Default)]
+pub struct Recipient {
+    /// Intercepts that wait, in order, for the answer to `asking`.
+    pub waiting: VecDeque<Box<Intercept>>,
+    /// The key of the intercept for whose sake the store was asked.
+    pub asking: Option<Key>,
+    /// How many messages are stored; known only where a quota asks for it.
+    pub count: Option<Count>,
+    /// Appends that the store has not decided.
+    pub appends: u32,
+    /// Sessions that are to get what is stored, in the order of their announcement.
+    pub sessions: Vec<Session>,
+    /// The session for which a page is being read.
+    pub reading: Option<Arc<str>>,
+    /// Rows that no page may hand over (again).
+    pub held: BTreeMap<MessageId, Held>,
+}
+
+/// A number of rows, and when it was read.
+#[derive(Clone, Copy, Debug)]
+pub struct Count {
+    /// Rows.
+    pub rows: u64,
+    /// When the store said so.
+    pub read_at: Timestamp,
+}
+
+/// Why a row is not to be handed over.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Held {
+    /// A session has it, unconfirmed.
+    HandedOver {
+        /// Which session.
+        session: Arc<str>,
+        /// Its rule, looked at again when the session ends.
+        expiry: Option<Expiry>,
+    },
+    /// A client has it, or its expiry is carried out; the row is being deleted.
+    Deleting,
+    /// The same, but the store could not delete it; tried again when time passes.
+    Undeleted,
+    /// The notice of its expiry is under way.
+    Expiring {
+        /// The rule that was met.
+        expiry: Expiry,
+        /// After it, delete the row (`None`) or go on with the next rule, if any.
+        then: Option<Option<Expiry>>,
+        /// The expiry clock waits for the end of it.
+        clocked: bool,
+    },
+    /// Gone from the store, but a page read before that may still show it.
+    Gone,
+}
+
+/// A session that is to get what is stored.
+#[derive(Debug)]
+pub struct Session {
+    /// Its name for ever.
+    pub id: Arc<str>,
+    /// How it is reached.
+    pub link: LinkId,
+    /// Its virtual host.
+    pub host: Arc<str>,
+    /// The newest reason.
+    pub n: u64,
+    /// Archived messages are not handed over.
+    pub archive: bool,
+    /// Bytes a batch.
+    pub batch_bytes: usize,
+    /// The last row that was looked at.
+    pub cursor: MessageId,
+    /// A new reason came while a page was read: look from the start once more.
+    pub again: bool,
+    /// All was handed over; only confirmations are missing.
+    pub drained: bool,
+    /// Items handed over.
+    pub count: u64,
+    /// Unconfirmed batches.
+    pub batches: Vec<u64>,
+}
+
+impl Recipient {
+    /// Whether nothing is left to remember.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+            && self.count.is_none()
+            && self.appends == 0
+            && self.sessions.is_empty()
+            && self.reading.is_none()
+            && self.held.is_empty()
+    }
+
+    /// The session whose turn it is.
+    pub fn draining(&mut self) -> Option<&mut Session> {
+        self.sessions.iter_mut().find(|s| !s.drained)
+    }
+
+    /// The session of that name.
+    pub fn session(&mut self, id: &str) -> Option<&mut Session> {
+        self.sessions.iter_mut().find(|s| &*s.id == id)
+    }
+
+    /// Takes a session out, and gives back the rows that it had; returns when the
+    /// earliest of these expires.
+    pub fn remove_session(&mut self, id: &str) -> Option<Timestamp> {
+        self.sessions.retain(|s| &*s.id != id);
+        let mut earliest: Option<Timestamp> = None;
+        self.held.retain(|_, held| match held {
+            Held::HandedOver { session, expiry } if &**session == id => {
+                if let Some(expiry) = expiry {
+                    earliest = Some(earliest.map_or(expiry.at, |at| at.min(expiry.at)));
+                }
+                false
+            }
+            _ => true,
+        });
+        earliest
+    }
+
+    /// The store no longer has a row.
+    pub fn gone(&mut self, id: MessageId) {
+        if self.reading.is_some() {
+            self.held.insert(id, Held::Gone);
+        } else {
+            self.held.remove(&id);
+        }
+    }
+
+    /// A page has been looked at: what was gone before it was read is gone for good.
+    pub fn page_read(&mut self) {
+        self.reading = None;
+        self.held.retain(|_, held| *held != Held::Gone);
+    }
+}

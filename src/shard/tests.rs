@@ -1,0 +1,774 @@
+//! The machine against lists of effects: each test is a history.
+
+use std::time::Duration;
+
+use super::*;
+use crate::amp::{self, Session};
+use crate::stanza::Message;
+use crate::store::{Outcome, StoredMessage, Write};
+use crate::time::Timestamp;
+use crate::words::{Expiry, LinkId, MessageId};
+
+const LINK: LinkId = LinkId(1);
+const BOB: &str = "bob@h";
+
+/// A machine, a clock and a way to read its effects.
+struct History {
+    machine: Machine,
+    now: Timestamp,
+}
+
+fn seconds(n: i64) -> Timestamp {
+    Timestamp::from_micros(n * 1_000_000)
+}
+
+impl History {
+    fn new() -> Self {
+        Self::with_quota(0)
+    }
+
+    fn with_quota(messages_per_user: u64) -> Self {
+        let memory = Duration::from_secs(600);
+        let settings = Settings { epoch: 1, messages_per_user, memory };
+        History { machine: Machine::new(settings), now: seconds(1_000_000) }
+    }
+
+    fn at(&mut self, second: i64) -> &mut Self {
+        self.now = seconds(1_000_000 + second);
+        self
+    }
+
+    fn give(&mut self, input: Input) -> Vec<String> {
+        self.machine.handle(self.now, input).iter().map(show).collect()
+    }
+
+    fn held(&mut self, make: impl FnOnce(&mut Intercept)) -> Vec<String> {
+        let mut intercept = offline("k1");
+        intercept.stamp = self.now;
+        make(&mut intercept);
+        self.give(Input::Intercept(Box::new(intercept)))
+    }
+
+    fn outcome(&mut self, token: u64, outcome: Outcome) -> Vec<String> {
+        self.give(Input::Written(vec![(Token(token), outcome)]))
+    }
+
+    fn available(&mut self, session: &str, n: u64) -> Vec<String> {
+        self.give(Input::Available(Available {
+            link: LINK,
+            host: "h".into(),
+            session: session.into(),
+            n,
+            user: BOB.into(),
+            archive: session.starts_with("archive"),
+            batch_bytes: 1_000,
+        }))
+    }
+
+    fn page(&mut self, ids: &[u32]) -> Vec<String> {
+        self.rows(ids.iter().map(|id| row(*id)).collect())
+    }
+
+    fn rows(&mut self, rows: Vec<StoredMessage>) -> Vec<String> {
+        self.give(Input::Page { user: BOB.into(), rows: Ok(rows) })
+    }
+
+    fn taken(&mut self, session: &str, batch: u64, ids: &[u32], ended: bool) -> Vec<String> {
+        self.give(Input::Taken(Taken {
+            link: LINK,
+            host: "h".into(),
+            session: session.into(),
+            user: BOB.into(),
+            batch: BATCH + batch,
+            ids: ids.iter().map(|id| MessageId::new(1, *id)).collect(),
+            ended,
+        }))
+    }
+}
+
+/// Batches of epoch 1 begin here.
+const BATCH: u64 = 1 << 32;
+
+fn row(id: u32) -> StoredMessage {
+    StoredMessage {
+        id: MessageId::new(1, id),
+        key: format!("s-{id}").into(),
+        sender: "alice@h/a".into(),
+        kind: crate::stanza::MessageType::Chat,
+        stored_at: seconds(1),
+        archived: false,
+        expiry: None,
+        met_rule: None,
+        stanza: "<message xmlns='jabber:client'/>".into(),
+    }
+}
+
+/// A stored message with these rules, the first of which expires at that second.
+fn expiring(id: u32, second: i64, rules: &str) -> StoredMessage {
+    let at = seconds(1_000_000 + second);
+    StoredMessage {
+        expiry: Some(Expiry { at, rule: 0 }),
+        stanza: stanza(rules, "chat", "<body>hi</body>").into(),
+        ..row(id)
+    }
+}
+
+fn stanza(rules: &str, kind: &str, content: &str) -> String {
+    let amp = if rules.is_empty() {
+        String::new()
+    } else {
+        format!("<amp xmlns='http://jabber.org/protocol/amp'>{rules}</amp>")
+    };
+    format!(
+        "<message xmlns='jabber:client' from='alice@h/a' to='bob@h' id='i' type='{kind}'>{content}{amp}</message>"
+    )
+}
+
+fn rule(action: &str, condition: &str, value: &str) -> String {
+    format!("<rule action='{action}' condition='{condition}' value='{value}'/>")
+}
+
+/// A message that the server would store for Bob.
+fn offline(key: &str) -> Intercept {
+    Intercept {
+        link: LINK,
+        host: "h".into(),
+        key: key.into(),
+        after: None,
+        again: false,
+        stage: Stage::Offline,
+        to: BOB.into(),
+        account: true,
+        archived: false,
+        sessions: Vec::new(),
+        forwards_to: false,
+        gateway: false,
+        stamp: seconds(0),
+        message: Message::parse(stanza("", "chat", "<body>hi</body>").into(), "h").unwrap(),
+        rules: None,
+    }
+}
+
+fn with_rules(intercept: &mut Intercept, rules: &str) {
+    intercept.message =
+        Message::parse(stanza(rules, "chat", "<body>hi</body>").into(), "h").unwrap();
+    intercept.rules = Some(amp::check(&intercept.message.amp, intercept.message.id.as_deref()));
+}
+
+fn phone(priority: i8) -> Session {
+    Session { resource: "phone".into(), priority, hibernating: false }
+}
+
+fn show(effect: &Effect) -> String {
+    match effect {
+        Effect::Link(link, what) => format!("{}: {}", link.0, show_link(what)),
+        Effect::Write(WriteFor { token, write }) => format!("#{} {}", token.0, show_write(write)),
+        Effect::ReadPage { user, after, .. } => format!("read {user} after {}", short(*after)),
+        Effect::Count { user } => format!("count {user}"),
+        Effect::Find { key, .. } => format!("find {key}"),
+        Effect::Send(send) => format!("send {} {}", send.key, show_reply(&send.stanza)),
+        Effect::Scheduled(at) => format!("scheduled {}", at.as_micros() / 1_000_000 - 1_000_000),
+        Effect::DueTaken => "due taken".into(),
+    }
+}
+
+fn short(id: MessageId) -> i64 {
+    id.0 & 0xffff_ffff
+}
+
+fn show_link(what: &ToLink) -> String {
+    match what {
+        ToLink::Verdict(v) => {
+            let sends: Vec<_> = v.sends.iter().map(|s| show_reply(s)).collect();
+            let sends =
+                if sends.is_empty() { String::new() } else { format!(" +{}", sends.join("+")) };
+            format!("{} {} {}{sends}", v.key, v.stage.as_str(), v.what.as_str())
+        }
+        ToLink::HandOver(h) => {
+            let ids: Vec<_> = h.items.iter().map(|i| short(i.id).to_string()).collect();
+            format!("batch {} to {}: {}", h.batch - BATCH, h.session, ids.join(" "))
+        }
+        ToLink::HandedOver { session, n, count, .. } => {
+            format!("handed over {session} {n}: {count}")
+        }
+        ToLink::Deleted { session, batch, .. } => format!("deleted {session} {}", batch - BATCH),
+        ToLink::AccountRemoved { request, done, .. } => format!("removed {request} {done}"),
+        ToLink::Send(_) => "send".into(),
+    }
+}
+
+fn show_write(write: &Write) -> String {
+    match write {
+        Write::Append(m) => {
+            let expiry = m.expiry.map(|e| format!(" rule {}", e.rule)).unwrap_or_default();
+            format!(
+                "append {} {}{}{expiry}",
+                short(m.id),
+                m.key,
+                if m.again { " again" } else { "" }
+            )
+        }
+        Write::Delete { ids, .. } => {
+            let ids: Vec<_> = ids.iter().map(|id| short(*id).to_string()).collect();
+            format!("delete {}", ids.join(" "))
+        }
+        Write::SetExpiry { id, expiry, .. } => {
+            format!("expiry of {}: {:?}", short(*id), expiry.map(|e| e.rule))
+        }
+        Write::RemoveAccount { recipient } => format!("remove {recipient}"),
+    }
+}
+
+/// What a reply says: the status of its rules, or its error condition.
+fn show_reply(reply: &str) -> String {
+    [
+        "status='notify'",
+        "status='alert'",
+        "status='error'",
+        "service-unavailable",
+        "not-acceptable",
+        "bad-request",
+        "internal-server-error",
+    ]
+    .into_iter()
+    .find(|what| reply.contains(what))
+    .map_or(reply.to_owned(), |what| {
+        what.trim_start_matches("status='").trim_end_matches('\'').to_owned()
+    })
+}
+
+#[test]
+fn i1_stored_is_said_only_after_the_commit() {
+    let mut h = History::new();
+    assert_eq!(h.held(|_| {}), ["#1 append 1 k1"]);
+    assert_eq!(h.outcome(1, Outcome::Stored), ["1: k1 offline stored"]);
+    assert_eq!(h.machine.busy(), 0);
+}
+
+#[test]
+fn i1_a_store_that_fails_lets_no_verdict_leave_but_retry() {
+    let mut h = History::new();
+    h.held(|i| with_rules(i, &rule("notify", "deliver", "stored")));
+    assert_eq!(h.outcome(1, Outcome::Retry), ["1: k1 offline retry"]);
+}
+
+#[test]
+fn a_row_that_cannot_be_stored_is_refused_with_an_error() {
+    let mut h = History::new();
+    h.held(|_| {});
+    assert_eq!(
+        h.outcome(1, Outcome::Refused("too large".into())),
+        ["1: k1 offline discarded +internal-server-error"]
+    );
+}
+
+#[test]
+fn i2_an_intercept_that_comes_again_is_answered_once_on_the_last_link() {
+    let mut h = History::new();
+    h.held(|_| {});
+    let again = h.held(|i| {
+        i.link = LinkId(2);
+        i.again = true;
+    });
+    assert!(again.is_empty(), "{again:?}");
+    assert_eq!(h.outcome(1, Outcome::Stored), ["2: k1 offline stored"]);
+}
+
+#[test]
+fn i2_what_was_stored_before_is_stored_again_by_nobody_and_its_notice_comes_back() {
+    let mut h = History::new();
+    let effects = h.held(|i| {
+        i.again = true;
+        with_rules(i, &rule("notify", "deliver", "stored"));
+    });
+    assert_eq!(effects, ["#1 append 1 k1 again"]);
+    assert_eq!(
+        h.outcome(1, Outcome::Already { met_rule: Some(0) }),
+        ["1: k1 offline stored +notify"]
+    );
+}
+
+#[test]
+fn i2_what_would_be_delivered_is_looked_for_when_it_comes_again() {
+    let mut h = History::new();
+    let effects = h.held(|i| {
+        i.again = true;
+        i.sessions = vec![phone(1)];
+    });
+    assert_eq!(effects, ["find k1"]);
+    // What comes meanwhile waits behind it.
+    assert!(h.held(|i| i.key = "k2".into()).is_empty());
+    let known = Input::Found { user: BOB.into(), known: Ok(Some(None)) };
+    assert_eq!(h.give(known), ["1: k1 offline stored", "#1 append 1 k2"]);
+
+    let mut h = History::new();
+    h.held(|i| {
+        i.again = true;
+        i.sessions = vec![phone(1)];
+    });
+    let known = Input::Found { user: BOB.into(), known: Ok(None) };
+    assert_eq!(h.give(known), ["1: k1 offline deliver"]);
+}
+
+#[test]
+fn i3_what_names_an_unknown_predecessor_waits() {
+    let mut h = History::new();
+    assert_eq!(h.held(|i| i.after = Some("k0".into())), ["1: k1 offline retry"]);
+    h.held(|_| {});
+    let second = |i: &mut Intercept| {
+        i.key = "k2".into();
+        i.after = Some("k1".into());
+    };
+    assert_eq!(h.held(second), ["#2 append 2 k2"]);
+}
+
+#[test]
+fn i3_what_was_submitted_after_an_append_that_is_given_up_does_not_overtake_it() {
+    let mut h = History::new();
+    h.held(|_| {});
+    h.held(|i| {
+        i.key = "k2".into();
+        i.after = Some("k1".into());
+    });
+    // The store gives the run up, as it does with all that waits.
+    h.machine.run.give_up();
+    assert_eq!(h.outcome(1, Outcome::Retry), ["1: k1 offline retry"]);
+    let third = h.held(|i| {
+        i.key = "k3".into();
+        i.after = Some("k2".into());
+    });
+    assert_eq!(third, ["1: k3 offline retry"], "k2 will be given up too");
+    assert_eq!(h.outcome(2, Outcome::Retry), ["1: k2 offline retry"]);
+}
+
+#[test]
+fn an_old_intercept_without_again_is_asked_for_again() {
+    let mut h = History::new();
+    let old = h.now;
+    assert_eq!(h.at(301).held(|i| i.stamp = old), ["1: k1 offline retry"]);
+    let effects = h.held(|i| {
+        i.stamp = old;
+        i.again = true;
+    });
+    assert_eq!(effects, ["#1 append 1 k1 again"]);
+}
+
+#[test]
+fn r45_drop_is_silent_r44_alert_and_r47_error_are_not() {
+    for (action, expected) in [
+        ("drop", "1: k1 rules discarded"),
+        ("alert", "1: k1 rules discarded +alert"),
+        ("error", "1: k1 rules discarded +error"),
+    ] {
+        let mut h = History::new();
+        let effects = h.held(|i| {
+            i.stage = Stage::Rules;
+            with_rules(i, &rule(action, "deliver", "stored"));
+        });
+        assert_eq!(effects, [expected]);
+    }
+}
+
+#[test]
+fn r51_the_notice_of_a_stored_message_waits_for_the_offline_stage() {
+    let mut h = History::new();
+    let notify = rule("notify", "deliver", "stored");
+    let effects = h.held(|i| {
+        i.stage = Stage::Rules;
+        with_rules(i, &notify);
+    });
+    assert_eq!(effects, ["1: k1 rules deliver"]);
+    assert_eq!(h.held(|i| with_rules(i, &notify)), ["#1 append 1 k1"]);
+    assert_eq!(h.outcome(1, Outcome::Stored), ["1: k1 offline stored +notify"]);
+}
+
+#[test]
+fn r51_the_notice_of_a_message_that_is_not_kept_is_sent_once() {
+    let mut h = History::new();
+    let no_store = |i: &mut Intercept, stage| {
+        let content = "<body>hi</body><no-store xmlns='urn:xmpp:hints'/>";
+        let notify = rule("notify", "deliver", "none");
+        i.stage = stage;
+        i.message = Message::parse(stanza(&notify, "chat", content).into(), "h").unwrap();
+        i.rules = Some(amp::check(&i.message.amp, Some("i")));
+    };
+    assert_eq!(h.held(|i| no_store(i, Stage::Rules)), ["1: k1 rules deliver"]);
+    assert_eq!(h.held(|i| no_store(i, Stage::Offline)), ["1: k1 offline discarded +notify"]);
+}
+
+#[test]
+fn r51_the_notice_of_a_message_that_is_delivered_goes_at_once() {
+    let mut h = History::new();
+    let effects = h.held(|i| {
+        i.stage = Stage::Rules;
+        i.sessions = vec![phone(1)];
+        with_rules(i, &rule("notify", "deliver", "direct"));
+    });
+    assert_eq!(effects, ["1: k1 rules deliver +notify"]);
+}
+
+#[test]
+fn r20_the_first_rule_that_is_met_wins() {
+    let mut h = History::new();
+    let rules = rule("drop", "deliver", "direct")
+        + &rule("alert", "deliver", "stored")
+        + &rule("error", "match-resource", "any");
+    assert_eq!(h.held(|i| with_rules(i, &rules)), ["1: k1 offline discarded +alert"]);
+}
+
+#[test]
+fn r17_refused_rules_are_answered_and_the_message_discarded() {
+    let mut h = History::new();
+    let effects = h.held(|i| {
+        i.stage = Stage::Rules;
+        with_rules(i, &rule("alert", "deliver", "nowhere"));
+    });
+    assert_eq!(effects, ["1: k1 rules discarded +not-acceptable"]);
+}
+
+#[test]
+fn o1_negative_priorities_do_not_take_what_is_offered_to_the_offline_storage() {
+    let mut h = History::new();
+    assert_eq!(h.held(|i| i.sessions = vec![phone(-1)]), ["#1 append 1 k1"]);
+    let effects = h.held(|i| {
+        i.key = "k2".into();
+        i.sessions = vec![phone(0)];
+    });
+    assert_eq!(effects, ["1: k2 offline deliver"]);
+}
+
+#[test]
+fn o6_what_is_not_worth_keeping_is_discarded_in_silence() {
+    let mut h = History::new();
+    let effects = h.held(|i| {
+        let composing = "<composing xmlns='http://jabber.org/protocol/chatstates'/>";
+        i.message = Message::parse(stanza("", "chat", composing).into(), "h").unwrap();
+    });
+    assert_eq!(effects, ["1: k1 offline discarded"]);
+}
+
+#[test]
+fn o2_over_the_quota_the_new_message_is_refused() {
+    let mut h = History::with_quota(2);
+    assert_eq!(h.held(|_| {}), ["count bob@h"]);
+    assert!(h.held(|i| i.key = "k2".into()).is_empty());
+    let counted = Input::Count { user: BOB.into(), rows: Ok(1) };
+    assert_eq!(h.give(counted), ["#1 append 1 k1", "1: k2 offline discarded +service-unavailable"]);
+    h.outcome(1, Outcome::Retry);
+    assert_eq!(h.held(|i| i.key = "k3".into()), ["#2 append 2 k3"], "room is given back");
+}
+
+#[test]
+fn o2_a_count_that_says_full_is_read_anew_after_a_while() {
+    let mut h = History::with_quota(1);
+    h.held(|_| {});
+    h.give(Input::Count { user: BOB.into(), rows: Ok(1) });
+    assert_eq!(h.held(|i| i.key = "k2".into()), ["1: k2 offline discarded +service-unavailable"]);
+    assert_eq!(h.at(11).held(|i| i.key = "k3".into()), ["count bob@h"]);
+    let counted = Input::Count { user: BOB.into(), rows: Ok(0) };
+    assert_eq!(h.give(counted), ["#1 append 1 k3"]);
+}
+
+#[test]
+fn a_store_that_cannot_count_or_find_makes_them_wait() {
+    let mut h = History::with_quota(1);
+    h.held(|_| {});
+    h.held(|i| i.key = "k2".into());
+    let failed = Input::Count { user: BOB.into(), rows: Err(crate::store::StoreError::Closed) };
+    assert_eq!(h.give(failed), ["1: k1 offline retry", "1: k2 offline retry"]);
+    assert_eq!(h.machine.busy(), 0);
+}
+
+#[test]
+fn what_comes_back_undelivered_is_kept_whatever_the_quota() {
+    let mut h = History::with_quota(1);
+    let effects = h.held(|i| {
+        i.stage = Stage::Undelivered;
+        with_rules(i, &rule("drop", "deliver", "stored"));
+    });
+    assert_eq!(effects, ["#1 append 1 k1"], "its deliver rule was evaluated before");
+}
+
+#[test]
+fn r38_what_comes_back_undelivered_expires() {
+    let mut h = History::new();
+    let effects = h.held(|i| {
+        i.stage = Stage::Undelivered;
+        with_rules(i, &rule("alert", "expire-at", "1970-01-01T00:00:00Z"));
+    });
+    assert_eq!(effects, ["1: k1 undelivered discarded +alert"]);
+}
+
+#[test]
+fn stored_messages_are_handed_over_in_order_and_deleted_when_taken() {
+    let mut h = History::new();
+    assert_eq!(h.available("s", 1), ["read bob@h after 0"]);
+    assert_eq!(h.page(&[1, 2]), ["1: batch 1 to s: 1 2", "read bob@h after 2"]);
+    // The next batch goes before the first is confirmed, a third does not.
+    assert_eq!(h.page(&[3]), ["1: batch 2 to s: 3"]);
+    assert_eq!(h.taken("s", 1, &[1, 2], false), ["#1 delete 1 2", "read bob@h after 3"]);
+    assert_eq!(h.page(&[]), ["1: handed over s 1: 3"]);
+    assert_eq!(h.outcome(1, Outcome::Done { rows: 2 }), ["1: deleted s 1"]);
+    assert_eq!(h.taken("s", 2, &[3], false), ["#2 delete 3"]);
+    assert_eq!(h.outcome(2, Outcome::Done { rows: 1 }), ["1: deleted s 2"]);
+    assert!(h.machine.recipients.is_empty());
+}
+
+#[test]
+fn a_confirmation_that_comes_again_is_answered_and_harms_nothing() {
+    let mut h = History::new();
+    assert_eq!(h.taken("s", 1, &[1], false), ["#1 delete 1"]);
+    assert!(h.taken("s", 1, &[1], false).is_empty(), "the first one is under way");
+    assert_eq!(h.outcome(1, Outcome::Done { rows: 1 }), ["1: deleted s 1"]);
+    assert_eq!(h.taken("s", 1, &[1], false), ["#2 delete 1"]);
+    assert_eq!(h.outcome(2, Outcome::Done { rows: 0 }), ["1: deleted s 1"]);
+    assert!(h.machine.recipients.is_empty());
+}
+
+#[test]
+fn what_an_ended_session_left_goes_to_the_next() {
+    let mut h = History::new();
+    h.available("s", 1);
+    h.page(&[1, 2, 3]);
+    assert!(h.available("t", 1).is_empty(), "the first session comes first");
+    assert_eq!(h.taken("s", 1, &[1], true), ["#1 delete 1"]);
+    // The page that was being read for the ended session is of no use; the next is read
+    // from the start.
+    assert_eq!(h.page(&[]), ["read bob@h after 0"]);
+    assert_eq!(h.page(&[1, 2, 3]), ["1: batch 2 to t: 2 3", "read bob@h after 3"]);
+    assert_eq!(h.outcome(1, Outcome::Done { rows: 1 }), ["1: deleted s 1"]);
+}
+
+#[test]
+fn a_row_deleted_while_a_page_was_read_is_not_handed_over_again() {
+    let mut h = History::new();
+    h.available("s", 1);
+    h.page(&[1]);
+    h.page(&[]);
+    h.taken("s", 1, &[1], false);
+    assert_eq!(h.available("t", 1), ["read bob@h after 0"]);
+    assert_eq!(h.outcome(1, Outcome::Done { rows: 1 }), ["1: deleted s 1"]);
+    assert_eq!(h.page(&[1, 2]), ["1: batch 2 to t: 2", "read bob@h after 2"]);
+}
+
+#[test]
+fn a_deletion_that_fails_is_tried_again_and_hands_nothing_over_twice() {
+    let mut h = History::new();
+    h.available("s", 1);
+    h.page(&[1]);
+    h.page(&[]);
+    h.taken("s", 1, &[1], true);
+    assert!(h.outcome(1, Outcome::Retry).is_empty());
+    h.available("t", 1);
+    assert_eq!(h.page(&[1]), ["read bob@h after 1"]);
+    assert_eq!(h.give(Input::Tick), ["#2 delete 1"]);
+    h.outcome(2, Outcome::Done { rows: 1 });
+    assert_eq!(h.page(&[]), ["1: handed over t 1: 0"]);
+    assert!(h.machine.recipients.is_empty());
+}
+
+#[test]
+fn a_new_reason_reads_from_the_start_and_an_old_one_nothing() {
+    let mut h = History::new();
+    h.available("s", 1);
+    assert!(h.available("s", 1).is_empty());
+    assert!(h.available("s", 2).is_empty());
+    assert_eq!(h.page(&[1]), ["1: batch 1 to s: 1", "read bob@h after 1"]);
+    assert_eq!(h.page(&[]), ["read bob@h after 0"]);
+    assert_eq!(h.page(&[1]), ["read bob@h after 1"], "it has that one");
+    assert_eq!(h.page(&[]), ["1: handed over s 2: 1"]);
+}
+
+#[test]
+fn a_page_that_cannot_be_read_is_read_when_the_session_asks_again() {
+    let mut h = History::new();
+    h.available("s", 1);
+    let failed = Input::Page { user: BOB.into(), rows: Err(crate::store::StoreError::Closed) };
+    assert!(h.give(failed).is_empty());
+    assert_eq!(h.available("s", 1), ["read bob@h after 0"]);
+}
+
+#[test]
+fn archived_messages_are_not_handed_to_a_client_that_reads_its_archive() {
+    let mut h = History::new();
+    h.available("archive", 1);
+    let mut archived = row(1);
+    archived.archived = true;
+    assert_eq!(
+        h.rows(vec![archived, row(2)]),
+        ["1: batch 1 to archive: 2", "#1 delete 1", "read bob@h after 2"]
+    );
+}
+
+#[test]
+fn a_link_that_closes_takes_its_sessions_and_its_undecided_intercepts() {
+    let mut h = History::with_quota(5);
+    h.available("s", 1);
+    h.page(&[1]);
+    h.held(|_| {});
+    assert!(h.give(Input::LinkDown(LINK)).is_empty());
+    h.page(&[]);
+    assert!(h.give(Input::Count { user: BOB.into(), rows: Ok(0) }).is_empty());
+    h.at(61).give(Input::Tick);
+    assert!(h.machine.recipients.is_empty());
+}
+
+#[test]
+fn r38_an_expired_message_is_not_handed_over() {
+    let mut h = History::new();
+    h.available("s", 1);
+    let drop = expiring(1, 0, &rule("drop", "expire-at", "1970-01-12T13:46:40Z"));
+    assert_eq!(
+        h.rows(vec![drop, row(2)]),
+        ["1: batch 1 to s: 2", "#1 delete 1", "read bob@h after 2"]
+    );
+}
+
+#[test]
+fn an_alert_of_an_expiry_is_sent_before_the_row_goes() {
+    let mut h = History::new();
+    let alert = expiring(1, 0, &rule("alert", "expire-at", "1970-01-12T13:46:40Z"));
+    let due = |row: &StoredMessage| Input::Due { user: BOB.into(), row: row.clone() };
+    assert_eq!(h.give(due(&alert)), ["send s-1/0 alert"]);
+    assert_eq!(h.give(due(&alert)), ["due taken"], "it is under way");
+    let sent = |sent| Input::Sent { user: BOB.into(), id: MessageId::new(1, 1), sent };
+    assert_eq!(h.give(sent(Sent::Failed)), ["due taken"]);
+    assert!(h.machine.recipients.is_empty(), "the row stays as it was");
+    assert_eq!(h.give(due(&alert)), ["send s-1/0 alert"]);
+    assert_eq!(h.give(sent(Sent::Done)), ["#1 delete 1", "due taken"]);
+}
+
+#[test]
+fn after_an_expiry_notify_the_message_stays_and_is_handed_over() {
+    let mut h = History::new();
+    let rules = rule("notify", "expire-at", "1970-01-12T13:46:40Z")
+        + &rule("drop", "expire-at", "1970-01-12T13:47:40Z");
+    h.available("s", 1);
+    assert_eq!(h.rows(vec![expiring(1, 0, &rules)]), ["send s-1/0 notify", "read bob@h after 1"]);
+    assert!(h.page(&[]).is_empty(), "it waits for the notice");
+    let sent = Input::Sent { user: BOB.into(), id: MessageId::new(1, 1), sent: Sent::Done };
+    assert_eq!(h.give(sent), ["#1 expiry of 1: Some(1)"]);
+    assert_eq!(h.outcome(1, Outcome::Done { rows: 1 }), ["scheduled 60", "read bob@h after 0"]);
+}
+
+#[test]
+fn an_item_under_way_does_not_expire_until_its_session_ends() {
+    let mut h = History::new();
+    h.available("s", 1);
+    let later = expiring(1, 5, &rule("drop", "expire-at", "1970-01-12T13:46:45Z"));
+    h.rows(vec![later.clone()]);
+    h.page(&[]);
+    assert_eq!(h.at(6).give(Input::Due { user: BOB.into(), row: later.clone() }), ["due taken"]);
+    assert_eq!(h.taken("s", 1, &[], true), ["scheduled 5", "1: deleted s 1"]);
+    assert_eq!(h.give(Input::Due { user: BOB.into(), row: later }), ["#1 delete 1", "due taken"]);
+}
+
+#[test]
+fn a_removed_account_loses_its_messages_and_what_was_sent_before() {
+    let mut h = History::new();
+    let before = h.now;
+    let remove = Input::AccountRemoved {
+        link: LINK,
+        host: "h".into(),
+        user: BOB.into(),
+        request: "r".into(),
+    };
+    assert_eq!(h.at(1).give(remove), ["#1 remove bob@h"]);
+    assert_eq!(h.outcome(1, Outcome::Done { rows: 3 }), ["1: removed r true"]);
+    assert_eq!(h.held(|i| i.stamp = before), ["1: k1 offline discarded"]);
+    // The account may be made anew.
+    assert_eq!(h.at(2).held(|i| i.key = "k2".into()), ["#2 append 1 k2"]);
+}
+
+#[test]
+fn many_histories_end_with_nothing_under_way() {
+    // Whatever the order of answers, a machine that got them all remembers nobody.
+    for seed in 0..500u64 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut h = History::with_quota(if seed % 2 == 0 { 0 } else { 3 });
+        let mut open: Vec<u64> = Vec::new();
+        for step in 0..60 {
+            let said = match random.u32(0..6) {
+                0 | 1 => h.held(|i| {
+                    i.key = format!("k{step}").into();
+                    i.again = random.bool();
+                    if random.bool() {
+                        i.sessions = vec![phone(1)];
+                    }
+                }),
+                2 => h.available(["s", "t"][random.usize(0..2)], step),
+                3 => h.taken(
+                    ["s", "t"][random.usize(0..2)],
+                    step,
+                    &[random.u32(1..9)],
+                    random.bool(),
+                ),
+                4 => h.give(Input::Due {
+                    user: BOB.into(),
+                    row: expiring(
+                        random.u32(1..9),
+                        -1,
+                        &rule("alert", "expire-at", "1970-01-12T13:46:40Z"),
+                    ),
+                }),
+                _ => match open.pop() {
+                    Some(token) => h.outcome(
+                        token,
+                        [Outcome::Stored, Outcome::Retry, Outcome::Done { rows: 1 }]
+                            [random.usize(0..3)]
+                        .clone(),
+                    ),
+                    None => h.give(Input::Tick),
+                },
+            };
+            collect(&mut h, said, &mut open, &mut random);
+        }
+        for _ in 0..200 {
+            let Some(token) = open.pop() else { break };
+            let said = h.outcome(token, Outcome::Done { rows: 1 });
+            collect(&mut h, said, &mut open, &mut random);
+        }
+        let said = h.give(Input::LinkDown(LINK));
+        collect(&mut h, said, &mut open, &mut random);
+        for _ in 0..3 {
+            let said = h.at(10_000).give(Input::Tick);
+            collect(&mut h, said, &mut open, &mut random);
+            while let Some(token) = open.pop() {
+                let said = h.outcome(token, Outcome::Done { rows: 1 });
+                collect(&mut h, said, &mut open, &mut random);
+            }
+        }
+        assert!(h.machine.recipients.is_empty(), "seed {seed}: {:?}", h.machine.recipients);
+        assert_eq!(h.machine.busy(), 0, "seed {seed}");
+    }
+}
+
+/// Answers every question of the machine, and remembers its writes.
+fn collect(h: &mut History, said: Vec<String>, open: &mut Vec<u64>, random: &mut fastrand::Rng) {
+    let mut said = said;
+    while !said.is_empty() {
+        let mut next = Vec::new();
+        for effect in said {
+            if let Some(rest) = effect.strip_prefix('#') {
+                open.push(rest.split(' ').next().unwrap().parse().unwrap());
+            } else if effect.starts_with("count") {
+                let rows = random.u64(0..4);
+                next.extend(h.give(Input::Count { user: BOB.into(), rows: Ok(rows) }));
+            } else if effect.starts_with("find") {
+                let known = random.bool().then_some(None);
+                next.extend(h.give(Input::Found { user: BOB.into(), known: Ok(known) }));
+            } else if effect.starts_with("read") {
+                let after: u32 = effect.rsplit(' ').next().unwrap().parse().unwrap();
+                let ids: Vec<u32> = (after + 1..9).take(3).collect();
+                next.extend(h.page(&ids));
+            } else if effect.starts_with("send") {
+                let sent = if random.bool() { Sent::Done } else { Sent::Failed };
+                for id in 1..9 {
+                    let id = MessageId::new(1, id);
+                    next.extend(h.give(Input::Sent { user: BOB.into(), id, sent }));
+                }
+            }
+        }
+        said = next;
+    }
+}

@@ -1,0 +1,386 @@
+//! Deciding about an intercept: sections 2.2.2 to 2.2.5 of XEP-0079 applied to what the
+//! server knows.
+
+use std::time::Duration;
+
+use crate::amp::{self, Action, Disposition, Facts, RuleSet, Session, StanzaError};
+use crate::stanza::MessageType;
+use crate::store::{NewMessage, StoreError, Write};
+use crate::time::Timestamp;
+use crate::words::{Bare, Expiry};
+
+use super::effect::{Do, Effect};
+use super::input::{Intercept, Stage};
+use super::machine::{Append, Machine, Pending, notice_of};
+use super::recipient::Count;
+use super::reply_to;
+
+/// A count that says 'full' is read anew before someone is refused, but not more often
+/// than this.
+const RECOUNT: Duration = Duration::from_secs(10);
+
+/// What the store said about an intercept that had to wait for it.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// The key is neither among the rows nor among the marks.
+    key_is_new: bool,
+}
+
+/// What is to become of a message, before it is carried out.
+#[derive(Debug, PartialEq)]
+enum Decision {
+    Answer { what: Do, sends: Vec<String> },
+    Store { sends: Vec<String>, met_rule: Option<u16>, expiry: Option<Expiry> },
+}
+
+impl Machine {
+    /// A message that the interceptor holds: it is decided now, or when the store has
+    /// said what the decision needs.
+    pub(super) fn intercept(&mut self, now: Timestamp, intercept: Box<Intercept>) {
+        if let Some(recipient) = self.recipients.get_mut(&intercept.to)
+            && !recipient.waiting.is_empty()
+        {
+            match recipient.waiting.iter_mut().find(|w| w.key == intercept.key) {
+                Some(waiting) => *waiting = intercept,
+                None => recipient.waiting.push_back(intercept),
+            }
+            return;
+        }
+        self.consider(now, intercept, None);
+    }
+
+    pub(super) fn counted(&mut self, now: Timestamp, user: &Bare, rows: Result<u64, StoreError>) {
+        let Some(recipient) = self.recipients.get_mut(user) else {
+            return;
+        };
+        recipient.asking = None;
+        match rows {
+            Ok(rows) => {
+                let rows = rows + u64::from(recipient.appends);
+                recipient.count = Some(Count { rows, read_at: now });
+                self.consider_waiting(now, user, None);
+            }
+            Err(_) => self.put_off(user),
+        }
+    }
+
+    pub(super) fn found(
+        &mut self,
+        now: Timestamp,
+        user: &Bare,
+        known: Result<Option<Option<u16>>, StoreError>,
+    ) {
+        let Some(recipient) = self.recipients.get_mut(user) else {
+            return;
+        };
+        let asked = recipient.asking.take();
+        let first = recipient.waiting.front().map(|i| i.key.clone());
+        match known {
+            Ok(known) if asked.is_some() && asked == first => {
+                self.consider_waiting(now, user, Some(known));
+            }
+            Ok(_) => self.consider_waiting(now, user, None),
+            Err(_) => self.put_off(user),
+        }
+    }
+
+    /// Decides what waited, until the store has to be asked again. `known` is about the
+    /// first.
+    fn consider_waiting(
+        &mut self,
+        now: Timestamp,
+        user: &Bare,
+        mut known: Option<Option<Option<u16>>>,
+    ) {
+        loop {
+            let Some(recipient) = self.recipients.get_mut(user) else {
+                return;
+            };
+            if recipient.asking.is_some() {
+                return;
+            }
+            let Some(intercept) = recipient.waiting.pop_front() else {
+                break;
+            };
+            match known.take() {
+                Some(Some(met_rule)) => {
+                    let notice = notice_of(&intercept, met_rule);
+                    self.accepted.insert(now, intercept.key.clone());
+                    self.verdict(&intercept, Do::Stored, notice.into_iter().collect());
+                }
+                Some(None) => self.consider(now, intercept, Some(Known { key_is_new: true })),
+                None => self.consider(now, intercept, None),
+            }
+        }
+        self.forget_if_idle(user);
+    }
+
+    /// The store does not answer: the interceptor keeps what waits.
+    fn put_off(&mut self, user: &Bare) {
+        let Some(recipient) = self.recipients.get_mut(user) else {
+            return;
+        };
+        for intercept in std::mem::take(&mut recipient.waiting) {
+            self.retry(&intercept);
+        }
+        self.forget_if_idle(user);
+    }
+
+    /// The interceptor keeps it; what names it as its predecessor waits too.
+    pub(super) fn retry(&mut self, intercept: &Intercept) {
+        self.accepted.remove(&intercept.key);
+        self.verdict(intercept, Do::Retry, Vec::new());
+    }
+
+    fn consider(&mut self, now: Timestamp, mut intercept: Box<Intercept>, known: Option<Known>) {
+        if self.removed.get(&intercept.to).is_some_and(|at| intercept.stamp <= *at) {
+            self.verdict(&intercept, Do::Discarded, Vec::new());
+            return;
+        }
+        if self.is_under_way(&intercept) {
+            return;
+        }
+        let in_order = intercept.after.as_deref().is_none_or(|key| self.accepted.contains(key));
+        if !in_order || self.is_stale(now, &intercept) {
+            self.retry(&intercept);
+            return;
+        }
+        let Some(room) = self.room(now, &mut intercept) else {
+            return;
+        };
+        let decision = decide(&intercept, room, now);
+        match decision {
+            Decision::Store { sends, met_rule, expiry } => {
+                self.append(now, intercept, sends, met_rule, expiry);
+            }
+            Decision::Answer { .. } if needs_lookup(&intercept) && known.is_none() => {
+                let (user, key) = (intercept.to.clone(), intercept.key.clone());
+                let recipient = self.recipients.entry(user.clone()).or_default();
+                recipient.waiting.push_front(intercept);
+                recipient.asking = Some(key.clone());
+                self.effects.push(Effect::Find { user, key });
+            }
+            Decision::Answer { what, sends } => {
+                debug_assert!(known.is_none_or(|k| k.key_is_new));
+                self.accepted.insert(now, intercept.key.clone());
+                self.verdict(&intercept, what, sends);
+            }
+        }
+    }
+
+    /// An intercept that comes again while its append is under way is answered with it,
+    /// on the link that asked last.
+    fn is_under_way(&mut self, intercept: &Intercept) -> bool {
+        let Some(token) = self.under_way.get(&intercept.key) else {
+            return false;
+        };
+        if let Some(Pending::Append(append)) = self.pending.get_mut(token) {
+            append.intercept.link = intercept.link;
+            append.intercept.host = intercept.host.clone();
+            append.intercept.stage = intercept.stage;
+        }
+        true
+    }
+
+    /// Too old to be decided without a look for its key: marks may be gone by the time
+    /// it comes again.
+    fn is_stale(&self, now: Timestamp, intercept: &Intercept) -> bool {
+        !intercept.again && now.since(intercept.stamp) > self.settings.memory / 2
+    }
+
+    /// Whether another message may be stored for the recipient; `None` when the store has
+    /// to be asked first, and the intercept waits for that.
+    fn room(&mut self, now: Timestamp, intercept: &mut Box<Intercept>) -> Option<bool> {
+        let quota = self.settings.messages_per_user;
+        // What comes back undelivered was accepted before: it is not refused now.
+        if quota == 0 || intercept.stage == Stage::Undelivered {
+            return Some(true);
+        }
+        let recipient = self.recipients.entry(intercept.to.clone()).or_default();
+        match recipient.count {
+            Some(count) if count.rows < quota => return Some(true),
+            Some(count) if recipient.appends > 0 || now.since(count.read_at) < RECOUNT => {
+                return Some(false);
+            }
+            _ => {}
+        }
+        let user = intercept.to.clone();
+        recipient.asking = Some(intercept.key.clone());
+        recipient.waiting.push_front(intercept.clone());
+        self.effects.push(Effect::Count { user });
+        None
+    }
+
+    fn append(
+        &mut self,
+        now: Timestamp,
+        intercept: Box<Intercept>,
+        sends: Vec<String>,
+        met_rule: Option<u16>,
+        expiry: Option<Expiry>,
+    ) {
+        let Some(id) = self.next_id() else {
+            self.retry(&intercept);
+            return;
+        };
+        self.accepted.insert(now, intercept.key.clone());
+        if self.settings.messages_per_user > 0 {
+            let recipient = self.recipients.entry(intercept.to.clone()).or_default();
+            recipient.appends += 1;
+            if let Some(count) = &mut recipient.count {
+                count.rows += 1;
+            }
+        }
+        let new = NewMessage {
+            recipient: intercept.to.clone(),
+            id,
+            key: intercept.key.clone(),
+            again: intercept.again,
+            run: self.run.clone(),
+            sender: intercept.message.from.clone(),
+            kind: intercept.message.kind,
+            stored_at: intercept.stamp,
+            archived: intercept.archived,
+            expiry,
+            met_rule,
+            stanza: intercept.message.raw.clone(),
+        };
+        let key = intercept.key.clone();
+        let append = Append { intercept, sends, expiry };
+        let token = self.write(Write::Append(new), Pending::Append(append));
+        self.under_way.insert(key, token);
+    }
+}
+
+/// Only what may have been stored before is looked for.
+fn needs_lookup(intercept: &Intercept) -> bool {
+    intercept.again && intercept.stage != Stage::Rules
+}
+
+/// What is to become of a message. `room`: another may be stored for the recipient.
+fn decide(intercept: &Intercept, room: bool, now: Timestamp) -> Decision {
+    let rules = match &intercept.rules {
+        None => None,
+        Some(Ok(rules)) => Some(rules),
+        Some(Err(_)) if intercept.stage == Stage::Undelivered => None,
+        Some(Err(refusal)) => {
+            let sends = vec![reply_to::refusal(intercept, refusal)];
+            return Decision::Answer { what: Do::Discarded, sends };
+        }
+    };
+    let level;
+    let sessions = if intercept.stage == Stage::Rules {
+        &intercept.sessions
+    } else {
+        level = level_sessions(intercept);
+        &level
+    };
+    let disposition = disposition(intercept, sessions, room);
+    let met = rules.and_then(|rules| Some((rules, met_rule(intercept, rules, &disposition, now)?)));
+    let Some((rules, index)) = met else {
+        return by_default(intercept, room, &disposition, None);
+    };
+    let reply = amp::rule_reply(rules, index, &reply_to::envelope(intercept));
+    match rules.rules()[index].action {
+        Action::Drop | Action::Alert | Action::Error => {
+            Decision::Answer { what: Do::Discarded, sends: reply.into_iter().collect() }
+        }
+        Action::Notify => by_default(intercept, room, &disposition, Some((index, reply))),
+    }
+}
+
+/// The first rule that is met. What comes back undelivered was evaluated before: only its
+/// `expire-at` counts then.
+fn met_rule(
+    intercept: &Intercept,
+    rules: &RuleSet,
+    disposition: &Disposition,
+    now: Timestamp,
+) -> Option<usize> {
+    if intercept.stage == Stage::Undelivered {
+        let expiry = amp::next_expiry(rules, None)?;
+        return (expiry.at <= now).then_some(usize::from(expiry.rule));
+    }
+    amp::decide(rules, disposition, to_resource(intercept), now)
+}
+
+/// No rule stands against it: what the server would do, with the notice of a rule that
+/// lets it go on.
+fn by_default(
+    intercept: &Intercept,
+    room: bool,
+    disposition: &Disposition,
+    met: Option<(usize, Option<String>)>,
+) -> Decision {
+    let index = met.as_ref().map(|(index, _)| *index);
+    let mut sends: Vec<String> = met.and_then(|(_, notice)| notice).into_iter().collect();
+    if intercept.stage == Stage::Rules {
+        if comes_again_offline(intercept, disposition) {
+            sends.clear();
+        }
+        return Decision::Answer { what: Do::Deliver, sends };
+    }
+    match disposition {
+        Disposition::Direct { .. } | Disposition::NextHop => {
+            Decision::Answer { what: Do::Deliver, sends }
+        }
+        Disposition::None => {
+            if !intercept.account || !room {
+                sends.extend(reply_to::bounce(intercept, StanzaError::SERVICE_UNAVAILABLE));
+            }
+            Decision::Answer { what: Do::Discarded, sends }
+        }
+        Disposition::Stored | Disposition::Forward | Disposition::Gateway => {
+            let rules = intercept.rules.as_ref().and_then(|rules| rules.as_ref().ok());
+            let fired = index.and_then(|i| rules.and_then(|rules| rules.expiry(i)));
+            let expiry = rules.and_then(|rules| amp::next_expiry(rules, fired));
+            let met_rule = index.and_then(|i| u16::try_from(i).ok());
+            Decision::Store { sends, met_rule, expiry }
+        }
+    }
+}
+
+/// Whether the server will offer it to its offline storage: it is asked about again then,
+/// and a notice waits for that.
+fn comes_again_offline(intercept: &Intercept, disposition: &Disposition) -> bool {
+    match disposition {
+        Disposition::Stored => true,
+        Disposition::None => {
+            intercept.account
+                && matches!(intercept.message.kind, MessageType::Normal | MessageType::Chat)
+        }
+        Disposition::Direct { .. }
+        | Disposition::NextHop
+        | Disposition::Forward
+        | Disposition::Gateway => false,
+    }
+}
+
+/// A delivery from the offline stage goes to every listed session of priority zero or
+/// more, whatever was addressed.
+fn level_sessions(intercept: &Intercept) -> Vec<Session> {
+    let takers = intercept.sessions.iter().filter(|session| session.priority >= 0);
+    takers.map(|session| Session { priority: 0, ..session.clone() }).collect()
+}
+
+fn disposition<'a>(
+    intercept: &'a Intercept,
+    sessions: &'a [Session],
+    room: bool,
+) -> Disposition<'a> {
+    let at_rules = intercept.stage == Stage::Rules;
+    amp::default_disposition(&Facts {
+        account: intercept.account,
+        to_resource: if at_rules { to_resource(intercept) } else { None },
+        sessions,
+        kind: intercept.message.kind,
+        storable: intercept.message.storable(),
+        room_left: room,
+        forwards_to: at_rules && intercept.forwards_to,
+        gateway: at_rules && intercept.gateway,
+    })
+}
+
+fn to_resource(intercept: &Intercept) -> Option<&str> {
+    intercept.message.to.as_deref()?.split_once('/').map(|(_, resource)| resource)
+}

@@ -1,0 +1,387 @@
+//! The configuration: the shipped file, the environment, and every way to get it wrong.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use amphora::config::{FileUsed, Loaded, LogFormat, SecurityLevel, Settings, load};
+
+const MANUAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/default.toml");
+
+const SERVER: &str = "
+[[servers]]
+component = 'amp.example.org'
+secret = 'hunter2'
+hosts = ['example.org']
+";
+
+/// A file in a directory of its own, readable by its owner alone.
+fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("amphora.toml");
+    write_private(&path, text);
+    (directory, path)
+}
+
+fn write_private(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    set_mode(path, 0o600);
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn environment(variables: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
+    variables.iter().map(|(name, value)| (name.into(), value.into())).collect()
+}
+
+fn loaded(text: &str, variables: &[(&str, &str)]) -> Loaded {
+    let (_directory, path) = file(text);
+    load(Some(&path), environment(variables)).unwrap()
+}
+
+/// The lines of the error, the file's name as FILE, without the heading.
+fn problems(text: &str, variables: &[(&str, &str)]) -> Vec<String> {
+    let (_directory, path) = file(text);
+    let error = load(Some(&path), environment(variables)).unwrap_err().to_string();
+    let error = error.replace(&*path.to_string_lossy(), "FILE");
+    error.lines().skip(1).map(|line| line.trim().to_owned()).collect()
+}
+
+fn manual() -> String {
+    std::fs::read_to_string(MANUAL).unwrap()
+}
+
+/// The manual with its example switched on: `#key`, not `# prose`.
+fn manual_with_example() -> String {
+    let line = |line: &str| match line.strip_prefix('#') {
+        Some(rest) if !rest.is_empty() && !rest.starts_with(' ') => format!("{rest}\n"),
+        _ => format!("{line}\n"),
+    };
+    manual().lines().map(line).collect()
+}
+
+#[test]
+fn the_manual_says_the_defaults() {
+    let manual = load(Some(Path::new(MANUAL)), []).unwrap();
+    assert_eq!(manual.settings, Settings::default());
+}
+
+#[test]
+fn the_manual_has_every_key() {
+    let keys = |text: &str| {
+        let table: toml::Table = text.parse().unwrap();
+        let section = |(name, value): (&String, &toml::Value)| {
+            let table = value.as_table().or_else(|| value[0].as_table()).unwrap();
+            table.keys().map(|key| format!("{name}.{key}")).collect::<Vec<_>>()
+        };
+        table.iter().flat_map(section).collect::<Vec<_>>()
+    };
+    let shown = loaded(&manual_with_example(), &[]).settings.to_string();
+    assert_eq!(keys(&manual_with_example()), keys(&shown));
+}
+
+#[test]
+fn the_example_of_the_manual_is_valid() {
+    let Loaded { settings, warnings, .. } = loaded(&manual_with_example(), &[]);
+    let server = &settings.servers[0];
+    assert_eq!(server.address.to_string(), "127.0.0.1:5347");
+    assert_eq!(server.component.as_str(), "amp.example.org");
+    assert_eq!(server.secret.expose(), "change-me");
+    assert_eq!(server.hosts.iter().map(|host| host.as_str()).collect::<Vec<_>>(), ["example.org"]);
+    assert_eq!(warnings, [""; 0]);
+    assert_eq!(Settings { servers: Vec::new(), ..settings }, Settings::default());
+}
+
+#[test]
+fn the_defaults() {
+    let settings = Settings::default();
+    assert_eq!(settings.node.name, "amphora");
+    assert_eq!(settings.processor.shards, 256);
+    assert_eq!(settings.processor.security_level, SecurityLevel::Strict);
+    assert_eq!(settings.store.url.expose(), "sqlite://amphora.db");
+    assert_eq!(settings.store.messages_per_user, None);
+    assert_eq!(settings.store.retention, None);
+    assert!(settings.servers.is_empty());
+    assert_eq!(settings.http.listen, "127.0.0.1:9079".parse().ok());
+    assert!(settings.cluster.nats.is_empty());
+    assert_eq!(settings.log.filter, "info");
+    assert_eq!(settings.log.format, LogFormat::Text);
+}
+
+#[test]
+fn an_empty_file_is_valid_and_warns_that_nothing_is_connected() {
+    let Loaded { settings, warnings, file } = loaded("", &[]);
+    assert_eq!(settings, Settings::default());
+    assert!(matches!(file, FileUsed::Given(_)));
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].contains("no server is configured") && warnings[0].contains("[[servers]]"));
+}
+
+#[test]
+fn the_environment_comes_over_the_file() {
+    let text = format!("[store]\nurl = 'sqlite://a.db'\nretention = '1h'\n{SERVER}");
+    let settings = loaded(
+        &text,
+        &[
+            ("AMPHORA__STORE__URL", "sqlite:///var/b.db"),
+            ("AMPHORA__STORE__MESSAGES_PER_USER", "100"),
+            ("AMPHORA__HTTP__LISTEN", ""),
+            ("AMPHORA__SERVERS__0__SECRET", "other"),
+            ("AMPHORA__SERVERS__0__HOSTS", "a.example, b.example"),
+            ("AMPHORA__CLUSTER__NATS", ""),
+            ("AMPHORA_PORT", "tcp://10.0.0.1:80"),
+            ("PATH", "/bin"),
+        ],
+    )
+    .settings;
+    assert_eq!(settings.store.url.expose(), "sqlite:///var/b.db");
+    assert_eq!(settings.store.retention, Some(Duration::from_secs(3600)));
+    assert_eq!(settings.store.messages_per_user.map(u64::from), Some(100));
+    assert_eq!(settings.http.listen, None);
+    assert_eq!(settings.servers[0].secret.expose(), "other");
+    assert_eq!(settings.servers[0].component.as_str(), "amp.example.org");
+    assert_eq!(
+        settings.servers[0].hosts.iter().map(|h| h.as_str()).collect::<Vec<_>>(),
+        ["a.example", "b.example"]
+    );
+}
+
+#[test]
+fn a_server_by_the_environment_alone() {
+    let settings = loaded(
+        SERVER,
+        &[
+            ("AMPHORA__SERVERS__1__COMPONENT", "amp2.example.org"),
+            ("AMPHORA__SERVERS__1__SECRET", "123"),
+            ("AMPHORA__SERVERS__1__HOSTS", "Example.NET"),
+        ],
+    )
+    .settings;
+    assert_eq!(settings.servers.len(), 2);
+    assert_eq!(settings.servers[1].secret.expose(), "123");
+    assert_eq!(settings.servers[1].hosts[0].as_str(), "example.net");
+}
+
+#[test]
+fn all_problems_are_told_at_once_with_key_value_range_and_place() {
+    let text = "
+top = 1
+[node]
+name = 'a b'
+[processor]
+shards = 0
+sharks = 1
+security_level = 'STRICT'
+[store]
+url = 7
+messages_per_user = -1
+retention = '90'
+[log]
+format = 'xml'
+filter = 'a=b=c'
+[http]
+listen = 'localhost:80'
+[cluster]
+nats = ['nats://user:hunter2@localhost']
+";
+    let variables = [
+        ("AMPHORA__STORE__URI", "x"),
+        ("AMPHORA__LOG__LEVEL__X", "x"),
+        ("AMPHORA__NODE__NAME", ""),
+    ];
+    assert_eq!(
+        problems(text, &variables),
+        [
+            r#"FILE: cluster.nats: the cluster is not in this version yet; leave it out, and the node runs alone"#,
+            r#"FILE: http.listen = "localhost:80": must be an IP address and a port, as "127.0.0.1:9079"; "" turns it off"#,
+            r#"FILE: log.filter = "a=b=c": must be a level (error, warn, info, debug, trace), or such as "info,amphora::link=debug""#,
+            r#"FILE: log.format = "xml": must be "text" or "json"; leave it out for "text""#,
+            r#"AMPHORA__LOG__LEVEL__X: log__level__x: write AMPHORA__SECTION__KEY, as AMPHORA__STORE__URL"#,
+            r#"AMPHORA__NODE__NAME: node.name = "": must be 1 to 64 of the letters a to z, digits, '-' and '_'"#,
+            r#"FILE: processor.security_level = "STRICT": must be "strict", "performance" or "none"; leave it out for "strict""#,
+            r#"FILE: processor.shards = 0: must be 1 to 65536; leave it out for 256"#,
+            r#"FILE: processor.sharks: unknown key; the keys of [processor] are shards, security_level"#,
+            r#"FILE: store.messages_per_user = -1: must be 0 (no limit) or a number of messages above it"#,
+            r#"FILE: store.retention = "90": must be a time with its unit, as "90days" or "12h"; "0s" is for ever"#,
+            r#"AMPHORA__STORE__URI: store.uri: unknown key; the keys of [store] are url, messages_per_user, retention"#,
+            r#"FILE: store.url = 7: must be a text in quotes"#,
+            r#"FILE: top: unknown section; the sections are node, processor, store, servers, http, cluster, log"#,
+        ]
+    );
+}
+
+#[test]
+fn the_heading_counts() {
+    let (_directory, path) = file("[processor]\nshards = 65537\n");
+    let error = load(Some(&path), []).unwrap_err().to_string();
+    assert!(error.starts_with("1 error in the configuration\n  "), "{error}");
+}
+
+#[test]
+fn the_ends_of_the_ranges() {
+    for shards in [1, 65536] {
+        let settings = loaded(&format!("[processor]\nshards = {shards}"), &[]).settings;
+        assert_eq!(settings.processor.shards, shards);
+    }
+    assert_eq!(problems("[store]\nretention = '500ms'", &[]).len(), 1);
+    assert_eq!(problems("[store]\nretention = '101years'", &[]).len(), 1);
+    assert_eq!(problems("", &[("AMPHORA__PROCESSOR__SHARDS", "many")]).len(), 1);
+}
+
+#[test]
+fn what_a_server_lacks() {
+    assert_eq!(
+        problems("[[servers]]\naddress = 'localhost'\n", &[]),
+        [
+            r#"FILE: servers[0].address = "localhost": must be host:port, as 127.0.0.1:5347 or [::1]:5347"#,
+            r#"servers[0].component: is missing; write the component's domain, as "amp.example.org""#,
+            r#"servers[0].hosts: names no host; list the virtual hosts, as ["example.org"]"#,
+            r#"servers[0].secret: is missing; write secret, or secret_file with the name of a file that holds it"#,
+        ]
+    );
+    assert_eq!(
+        problems("[servers]\nsecret = 'hunter2'", &[])[0],
+        "FILE: servers: must be a list of tables; write [[servers]], in two brackets"
+    );
+    assert_eq!(problems("[[servers]]\nsecret = 12345", &[]).len(), 3);
+}
+
+#[test]
+fn domains_are_domains() {
+    for bad in ["bob@example.org", "example.org/home", "", "a b", &"a".repeat(2000)] {
+        let text = format!("[[servers]]\ncomponent = '{bad}'\nsecret = 's'\nhosts = ['{bad}']");
+        assert_eq!(problems(&text, &[]).len(), 2, "{bad}");
+    }
+    let text = "[[servers]]\ncomponent = 'a.example'\nsecret = 's'\nhosts = ['a.example']";
+    assert_eq!(problems(text, &[]).len(), 1);
+}
+
+#[test]
+fn hosts_and_components_stand_once() {
+    let text = "
+[[servers]]
+component = 'amp.example.org'
+secret = 's'
+hosts = ['example.org', 'example.net']
+[[servers]]
+component = 'amp.example.org'
+secret = 's'
+hosts = ['EXAMPLE.net', 'example.com', 'example.com']
+";
+    assert_eq!(
+        problems(text, &[]),
+        [
+            r#"FILE: servers[1].component = "amp.example.org": is the component of servers[0] already; give each link its own"#,
+            r#"FILE: servers[1].hosts = "example.com": is in servers[1].hosts already; name each host once"#,
+            r#"FILE: servers[1].hosts = "example.net": is in servers[0].hosts already; name each host once"#,
+        ]
+    );
+}
+
+#[test]
+fn servers_are_numbered_without_gaps() {
+    let lines = problems(SERVER, &[("AMPHORA__SERVERS__2__SECRET", "hunter2")]);
+    assert!(
+        lines.iter().any(|line| line.starts_with("servers[1]: is not there, but servers[2] is")),
+        "{lines:?}"
+    );
+    for name in [
+        "AMPHORA__SERVERS__99999999__SECRET",
+        "AMPHORA__SERVERS__X__SECRET",
+        "AMPHORA__SERVERS__0",
+        "AMPHORA__SERVERS",
+    ] {
+        assert_eq!(problems(SERVER, &[(name, "hunter2")]).len(), 1, "{name}");
+    }
+}
+
+#[test]
+fn other_databases_are_refused_and_passwords_not_shown() {
+    for url in [
+        "postgres://a:hunter2@db/x",
+        "mysql://a:hunter2@db/x",
+        "hunter2",
+        "redis:hunter2",
+        "sqlite::memory:",
+        "sqlite://",
+    ] {
+        let lines = problems(&format!("[store]\nurl = '{url}'"), &[]);
+        assert_eq!(lines.len(), 1, "{url}");
+        assert!(!lines[0].contains("hunter2"), "{lines:?}");
+    }
+}
+
+#[test]
+fn a_secret_from_a_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("secret");
+    let text = SERVER.replace("secret = 'hunter2'", &format!("secret_file = '{}'", path.display()));
+
+    assert!(problems(&text, &[])[0].contains("cannot be read"));
+    for (content, expected) in [
+        ("s3cret\n", Some("s3cret")),
+        (" s \r\n", Some(" s ")),
+        ("", None),
+        ("\n", None),
+        ("a\nb\n", None),
+    ] {
+        write_private(&path, content);
+        match expected {
+            Some(secret) => {
+                let Loaded { settings, warnings, .. } = loaded(&text, &[]);
+                assert_eq!(settings.servers[0].secret.expose(), secret);
+                assert_eq!(settings.servers[0].secret_file.as_deref(), Some(&*path));
+                assert_eq!(warnings, [""; 0]);
+            }
+            None => assert_eq!(problems(&text, &[]).len(), 1, "{content:?}"),
+        }
+    }
+    write_private(&path, &"x".repeat(5000));
+    assert!(problems(&text, &[])[0].contains("more than 4096 bytes"));
+
+    write_private(&path, "s3cret");
+    let both = problems(&text, &[("AMPHORA__SERVERS__0__SECRET", "hunter2")]);
+    assert_eq!(
+        both,
+        [
+            "AMPHORA__SERVERS__0__SECRET: servers[0].secret: stands beside secret_file; keep one of the two"
+        ]
+    );
+
+    set_mode(&path, 0o644);
+    let warnings = loaded(&text, &[]).warnings;
+    assert!(warnings.len() == 1 && warnings[0].contains("every user can read it"), "{warnings:?}");
+}
+
+#[test]
+fn a_file_with_a_secret_that_all_can_read_gets_a_warning() {
+    let (_directory, path) = file(SERVER);
+    set_mode(&path, 0o644);
+    assert_eq!(load(Some(&path), []).unwrap().warnings.len(), 1);
+}
+
+#[test]
+fn a_file_that_is_not_there_or_not_toml() {
+    let error = load(Some(Path::new("/nonexistent/amphora.toml")), []).unwrap_err();
+    assert_eq!(error.to_string(), "cannot read the configuration file '/nonexistent/amphora.toml'");
+    let (_directory, path) = file("[node\n");
+    assert!(
+        load(Some(&path), []).unwrap_err().to_string().contains("is not TOML: at line 1, column 6")
+    );
+}
+
+#[test]
+fn what_is_shown_says_the_same_again_but_for_secrets() {
+    let text = format!(
+        "[store]\nretention = '90days'\nmessages_per_user = 5\nurl = 'sqlite://a \\\\\"b.db'\n\
+         [http]\nlisten = ''\n[log]\nformat = 'json'\n{SERVER}"
+    );
+    let Loaded { settings, .. } = loaded(&text, &[]);
+    let shown = settings.to_string();
+    assert!(!shown.contains("hunter2") && !format!("{settings:?}").contains("hunter2"), "{shown}");
+    let again = loaded(&shown, &[("AMPHORA__SERVERS__0__SECRET", "hunter2")]).settings;
+    assert_eq!(again, settings);
+}

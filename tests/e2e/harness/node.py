@@ -1,0 +1,169 @@
+"""An Amphora node of our own: a folder, a settings file, a process that can be killed."""
+
+import os
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from .ports import free_port
+from .process import Process
+from .prosody import COMPONENT, HOST, ROOT, SECRET
+from .waiting import wait_for
+
+CONFIG = """
+[node]
+name = "{name}"
+
+[processor]
+shards = {shards}
+security_level = "{security}"
+
+[store]
+url = "{url}"
+messages_per_user = {per_user}
+
+[http]
+listen = "127.0.0.1:{http}"
+
+[[servers]]
+address = "{address}"
+component = "{component}"
+secret = "{secret}"
+hosts = ["{host}"]
+"""
+
+
+def binary():
+    """The command under test: AMPHORA_BIN, or what `cargo build` left."""
+    named = os.environ.get("AMPHORA_BIN")
+    if named:
+        return named
+    target = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
+    return str(target / "debug" / "amphora")
+
+
+class Node:
+    """One node, linked to `server` (a Prosody, or anything with a `component_port`)."""
+
+    def __init__(self, folder, server, **settings):
+        self.dir = Path(folder)
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.http = free_port()
+        self.database = self.dir / "amphora.db"
+        self.settings = {
+            "name": "n1",
+            "shards": 8,
+            "security": "strict",
+            "url": f"sqlite://{self.database}",
+            "per_user": 0,
+            "http": self.http,
+            "address": f"127.0.0.1:{server.component_port}",
+            "component": COMPONENT,
+            "secret": SECRET,
+            "host": HOST,
+            **settings,
+        }
+        self.config = self.dir / "amphora.toml"
+        self.process = None
+        self.write_config()
+
+    def write_config(self, **settings):
+        """Write the settings file, with changes if any."""
+        self.settings.update(settings)
+        self.config.write_text(CONFIG.format(**self.settings))
+
+    @property
+    def log(self):
+        """What the node wrote, over all its lives."""
+        path = self.dir / "amphora.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def output(self):
+        """All that is known of it, for a failed test."""
+        return self.log
+
+    def spawn(self, *arguments, **env):
+        """Start the process and return at once."""
+        assert self.process is None, "already running"
+        self.process = Process(
+            [binary(), "run", "--config", str(self.config), *arguments],
+            self.dir / "amphora.log",
+            self.dir,
+            env={"RUST_LOG": os.environ.get("RUST_LOG", "info"), "NO_COLOR": "1", **env},
+        )
+        return self
+
+    def start(self):
+        """Start it and wait until its links are greeted and its store is up."""
+        self.spawn()
+        wait_for(self._is_ready, f"the node to be ready (see {self.dir}/amphora.log)")
+        return self
+
+    def _is_ready(self):
+        code = self.process.returncode()
+        assert code is None, f"the node ended with {code}:\n{self.log[-4000:]}"
+        return self.http_status("/readyz") == 200
+
+    def http_status(self, path):
+        """The status of a GET, or None if nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=2) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return None
+
+    def http_get(self, path):
+        """The text of a GET."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=5) as answer:
+            return answer.read().decode()
+
+    def stop(self):
+        """SIGTERM, and the exit code."""
+        if self.process is None:
+            return None
+        code = self.process.terminate()
+        self.process = None
+        return code
+
+    def kill(self):
+        """kill -9."""
+        self.process.kill()
+        self.process = None
+
+    def wait_exit(self, seconds=30):
+        """The exit code of a node that ends by itself."""
+        code = self.process.wait(seconds)
+        self.process = None
+        return code
+
+    def wait_log(self, *words, seconds=30):
+        """Wait until one line of the log holds all the words; the line."""
+
+        def line():
+            for text in self.log.splitlines():
+                if all(word.lower() in text.lower() for word in words):
+                    return text
+            return None
+
+        def found():
+            ended = self.process and self.process.returncode() is not None
+            text = line()
+            assert text or not ended, f"the node ended without a line with {words}:\n{self.log}"
+            return text
+
+        return wait_for(found, f"a line with {words} in the node's log:\n{self.log[-3000:]}", seconds)
+
+    def command(self, *arguments):
+        """Run `amphora <arguments>` to its end: (code, output)."""
+        done = subprocess.run(
+            [binary(), *arguments],
+            cwd=self.dir,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "NO_COLOR": "1"},
+        )
+        return done.returncode, done.stdout + done.stderr

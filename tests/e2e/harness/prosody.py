@@ -1,0 +1,186 @@
+"""A Prosody of our own: a folder, free ports, accounts and rosters written as files."""
+
+import itertools
+import os
+import shutil
+from pathlib import Path
+
+from .ports import free_port
+from .process import Process
+from .waiting import accepts, wait_for
+
+HOST = "example.org"
+COMPONENT = "amp.example.org"
+SECRET = "a secret between the two"
+PASSWORD = "pw"
+
+ROOT = Path(__file__).resolve().parents[3]
+MODULE = ROOT / "deploy" / "prosody"
+
+_numbers = itertools.count(1)
+
+CONFIG = """
+pidfile = "{dir}/prosody.pid"
+data_path = "{dir}/data"
+certificates = "{dir}/certs"
+run_as_root = true
+daemonize = false
+plugin_paths = {{ "{module}" }}
+interfaces = {{ "127.0.0.1" }}
+c2s_ports = {{ {c2s} }}
+s2s_ports = {{ }}
+http_ports = {{ }}
+https_ports = {{ }}
+component_ports = {{ {component_port} }}
+component_interfaces = {{ "127.0.0.1" }}
+c2s_require_encryption = false
+allow_unencrypted_plain_auth = true
+authentication = "internal_plain"
+archive_expires_after = "1w"
+component_conflict_resolve = "kick_old"
+admins = {{ "admin@{host}" }}
+log = {{ {{ levels = {{ min = "{level}" }}, to = "file", filename = "{dir}/prosody.log" }} }}
+modules_disabled = {{ "tls", "s2s" }}
+modules_enabled = {{
+  "disco", "roster", "saslauth", "blocklist", "bookmarks", "carbons", "mam", "pep", "private",
+  "smacks", "csi_simple", "ping", "register", "time", "uptime", "version", "vcard_legacy",
+  "admin_adhoc", "posix",
+}}
+smacks_hibernation_time = {hibernation}
+{options}
+VirtualHost "{host}"
+{host_modules}
+{host_options}
+Component "{component}"
+  component_secret = "{secret}"
+"""
+
+
+def lua(value):
+    """A Python value as a Lua literal."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return "{ " + ", ".join(lua(item) for item in value) + " }"
+
+
+class Prosody:
+    """One server. `options` are those of the virtual host (amphora_hold = 1, say)."""
+
+    def __init__(self, folder, *, module=True, hibernation=300, options=None, level="info"):
+        self.dir = Path(folder)
+        self.module = module
+        self.hibernation = hibernation
+        self.options = dict(options or {})
+        self.level = level
+        self.host = HOST
+        self.c2s = free_port()
+        self.component_port = free_port()
+        self.process = None
+        for name in ("data", "certs"):
+            (self.dir / name).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def log(self):
+        """What Prosody wrote about itself, over all its lives."""
+        path = self.dir / "prosody.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def _write_config(self):
+        options = dict(self.options)
+        if self.module:
+            options.setdefault("amphora_components", [COMPONENT])
+        text = CONFIG.format(
+            dir=self.dir,
+            module=MODULE,
+            c2s=self.c2s,
+            component_port=self.component_port,
+            level=self.level,
+            hibernation=self.hibernation,
+            options="",
+            host=self.host,
+            host_modules='  modules_enabled = { "amphora" }' if self.module else "",
+            host_options="\n".join(f"  {key} = {lua(value)}" for key, value in options.items()),
+            component=COMPONENT,
+            secret=SECRET,
+        )
+        (self.dir / "prosody.cfg.lua").write_text(text)
+
+    def start(self):
+        """Start it, again on the same data if it ran before, and wait until it listens."""
+        assert self.process is None, "already running"
+        self._write_config()
+        binary = shutil.which("prosody") or "/usr/bin/prosody"
+        self.process = Process(
+            [binary, "-F", "--config", str(self.dir / "prosody.cfg.lua")],
+            self.dir / "prosody.out",
+            self.dir,
+        )
+        wait_for(self._is_up, f"Prosody to listen (see {self.dir}/prosody.log)")
+        return self
+
+    def _is_up(self):
+        code = self.process.returncode()
+        assert code is None, f"Prosody ended with {code}:\n{self.output()}"
+        return accepts(self.c2s) and accepts(self.component_port)
+
+    def stop(self):
+        """SIGTERM, as a system would."""
+        if self.process:
+            self.process.terminate()
+            self.process = None
+
+    def kill(self):
+        """kill -9."""
+        self.process.kill()
+        self.process = None
+
+    def output(self):
+        """All that is known of it, for a failed test."""
+        out = self.dir / "prosody.out"
+        return self.log + (out.read_text(errors="replace") if out.exists() else "")
+
+    def rss_kib(self):
+        """Its memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0])
+
+    def account(self, user, contacts=()):
+        """Write an account and its roster; both may be written while Prosody runs.
+
+        `contacts` maps a bare JID to a subscription ('both', 'from', 'to', 'none').
+        """
+        self._write("accounts", user, f'return {{ ["password"] = "{PASSWORD}"; }};\n')
+        contacts = dict(contacts)
+        lines = "".join(
+            f'["{jid}"] = {{ ["subscription"] = "{kind}"; ["groups"] = {{}}; }};\n'
+            for jid, kind in contacts.items()
+        )
+        self._write(
+            "roster", user, f'return {{ [false] = {{ ["version"] = 1; }};\n{lines} }};\n'
+        )
+        return f"{user}@{self.host}"
+
+    def _write(self, store, user, text):
+        folder = self.dir / "data" / self.host.replace(".", "%2e") / store
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{user}.{os.getpid()}"
+        temporary.write_text(text)
+        temporary.rename(folder / f"{user}.dat")
+
+    def stored_offline(self, user):
+        """How many messages Prosody's own offline storage holds for him."""
+        path = self.dir / "data" / self.host.replace(".", "%2e") / "offline" / f"{user}.list"
+        return path.read_text().count("item({") if path.exists() else 0
+
+    def people(self, *names, friends=True):
+        """New accounts that no other test has, all in each other's roster or in nobody's."""
+        number = next(_numbers)
+        users = [f"{name}{number}" for name in names]
+        for user in users:
+            others = {f"{other}@{self.host}": "both" for other in users if other != user}
+            self.account(user, others if friends else {})
+        return [f"{user}@{self.host}" for user in users]

@@ -1,0 +1,142 @@
+#!/usr/bin/env bash
+# Runs every test, and installs what the tests need first.
+set -euo pipefail
+
+usage() {
+    cat <<'EOF'
+Usage: tests/run.sh [STEP] [PYTEST ARGUMENTS...]
+
+Without a step all of them run, in this order; the first that fails ends the run.
+
+  scripts   shellcheck over the scripts
+  lua       luacheck over the interceptor
+  lint      cargo fmt --check, cargo clippy with warnings as errors
+  unit      cargo test over the whole workspace
+  e2e       build the command, then pytest over tests/e2e: real Prosody, node and clients
+
+  tests/run.sh e2e -k expiry     only the end-to-end tests whose names say so
+  tests/run.sh e2e -x --pdb      any other arguments of pytest
+
+Environment:
+  CARGO_TARGET_DIR   where cargo builds (default: cargo's own, ./target)
+  AMPHORA_CACHE      where the Python environment is kept (default: ~/.cache/amphora)
+  AMPHORA_BIN        a command to test instead of building one (e2e)
+EOF
+}
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=deploy/quickstart/common.sh
+. "$root/deploy/quickstart/common.sh"
+cd "$root"
+
+work=''
+current=''
+
+# Ends what the tests left behind: processes whose working directory is in our own folder.
+clean_up() {
+    local status=$? process where
+    if [ -n "$work" ]; then
+        for process in /proc/[0-9]*; do
+            where=$(readlink "$process/cwd" 2>/dev/null) || continue
+            case $where in
+                "$work"/*) kill -KILL "${process#/proc/}" 2>/dev/null || true ;;
+            esac
+        done
+        if [ "$status" -eq 0 ]; then
+            rm -rf "$work"
+        else
+            printf 'The logs of the servers and nodes are in %s\n' "$work" >&2
+        fi
+    fi
+    if [ "$status" -ne 0 ]; then
+        printf '%sFAILED: %s (exit %d)%s\n' "$RED" "${current:-before the first step}" "$status" \
+            "$PLAIN" >&2
+    fi
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+begin() {
+    current=$1
+    say "$1"
+}
+
+step_scripts() {
+    need shellcheck shellcheck
+    begin "shellcheck"
+    local scripts=()
+    mapfile -t scripts < <(find .ci deploy tests -name '*.sh' -o -path .ci/run)
+    shellcheck -x "${scripts[@]}"
+    note "${#scripts[@]} scripts"
+}
+
+step_lua() {
+    need luacheck lua-check
+    begin "luacheck deploy/prosody"
+    # its settings, if any, are beside the module
+    (cd deploy/prosody && luacheck --no-color .)
+}
+
+need_component() {
+    cargo "$1" --version >/dev/null 2>&1 && return
+    have rustup || die "cargo $1 is missing" "install the component $2 of your Rust toolchain"
+    say "Installing $2 (rustup)"
+    rustup component add "$2"
+}
+
+step_lint() {
+    need_cargo
+    need_component fmt rustfmt
+    need_component clippy clippy
+    begin "cargo fmt --check"
+    cargo fmt --all --check
+    begin "cargo clippy"
+    cargo clippy --locked --workspace --all-targets -- -D warnings
+}
+
+step_unit() {
+    need_cargo
+    begin "cargo test"
+    cargo test --locked --workspace
+}
+
+step_e2e() {
+    local python
+    need_prosody
+    python=$(make_venv tests/e2e/requirements.txt)
+    if [ -z "${AMPHORA_BIN:-}" ]; then
+        need_cargo
+        begin "cargo build"
+        cargo build --locked
+    fi
+    begin "pytest tests/e2e"
+    work=$(mktemp -d "${TMPDIR:-/tmp}/amphora-tests.XXXXXX")
+    PYTHONDONTWRITEBYTECODE=1 "$python" -m pytest -q --basetemp "$work/run" "$@" tests/e2e
+}
+
+case ${1:-all} in
+    -h | --help)
+        usage
+        trap - EXIT
+        ;;
+    all)
+        [ $# -eq 0 ] || shift
+        for step in scripts lua lint unit; do
+            "step_$step"
+        done
+        step_e2e "$@"
+        ;;
+    scripts | lua | lint | unit)
+        "step_$1"
+        ;;
+    e2e)
+        shift
+        step_e2e "$@"
+        ;;
+    *)
+        usage >&2
+        current="no such step: $1"
+        exit 2
+        ;;
+esac

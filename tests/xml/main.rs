@@ -1,0 +1,123 @@
+//! Any bytes at all against the framer, the tree and the message: the bodies of the fuzz
+//! targets, run on bytes that are nearly XML.
+
+use proptest::prelude::*;
+
+#[path = "../../fuzz/properties.rs"]
+mod properties;
+
+/// Pieces that XML is made of, and pieces that break it.
+fn piece() -> impl Strategy<Value = String> {
+    let known = prop::sample::select(
+        "< > / ' \" = & ; ! ? [ ] - \\ : <a> </a> <a/> <b> </b> <b  c='d'> <p:a> </p:a> \
+         xmlns='urn:x' xmlns:p='urn:p' xmlns='' p:q='r' xml:lang='de' <![CDATA[ ]]> ]] <!-- --> <!DOCTYPE \
+         <?xml ?> &amp; &lt; &#65; &#x10FFFF; &#0; &#xD800; &lol; \u{e9} \u{10ffff} \u{fffe} \0 \u{1} \u{feff} \
+         <message xmlns='jabber:client' from='a@b/c'> </message> <delay from='example.org' \
+         xmlns='urn:xmpp:delay'/> <amp xmlns='http://jabber.org/protocol/amp' <rule </amp> status='alert' \
+         <body/> </stream:stream> <stream:stream>"
+            .split(' ')
+            .map(str::to_owned)
+            .chain([" ".to_owned(), "\r\n".to_owned(), "\t".to_owned()])
+            .collect::<Vec<_>>(),
+    );
+    prop_oneof![8 => known, 1 => any::<String>()]
+}
+
+fn soup() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(piece(), 0..24).prop_map(|pieces| pieces.concat().into_bytes())
+}
+
+/// A well-formed element, as text in one of many spellings.
+fn tree() -> impl Strategy<Value = String> {
+    let text = prop::sample::select(vec![
+        "",
+        "t",
+        " \r\n ",
+        "&amp;&#13;&#x9;",
+        "<![CDATA[<a>]]]]>",
+        "\u{e9}\u{1f600}",
+        "]] >",
+        "'\"",
+    ]);
+    let attributes = prop::sample::select(vec![
+        "",
+        " a='1'",
+        " a=\"'>\" b = '&#10;&quot;\t'",
+        " xml:lang='de'",
+        " xmlns='urn:x'",
+        " xmlns=''",
+        " xmlns:p='urn:p' p:a='1' a='2'",
+        " xmlns='http://x/?a=1&amp;b=2'",
+    ]);
+    let name = prop::sample::select(vec!["a", "b", "long-name.1", "\u{e9}", "xml:a"]);
+    let leaf = (name.clone(), attributes.clone(), text.clone()).prop_map(|(n, a, t)| {
+        if t.is_empty() { format!("<{n}{a}/>") } else { format!("<{n}{a}>{t}</{n} >") }
+    });
+    leaf.prop_recursive(5, 40, 6, move |inner| {
+        let children = prop::collection::vec((text.clone(), inner), 0..6);
+        (name.clone(), attributes.clone(), children).prop_map(|(n, a, children)| {
+            let inside: String =
+                children.into_iter().flat_map(|(t, c)| [t.to_owned(), c]).collect();
+            format!("<{n}{a}>{inside}</{n}>")
+        })
+    })
+}
+
+/// A message that mostly is well-formed, in which a piece of soup may stand.
+fn message() -> impl Strategy<Value = String> {
+    let child = prop_oneof![
+        Just("<delay xmlns='urn:xmpp:delay' from='example.org'/>".to_owned()),
+        Just(
+            "<d:delay xmlns:d='urn:xmpp:dela&#121;' from='EXAMPLE.ORG'>x<a/></d:delay>".to_owned()
+        ),
+        Just("<delay xmlns='urn:xmpp:delay' from='other.example'/>".to_owned()),
+        Just("<amp xmlns='http://jabber.org/protocol/amp'><rule/></amp>".to_owned()),
+        tree(),
+        piece(),
+    ];
+    prop::collection::vec(child, 0..6).prop_map(|children| {
+        format!("<message xmlns='jabber:client' from='a@b/c'>{}</message>", children.concat())
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn framer_on_any_bytes(data in prop::collection::vec(any::<u8>(), 0..300)) {
+        properties::framer(&data);
+    }
+
+    #[test]
+    fn framer_on_soup(data in soup()) {
+        properties::framer(&data);
+        properties::framer(&[b"<?xml version='1.0'?>\n<s>", data.as_slice()].concat());
+    }
+
+    #[test]
+    fn framer_on_trees(trees in prop::collection::vec(tree(), 0..4)) {
+        properties::framer(format!("<s> {} </s> ", trees.join("\n")).as_bytes());
+    }
+
+    #[test]
+    fn element_on_soup(data in soup()) {
+        properties::element(&data);
+        properties::element(&[b"<a xmlns='urn:a'>", data.as_slice(), b"</a>"].concat());
+    }
+
+    #[test]
+    fn element_on_trees(tree in tree()) {
+        prop_assert!(amphora::xml::Element::parse(&tree).is_ok(), "{}", tree);
+        properties::element(tree.as_bytes());
+    }
+
+    #[test]
+    fn stanza_on_any_bytes(data in prop::collection::vec(any::<u8>(), 0..300)) {
+        properties::stanza(&data);
+    }
+
+    #[test]
+    fn stanza_on_messages(message in message()) {
+        properties::stanza(message.as_bytes());
+    }
+}
