@@ -14,7 +14,7 @@ use super::message::{DueMessage, DuePosition, PageLimit, StoredMessage};
 use super::sqlite::{self, Fault};
 use super::{metrics, row};
 use crate::time::Timestamp;
-use crate::words::{Bare, MessageId};
+use crate::words::{Bare, Key, MessageId};
 
 /// Rows that are looked at in one go when all are looked at.
 const SCAN: u64 = 1000;
@@ -55,6 +55,26 @@ pub(super) async fn count(
 ) -> Result<u64, StoreError> {
     let of_recipient = Entity::find().filter(C::Recipient.eq(&*recipient));
     of_recipient.count(&database).await.map_err(failed)
+}
+
+/// See [`super::Store::find`]. A row that is deleted leaves its mark in the same transaction,
+/// so that a look at the rows first misses nothing.
+pub(super) async fn find(
+    database: DatabaseConnection,
+    key: Key,
+) -> Result<Option<Option<u16>>, StoreError> {
+    use entities::mark;
+    let of_rows = Entity::find().select_only().column(C::MetRule).filter(C::Key.eq(&*key));
+    let of_marks = mark::Entity::find()
+        .select_only()
+        .column(mark::Column::MetRule)
+        .filter(mark::Column::Key.eq(&*key));
+    let row: Option<Option<i32>> = of_rows.into_tuple().one(&database).await.map_err(failed)?;
+    let known = match row {
+        Some(met_rule) => Some(met_rule),
+        None => of_marks.into_tuple().one(&database).await.map_err(failed)?,
+    };
+    Ok(known.map(|met_rule| met_rule.and_then(|rule| u16::try_from(rule).ok())))
 }
 
 /// See [`super::Store::due`].

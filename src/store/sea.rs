@@ -23,7 +23,7 @@ use super::sqlite::{self, DatabaseFile};
 use super::writer::Writer;
 use super::{Store, metrics, remedy};
 use crate::time::Timestamp;
-use crate::words::{Bare, MessageId};
+use crate::words::{Bare, Key, MessageId};
 
 /// Rows that a purge removes in one transaction, so that appends need not wait for it.
 const PURGE: u64 = 500;
@@ -202,6 +202,10 @@ impl Store for SeaStore {
             };
             Ok(Purged { messages, marks })
         })
+    }
+
+    fn find(&self, key: Key) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>> {
+        Box::pin(pages::find(self.readers.clone(), key))
     }
 
     fn epoch(&self) -> u32 {

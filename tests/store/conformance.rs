@@ -36,6 +36,7 @@ macro_rules! conformance {
             purges,
             survives_a_restart,
             takes_from_many_at_once,
+            finds_a_key,
             gives_up_a_run,
             answers_after_its_end,
         }
@@ -464,6 +465,20 @@ pub async fn takes_from_many_at_once(bed: Bed) {
     }
     // Each key once, whoever came first.
     assert_eq!(store.count(bare("shared")).await.unwrap(), EACH as u64);
+    store.close().await;
+}
+
+pub async fn finds_a_key(bed: Bed) {
+    let store = bed.open().await;
+    let met = |id, met_rule| Write::Append(NewMessage { met_rule, ..message("bob", id) });
+    run(&*store, vec![met(1, Some(4)), met(2, None)]).await;
+    let find = async |key: &str| store.find(key.into()).await.unwrap();
+    assert_eq!(find("bob-1").await, Some(Some(4)));
+    assert_eq!(find("bob-2").await, Some(None));
+    assert_eq!(find("bob-3").await, None);
+    run(&*store, vec![delete("bob", &[1, 2])]).await;
+    assert_eq!(find("bob-1").await, Some(Some(4)));
+    assert_eq!(find("bob-2").await, Some(None));
     store.close().await;
 }
 
