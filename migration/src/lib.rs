@@ -1,1 +1,20 @@
-//! Migrations.
+//! The migrations of the store, each in one transaction.
+//!
+//! To be run on one connection: on several, SQLite fails now and then with 'index already
+//! exists'.
+
+use sea_orm_migration::prelude::*;
+
+pub use sea_orm_migration::MigratorTrait;
+
+mod m20261122_000001_messages;
+
+/// All migrations, in order.
+pub struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(m20261122_000001_messages::Migration)]
+    }
+}

@@ -4,10 +4,22 @@
 //! a transaction. Reads go by page. What is told is durable; what could not be decided in
 //! time is answered `Retry`, and known not to be stored.
 
+mod committer;
 mod error;
 mod job;
+mod lock;
 mod message;
+mod metrics;
+mod pages;
+mod plan;
+mod queue;
+mod remedy;
+mod row;
+mod sea;
 mod settings;
+mod sqlite;
+mod transaction;
+mod writer;
 
 use futures::future::BoxFuture;
 
@@ -17,6 +29,7 @@ use crate::words::{Bare, Key, MessageId};
 pub use error::StoreError;
 pub use job::{Done, Job, NewMessage, Outcome, Run, Write};
 pub use message::{DueMessage, DuePosition, PageLimit, Purged, StoredMessage};
+pub use sea::SeaStore;
 pub use settings::{Clock, StoreSettings};
 
 /// Where offline messages are kept.

@@ -1,0 +1,309 @@
+//! Reads: which rows first, then the rows, so that no more is read than was asked for.
+
+use std::future::Future;
+
+use entities::offline_message::{Column as C, Entity, Model};
+use sea_orm::sea_query::{Expr, ExprTrait, SimpleExpr};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DbErr, EntityTrait, FromQueryResult,
+    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select,
+};
+
+use super::error::StoreError;
+use super::message::{DueMessage, DuePosition, PageLimit, StoredMessage};
+use super::sqlite::{self, Fault};
+use super::{metrics, row};
+use crate::time::Timestamp;
+use crate::words::{Bare, Key, MessageId};
+
+/// Rows that are looked at in one go when all are looked at.
+const SCAN: u64 = 1000;
+
+/// Rows that are read one by one where the database is damaged.
+const DAMAGED: u64 = 64;
+
+/// See [`super::Store::page`].
+pub(super) async fn page(
+    database: DatabaseConnection,
+    recipient: Bare,
+    mut after: MessageId,
+    limit: PageLimit,
+) -> Result<Vec<StoredMessage>, StoreError> {
+    loop {
+        let ids = ids(&database, &recipient, after, limit).await.map_err(failed)?;
+        let (Some(first), Some(last)) = (ids.first(), ids.last()) else {
+            return Ok(Vec::new());
+        };
+        let all = Entity::find()
+            .filter(C::Recipient.eq(&*recipient))
+            .filter(C::Id.between(first.0, last.0))
+            .order_by_asc(C::Id);
+        let each = ids.iter().map(|id| (&*recipient, *id));
+        let rows = rows(&database, all, each).await.map_err(failed)?;
+        let messages: Vec<StoredMessage> = rows.into_iter().filter_map(message).collect();
+        if !messages.is_empty() {
+            return Ok(messages);
+        }
+        after = *last;
+    }
+}
+
+/// See [`super::Store::count`].
+pub(super) async fn count(
+    database: DatabaseConnection,
+    recipient: Bare,
+) -> Result<u64, StoreError> {
+    let of_recipient = Entity::find().filter(C::Recipient.eq(&*recipient));
+    of_recipient.count(&database).await.map_err(failed)
+}
+
+/// See [`super::Store::find`]. A row that is deleted leaves its mark in the same transaction,
+/// so that a look at the rows first misses nothing.
+pub(super) async fn find(
+    database: DatabaseConnection,
+    key: Key,
+) -> Result<Option<Option<u16>>, StoreError> {
+    use entities::mark;
+    let of_rows = Entity::find().select_only().column(C::MetRule).filter(C::Key.eq(&*key));
+    let of_marks = mark::Entity::find()
+        .select_only()
+        .column(mark::Column::MetRule)
+        .filter(mark::Column::Key.eq(&*key));
+    let row: Option<Option<i32>> = of_rows.into_tuple().one(&database).await.map_err(failed)?;
+    let known = match row {
+        Some(met_rule) => Some(met_rule),
+        None => of_marks.into_tuple().one(&database).await.map_err(failed)?,
+    };
+    Ok(known.map(|met_rule| met_rule.and_then(|rule| u16::try_from(rule).ok())))
+}
+
+/// See [`super::Store::due`].
+pub(super) async fn due(
+    database: DatabaseConnection,
+    mut from: DuePosition,
+    until: Timestamp,
+    limit: PageLimit,
+) -> Result<Vec<DueMessage>, StoreError> {
+    loop {
+        let positions = positions(&database, &from, until, limit).await.map_err(failed)?;
+        let Some(last) = positions.last() else {
+            return Ok(Vec::new());
+        };
+        let all = expiring_after(&from).filter(position().lte(values(last)));
+        let each = positions.iter().map(|position| (&*position.recipient, position.id));
+        let rows = rows(&database, all, each).await.map_err(failed)?;
+        let messages: Vec<DueMessage> = rows.into_iter().filter_map(due_message).collect();
+        if !messages.is_empty() {
+            return Ok(messages);
+        }
+        from = last.clone();
+    }
+}
+
+/// See [`super::Store::next_due`].
+pub(super) async fn next_due(
+    database: DatabaseConnection,
+    from: DuePosition,
+) -> Result<Option<Timestamp>, StoreError> {
+    let first = expiring_after(&from).select_only().column(C::ExpiresAt).limit(1);
+    let at: Option<i64> = first.into_tuple().one(&database).await.map_err(failed)?;
+    Ok(at.map(Timestamp::from_micros))
+}
+
+/// A place in the order of the primary key.
+pub(super) type Place = (Bare, MessageId);
+
+/// Of the rows next after `from`, those stored before `before`; and where to go on.
+pub(super) async fn older(
+    database: &DatabaseConnection,
+    from: &Place,
+    before: Timestamp,
+) -> Result<(Vec<Place>, Option<Place>), StoreError> {
+    let rows: Vec<(String, i64, i64)> = Entity::find()
+        .select_only()
+        .columns([C::Recipient, C::Id, C::StoredAt])
+        .filter(
+            Expr::tuple([C::Recipient.into_expr(), C::Id.into_expr()])
+                .gt(Expr::tuple([Expr::value(&*from.0), Expr::value(from.1.0)])),
+        )
+        .order_by_asc(C::Recipient)
+        .order_by_asc(C::Id)
+        .limit(SCAN)
+        .into_tuple()
+        .all(database)
+        .await
+        .map_err(failed)?;
+    let place =
+        |(recipient, id, _): &(String, i64, i64)| (Bare::from(&**recipient), MessageId(*id));
+    let next = rows.last().map(place);
+    let old = rows.iter().filter(|(_, _, stored_at)| *stored_at < before.as_micros());
+    Ok((old.map(place).collect(), next))
+}
+
+/// The ids of the next messages that stay within the limit.
+async fn ids(
+    database: &DatabaseConnection,
+    recipient: &str,
+    after: MessageId,
+    limit: PageLimit,
+) -> Result<Vec<MessageId>, DbErr> {
+    let next = Entity::find()
+        .select_only()
+        .column(C::Id)
+        .filter(C::Recipient.eq(recipient))
+        .filter(C::Id.gt(after.0))
+        .order_by_asc(C::Id);
+    let sized = next.clone().column(C::Size).limit(row_limit(limit));
+    match sized.into_tuple().all(database).await {
+        Ok(rows) => Ok(within(limit, rows).map(MessageId).collect()),
+        Err(error) if sqlite::fault(&error) == Fault::Damage => {
+            // The index alone may still be whole.
+            let ids: Vec<i64> = next.limit(DAMAGED).into_tuple().all(database).await?;
+            Ok(ids.into_iter().map(MessageId).collect())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The places of the next messages that expire and stay within the limit.
+async fn positions(
+    database: &DatabaseConnection,
+    from: &DuePosition,
+    until: Timestamp,
+    limit: PageLimit,
+) -> Result<Vec<DuePosition>, DbErr> {
+    let next = expiring_after(from)
+        .select_only()
+        .columns([C::ExpiresAt, C::Recipient, C::Id])
+        .filter(C::ExpiresAt.lte(until.as_micros()));
+    let position = |(at, recipient, id): (i64, String, i64)| DuePosition {
+        at: Timestamp::from_micros(at),
+        recipient: recipient.into(),
+        id: MessageId(id),
+    };
+    let sized = next.clone().column(C::Size).limit(row_limit(limit));
+    match sized.into_tuple().all(database).await {
+        Ok(rows) => {
+            let rows = rows.into_iter().map(|(at, name, id, size)| ((at, name, id), size));
+            Ok(within(limit, rows).map(position).collect())
+        }
+        Err(error) if sqlite::fault(&error) == Fault::Damage => {
+            let rows = next.limit(DAMAGED).into_tuple().all(database).await?;
+            Ok(rows.into_iter().map(position).collect())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// All that expire after `from`, in that order.
+fn expiring_after(from: &DuePosition) -> Select<Entity> {
+    Entity::find()
+        .filter(C::ExpiresAt.is_not_null())
+        // The second condition implies this one, but only this one finds its place in the index.
+        .filter(C::ExpiresAt.gte(from.at.as_micros()))
+        .filter(position().gt(values(from)))
+        .order_by_asc(C::ExpiresAt)
+        .order_by_asc(C::Recipient)
+        .order_by_asc(C::Id)
+}
+
+fn position() -> SimpleExpr {
+    Expr::tuple([C::ExpiresAt.into_expr(), C::Recipient.into_expr(), C::Id.into_expr()])
+}
+
+fn values(position: &DuePosition) -> SimpleExpr {
+    Expr::tuple([
+        Expr::value(position.at.as_micros()),
+        Expr::value(&*position.recipient),
+        Expr::value(position.id.0),
+    ])
+}
+
+fn row_limit(limit: PageLimit) -> u64 {
+    u64::try_from(limit.rows).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64)
+}
+
+/// The first rows whose sizes stay within the limit, at least one.
+fn within<T>(
+    limit: PageLimit,
+    rows: impl IntoIterator<Item = (T, i64)>,
+) -> impl Iterator<Item = T> {
+    let mut left = Some(limit.bytes);
+    let mut first = true;
+    rows.into_iter().map_while(move |(row, size)| {
+        left = left.and_then(|left| left.checked_sub(usize::try_from(size).unwrap_or(0)));
+        let fits = left.is_some() || first;
+        first = false;
+        fits.then_some(row)
+    })
+}
+
+/// The rows of `all`; where the database is damaged, those of `each` that can be read. Rows
+/// that can't are left out, and counted.
+async fn rows<'a>(
+    database: &DatabaseConnection,
+    all: Select<Entity>,
+    each: impl Iterator<Item = (&'a str, MessageId)>,
+) -> Result<Vec<Model>, DbErr> {
+    match query(database, all).await {
+        Err(error) if sqlite::fault(&error) == Fault::Damage => {}
+        result => return result,
+    }
+    let mut rows = Vec::new();
+    for (recipient, id) in each {
+        let one = Entity::find_by_id((recipient.to_owned(), id.0));
+        match query(database, one).await {
+            Ok(found) => rows.extend(found),
+            Err(error) if sqlite::fault(&error) == Fault::Damage => {
+                set_aside(recipient, id, &error.to_string());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(rows)
+}
+
+fn query(
+    database: &DatabaseConnection,
+    select: Select<Entity>,
+) -> impl Future<Output = Result<Vec<Model>, DbErr>> {
+    async move {
+        let statement = select.build(database.get_database_backend());
+        let rows = database.query_all_raw(statement).await?;
+        let model = |row| match Model::from_query_result(row, "") {
+            Ok(model) => Some(model),
+            Err(error) => {
+                let recipient: String = row.try_get("", "recipient").unwrap_or_default();
+                let id: i64 = row.try_get("", "id").unwrap_or_default();
+                set_aside(&recipient, MessageId(id), &error.to_string());
+                None
+            }
+        };
+        Ok(rows.iter().filter_map(model).collect())
+    }
+}
+
+fn message(row: Model) -> Option<StoredMessage> {
+    let (recipient, id) = (row.recipient.clone(), MessageId(row.id));
+    let message = row::message(row);
+    if message.is_none() {
+        set_aside(&recipient, id, "a value is out of its range");
+    }
+    message
+}
+
+fn due_message(row: Model) -> Option<DueMessage> {
+    let recipient = Bare::from(&*row.recipient);
+    let message = message(row)?;
+    Some(DueMessage { recipient, expiry: message.expiry?, message })
+}
+
+/// Counts a row that can't be read. It stays where it is, for whoever repairs it.
+fn set_aside(recipient: &str, id: MessageId, error: &str) {
+    metrics::unreadable();
+    tracing::error!(recipient, %id, error, "a stored message can't be read, and is left out");
+}
+
+fn failed(error: DbErr) -> StoreError {
+    if sqlite::is_closed(&error) { StoreError::Closed } else { StoreError::Read(error) }
+}

@@ -1,0 +1,267 @@
+//! The store in a database that sea-orm knows.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use entities::epoch;
+use futures::future::BoxFuture;
+use migration::{Migrator, MigratorTrait};
+use sea_orm::sea_query::ExprTrait;
+use sea_orm::{ColumnTrait, DatabaseConnection, DbErr, EntityTrait, QueryFilter};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::committer::{Committer, Shared};
+use super::error::StoreError;
+use super::job::{Done, Job, Outcome};
+use super::lock::Lock;
+use super::message::{DueMessage, DuePosition, PageLimit, Purged, StoredMessage};
+use super::pages::{self, Place};
+use super::queue::{Submitted, Task};
+use super::settings::StoreSettings;
+use super::sqlite::{self, DatabaseFile};
+use super::writer::Writer;
+use super::{Store, metrics, remedy};
+use crate::time::Timestamp;
+use crate::words::{Bare, Key, MessageId};
+
+/// Rows that a purge removes in one transaction, so that appends need not wait for it.
+const PURGE: u64 = 500;
+
+/// Offline messages in SQLite.
+///
+/// Dropped without [`Store::close`], it finishes what is queued on its own.
+#[derive(Debug)]
+pub struct SeaStore {
+    inlet: Inlet,
+    readers: DatabaseConnection,
+    epoch: u32,
+    ended: watch::Receiver<bool>,
+}
+
+impl SeaStore {
+    /// Opens the database, makes it if it is not there, brings its tables up to date, and
+    /// raises the epoch. To be called within a tokio runtime.
+    pub async fn open(settings: StoreSettings) -> Result<SeaStore, StoreError> {
+        let file = DatabaseFile::of(&settings.url)?;
+        let url = remedy::shown(&settings.url);
+        let lock = Lock::take(&url, &file.path)?;
+        let failed = |source: DbErr| StoreError::Open {
+            url: url.clone(),
+            remedy: sqlite::remedy_of(&source, &file.path),
+            source,
+        };
+        let database = file.connect_writer().await.map_err(failed)?;
+        if let Some(version) = unknown_migration(&database).await.map_err(failed)? {
+            return Err(StoreError::Newer { url, version });
+        }
+        Migrator::up(&database, None).await.map_err(failed)?;
+        let Some(epoch) = raise_epoch(&database).await.map_err(failed)? else {
+            return Err(StoreError::EpochsUsedUp { url });
+        };
+        let readers = file.connect_readers(settings.readers).await.map_err(failed)?;
+
+        let shared = Arc::new(Shared::default());
+        shared.healthy.store(true, Ordering::Relaxed);
+        metrics::healthy(true);
+        let (sender, jobs) = mpsc::unbounded_channel();
+        let (ending, ended) = watch::channel(false);
+        let committer = Committer {
+            writer: Writer::new(database, epoch, settings.clock, settings.memory_of_keys),
+            shared: shared.clone(),
+            jobs,
+            append_limit: settings.append_limit,
+            lock,
+        };
+        let end = move || {
+            ending.send_replace(true);
+        };
+        committer.spawn(end).map_err(StoreError::Thread)?;
+        let inlet = Inlet { sender: Arc::new(RwLock::new(Some(sender))), shared };
+        Ok(SeaStore { inlet, readers, epoch, ended })
+    }
+}
+
+/// The first migration that a newer version has made, if any.
+async fn unknown_migration(database: &DatabaseConnection) -> Result<Option<String>, DbErr> {
+    let known = Migrator::migrations();
+    let applied = Migrator::get_migration_models(database).await?;
+    let unknown = |version: &String| known.iter().all(|migration| migration.name() != version);
+    Ok(applied.into_iter().map(|model| model.version).find(unknown))
+}
+
+/// The new epoch; none if none is left.
+async fn raise_epoch(database: &DatabaseConnection) -> Result<Option<u32>, DbErr> {
+    use epoch::Column as C;
+    let raised = epoch::Entity::update_many()
+        .col_expr(C::Value, C::Value.into_expr().add(1))
+        .col_expr(C::Beat, 0.into())
+        .filter(C::Value.lt(MessageId::MAX_EPOCH))
+        .exec(database)
+        .await?;
+    if raised.rows_affected == 0 {
+        return Ok(None);
+    }
+    let row = epoch::Entity::find().one(database).await?;
+    Ok(row.and_then(|row| u32::try_from(row.value).ok()))
+}
+
+/// Where jobs go in, until the store closes.
+#[derive(Clone, Debug)]
+struct Inlet {
+    sender: Arc<RwLock<Option<mpsc::UnboundedSender<Submitted>>>>,
+    shared: Arc<Shared>,
+}
+
+impl Inlet {
+    fn submit(&self, job: Job) {
+        let admitted = self.shared.load.admit(&job.writes);
+        let tasks = job.writes.into_iter().map(Task::from).collect();
+        self.send(tasks, job.done, admitted);
+    }
+
+    fn send(&self, tasks: Vec<Task>, done: Done, admitted: bool) {
+        let submitted = Submitted { tasks, done, admitted, since: Instant::now() };
+        let sender = self.sender.read().unwrap_or_else(PoisonError::into_inner);
+        let refused = match &*sender {
+            Some(sender) => sender.send(submitted).err().map(|error| error.0),
+            None => Some(submitted),
+        };
+        drop(sender);
+        if let Some(job) = refused {
+            job.refuse(&self.shared.load);
+        }
+    }
+
+    /// Carries tasks out that are never answered `Retry` but by a store that closes.
+    async fn run(&self, tasks: Vec<Task>) -> Result<u64, StoreError> {
+        let (tell, told) = oneshot::channel();
+        let done: Done = Box::new(move |outcomes| {
+            // Whoever asked may be gone.
+            let _ = tell.send(outcomes);
+        });
+        self.send(tasks, done, true);
+        let outcomes = told.await.map_err(|_| StoreError::Closed)?;
+        outcomes.into_iter().try_fold(0, |sum, outcome| match outcome {
+            Outcome::Done { rows } => Ok(sum + rows),
+            Outcome::Retry => Err(StoreError::Closed),
+            _ => Ok(sum),
+        })
+    }
+
+    fn close(&self) {
+        self.sender.write().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl Store for SeaStore {
+    fn submit(&self, job: Job) {
+        self.inlet.submit(job);
+    }
+
+    fn page(
+        &self,
+        recipient: Bare,
+        after: MessageId,
+        limit: PageLimit,
+    ) -> BoxFuture<'static, Result<Vec<StoredMessage>, StoreError>> {
+        Box::pin(pages::page(self.readers.clone(), recipient, after, limit))
+    }
+
+    fn count(&self, recipient: Bare) -> BoxFuture<'static, Result<u64, StoreError>> {
+        Box::pin(pages::count(self.readers.clone(), recipient))
+    }
+
+    fn due(
+        &self,
+        from: DuePosition,
+        until: Timestamp,
+        limit: PageLimit,
+    ) -> BoxFuture<'static, Result<Vec<DueMessage>, StoreError>> {
+        Box::pin(pages::due(self.readers.clone(), from, until, limit))
+    }
+
+    fn next_due(
+        &self,
+        from: DuePosition,
+    ) -> BoxFuture<'static, Result<Option<Timestamp>, StoreError>> {
+        Box::pin(pages::next_due(self.readers.clone(), from))
+    }
+
+    fn purge(
+        &self,
+        stored_before: Option<Timestamp>,
+        marks_before: Timestamp,
+    ) -> BoxFuture<'static, Result<Purged, StoreError>> {
+        let (inlet, readers) = (self.inlet.clone(), self.readers.clone());
+        Box::pin(async move {
+            let marks = purge_marks(&inlet, marks_before).await?;
+            let messages = match stored_before {
+                Some(before) => purge_messages(&inlet, &readers, before).await?,
+                None => 0,
+            };
+            Ok(Purged { messages, marks })
+        })
+    }
+
+    fn find(&self, key: Key) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>> {
+        Box::pin(pages::find(self.readers.clone(), key))
+    }
+
+    fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    fn healthy(&self) -> bool {
+        self.inlet.shared.healthy.load(Ordering::Relaxed)
+    }
+
+    fn close(&self) -> BoxFuture<'static, ()> {
+        self.inlet.close();
+        let (mut ended, readers) = (self.ended.clone(), self.readers.clone());
+        Box::pin(async move {
+            // An error: the thread is gone already.
+            let _ = ended.wait_for(|ended| *ended).await;
+            if let Err(error) = readers.close().await {
+                tracing::warn!(%error, "cannot close the connections that read");
+            }
+        })
+    }
+}
+
+async fn purge_marks(inlet: &Inlet, before: Timestamp) -> Result<u64, StoreError> {
+    let mut removed = 0;
+    loop {
+        let rows = inlet.run(vec![Task::PurgeMarks { before, limit: PURGE }]).await?;
+        removed += rows;
+        if rows < PURGE {
+            return Ok(removed);
+        }
+    }
+}
+
+/// Looks at every row: retention is checked rarely, and an index for it would have to be kept
+/// by every append.
+async fn purge_messages(
+    inlet: &Inlet,
+    readers: &DatabaseConnection,
+    before: Timestamp,
+) -> Result<u64, StoreError> {
+    let mut from: Place = (Bare::from(""), MessageId::ZERO);
+    let mut removed = 0;
+    loop {
+        let (old, next) = pages::older(readers, &from, before).await?;
+        let deletes = old.chunk_by(|a, b| a.0 == b.0).map(|places| Task::Delete {
+            recipient: places[0].0.clone(),
+            ids: places.iter().map(|place| place.1).collect(),
+        });
+        let deletes: Vec<Task> = deletes.collect();
+        if !deletes.is_empty() {
+            removed += inlet.run(deletes).await?;
+        }
+        match next {
+            Some(next) => from = next,
+            None => return Ok(removed),
+        }
+    }
+}

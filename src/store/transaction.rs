@@ -1,0 +1,363 @@
+//! What a batch does to the tables, within one transaction.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use entities::{mark, offline_message};
+use sea_orm::sea_query::Query;
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter,
+    QueryResult, QuerySelect, Statement, Value,
+};
+
+use super::job::{NewMessage, Outcome};
+use super::plan::{self, Round};
+use super::queue::Task;
+use super::row;
+use super::sqlite::{self, Fault, Texts};
+use crate::time::Timestamp;
+use crate::words::{Expiry, MessageId};
+
+/// Carries out batches in one transaction.
+///
+/// A statement that fails for a row of its own undoes itself alone: the transaction goes on,
+/// and halves of the statement are tried until the row is found.
+pub(super) struct Transaction<'a> {
+    pub(super) connection: &'a DatabaseTransaction,
+    pub(super) texts: &'a Texts,
+    /// The wall time of the appends.
+    pub(super) now: Timestamp,
+    /// How long after its append a key is remembered.
+    pub(super) memory: Duration,
+}
+
+/// An append and its place in the batch.
+type Append<'a> = (usize, &'a NewMessage);
+
+/// A message to be deleted, and the place of the write in the batch.
+type Pair<'a> = (usize, &'a str, MessageId);
+
+impl Transaction<'_> {
+    /// The outcomes of the batch, in its order, should the transaction be committed. An
+    /// error: roll back.
+    pub(super) async fn carry_out(&self, batch: &[&Task]) -> Result<Vec<Outcome>, DbErr> {
+        let mut outcomes = vec![Outcome::Done { rows: 0 }; batch.len()];
+        for round in plan::rounds(batch.iter().copied()) {
+            self.carry_out_round(batch, &round, &mut outcomes).await?;
+        }
+        Ok(outcomes)
+    }
+
+    async fn carry_out_round(
+        &self,
+        batch: &[&Task],
+        round: &Round,
+        outcomes: &mut [Outcome],
+    ) -> Result<(), DbErr> {
+        let appends = round.appends.iter().filter_map(|&place| match batch[place] {
+            Task::Append(message) => Some((place, message)),
+            _ => None,
+        });
+        self.append(appends.collect(), outcomes).await?;
+        for &place in &round.expiries {
+            if let Task::SetExpiry { recipient, id, expiry } = batch[place] {
+                outcomes[place] = done(self.set_expiry(recipient, *id, *expiry).await)?;
+            }
+        }
+        let mut pairs: Vec<Pair> = Vec::new();
+        for &place in &round.deletes {
+            if let Task::Delete { recipient, ids } = batch[place] {
+                pairs.extend(ids.iter().map(|id| (place, &**recipient, *id)));
+            }
+        }
+        self.delete(&pairs, outcomes).await?;
+        for &place in &round.removals {
+            if let Task::RemoveAccount { recipient } = batch[place] {
+                outcomes[place] = done(self.remove_account(recipient).await)?;
+            }
+        }
+        for &place in &round.marks {
+            if let Task::PurgeMarks { before, limit } = batch[place] {
+                outcomes[place] = done(self.purge_marks(*before, *limit).await)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn append(
+        &self,
+        mut rows: Vec<Append<'_>>,
+        outcomes: &mut [Outcome],
+    ) -> Result<(), DbErr> {
+        rows.retain(|(place, message)| match row::flaw(message) {
+            Some(flaw) => {
+                outcomes[*place] = Outcome::Refused(flaw.to_owned());
+                false
+            }
+            None => true,
+        });
+        self.leave_out_known(&mut rows, outcomes).await?;
+        // Recipients of whom an append met damage: no later one may overtake it.
+        let mut stuck: HashSet<&str> = HashSet::new();
+        let mut left: Vec<&[Append]> = vec![&rows];
+        while let Some(rows) = left.pop() {
+            let Some(&(place, message)) = rows.first() else {
+                continue;
+            };
+            let most = if stuck.is_empty() { rows.len() } else { 1 };
+            let (text, count) = self.texts.insert(most);
+            let (head, rest) = rows.split_at(count);
+            left.push(rest);
+            if stuck.contains(&*message.recipient) {
+                outcomes[place] = Outcome::Retry;
+                continue;
+            }
+            match self.insert(text, head).await {
+                Ok(stored) if stored == count => {
+                    head.iter().for_each(|(place, _)| outcomes[*place] = Outcome::Stored);
+                }
+                Ok(_) => self.sort_out(head, outcomes).await?,
+                Err(error) => match sqlite::fault(&error) {
+                    Fault::Row | Fault::Damage if count > 1 => {
+                        let (first, second) = head.split_at(count / 2);
+                        left.extend([second, first]);
+                    }
+                    Fault::Row => outcomes[place] = self.refuse(message, &error).await?,
+                    Fault::Damage => {
+                        tracing::error!(recipient = &*message.recipient, %error, "cannot append");
+                        stuck.insert(&message.recipient);
+                        outcomes[place] = Outcome::Retry;
+                    }
+                    Fault::Busy | Fault::Other => return Err(error),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes those out that may have been sent before and were.
+    async fn leave_out_known(
+        &self,
+        rows: &mut Vec<Append<'_>>,
+        outcomes: &mut [Outcome],
+    ) -> Result<(), DbErr> {
+        let again = rows.iter().filter(|(_, message)| message.again);
+        let again: Vec<&str> = again.map(|(_, message)| &*message.key).collect();
+        let mut known: HashMap<String, Option<i32>> = HashMap::new();
+        for keys in again.chunks(KEYS) {
+            known.extend(self.marked(keys).await?);
+            known.extend(self.stored(keys).await?.into_iter().map(|row| (row.key, row.met_rule)));
+        }
+        rows.retain(|(place, message)| match known.get(&*message.key) {
+            Some(met_rule) if message.again => {
+                outcomes[*place] = already(*met_rule);
+                false
+            }
+            _ => true,
+        });
+        Ok(())
+    }
+
+    /// Inserts the rows whose keys are not there, and tells how many.
+    async fn insert(&self, text: &str, rows: &[Append<'_>]) -> Result<usize, DbErr> {
+        let values = rows.iter().flat_map(|(_, message)| row::values(message, self.now));
+        let result = self.connection.execute_raw(self.statement(text, values)).await?;
+        Ok(usize::try_from(result.rows_affected()).unwrap_or(usize::MAX))
+    }
+
+    /// Finds which of the rows were inserted, and which had been before.
+    async fn sort_out(&self, rows: &[Append<'_>], outcomes: &mut [Outcome]) -> Result<(), DbErr> {
+        let keys: Vec<&str> = rows.iter().map(|(_, message)| &*message.key).collect();
+        let mut stored: HashMap<String, Stored> = HashMap::new();
+        for keys in keys.chunks(KEYS) {
+            let found = self.stored(keys).await?;
+            stored.extend(found.into_iter().map(|row| (row.key.clone(), row)));
+        }
+        let mut seen: HashSet<&str> = HashSet::new();
+        for (place, message) in rows {
+            let Some(row) = stored.get(&*message.key) else {
+                return Err(DbErr::RecordNotFound("a key that was in conflict".to_owned()));
+            };
+            let mine = row.recipient == *message.recipient && row.id == message.id.0;
+            outcomes[*place] = if mine && seen.insert(&message.key) {
+                Outcome::Stored
+            } else {
+                already(row.met_rule)
+            };
+        }
+        Ok(())
+    }
+
+    /// A row that breaks a constraint: refused, if it is not one that is there already.
+    async fn refuse(&self, message: &NewMessage, error: &DbErr) -> Result<Outcome, DbErr> {
+        Ok(match self.stored(&[&message.key]).await?.first() {
+            Some(row) => already(row.met_rule),
+            None => Outcome::Refused(error.to_string()),
+        })
+    }
+
+    async fn stored(&self, keys: &[&str]) -> Result<Vec<Stored>, DbErr> {
+        use offline_message::Column as C;
+        let rows: Vec<(String, String, i64, Option<i32>)> = offline_message::Entity::find()
+            .select_only()
+            .columns([C::Key, C::Recipient, C::Id, C::MetRule])
+            .filter(C::Key.is_in(keys.iter().copied()))
+            .into_tuple()
+            .all(self.connection)
+            .await?;
+        let row = |(key, recipient, id, met_rule)| Stored { key, recipient, id, met_rule };
+        Ok(rows.into_iter().map(row).collect())
+    }
+
+    async fn marked(&self, keys: &[&str]) -> Result<Vec<(String, Option<i32>)>, DbErr> {
+        use mark::Column as C;
+        mark::Entity::find()
+            .select_only()
+            .columns([C::Key, C::MetRule])
+            .filter(C::Key.is_in(keys.iter().copied()))
+            .into_tuple()
+            .all(self.connection)
+            .await
+    }
+
+    async fn set_expiry(
+        &self,
+        recipient: &str,
+        id: MessageId,
+        expiry: Option<Expiry>,
+    ) -> Result<u64, DbErr> {
+        // One statement a message: only those have it whose rule fired, and that have another.
+        use offline_message::Column as C;
+        let at: Option<i64> = expiry.map(|expiry| expiry.at.as_micros());
+        let rule: Option<i32> = expiry.map(|expiry| i32::from(expiry.rule));
+        let result = offline_message::Entity::update_many()
+            .col_expr(C::ExpiresAt, Value::from(at).into())
+            .col_expr(C::ExpireRule, Value::from(rule).into())
+            .filter(C::Recipient.eq(recipient))
+            .filter(C::Id.eq(id.0))
+            .exec(self.connection)
+            .await?;
+        Ok(result.rows_affected)
+    }
+
+    async fn delete(&self, pairs: &[Pair<'_>], outcomes: &mut [Outcome]) -> Result<(), DbErr> {
+        // Of two that delete the same message the first did it.
+        let places: HashMap<(&str, i64), usize> =
+            pairs.iter().rev().map(|(place, recipient, id)| ((*recipient, id.0), *place)).collect();
+        let mut left: Vec<&[Pair]> = vec![pairs];
+        while let Some(pairs) = left.pop() {
+            let Some(&(place, ..)) = pairs.first() else {
+                continue;
+            };
+            let (text, count) = self.texts.delete(pairs.len());
+            let (head, rest) = pairs.split_at(count);
+            left.push(rest);
+            let values =
+                head.iter().flat_map(|(_, recipient, id)| [(*recipient).into(), id.0.into()]);
+            match self.connection.query_all_raw(self.statement(text, values)).await {
+                Ok(rows) => self.deleted(&rows, &places, outcomes).await?,
+                Err(error) => match sqlite::fault(&error) {
+                    Fault::Row | Fault::Damage if count > 1 => {
+                        let (first, second) = head.split_at(count / 2);
+                        left.extend([second, first]);
+                    }
+                    _ => outcomes[place] = done(Err(error))?,
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts what was deleted, and leaves marks for what was not there for long.
+    async fn deleted(
+        &self,
+        rows: &[QueryResult],
+        places: &HashMap<(&str, i64), usize>,
+        outcomes: &mut [Outcome],
+    ) -> Result<(), DbErr> {
+        let mut marks: Vec<[Value; 3]> = Vec::new();
+        for row in rows {
+            let recipient: String = row.try_get_by_index(0)?;
+            let id: i64 = row.try_get_by_index(1)?;
+            if let Some(place) = places.get(&(&*recipient, id))
+                && let Outcome::Done { rows } = &mut outcomes[*place]
+            {
+                *rows += 1;
+            }
+            // A row whose rest can't be read leaves no mark; it must be possible to delete it.
+            marks.extend(self.mark(row).ok().flatten());
+        }
+        while !marks.is_empty() {
+            let (text, count) = self.texts.mark(marks.len());
+            let values = marks.drain(..count).flatten();
+            self.connection.execute_raw(self.statement(text, values)).await?;
+        }
+        Ok(())
+    }
+
+    /// The mark that a deleted row leaves, if its key must still be remembered.
+    fn mark(&self, row: &QueryResult) -> Result<Option<[Value; 3]>, DbErr> {
+        let key: String = row.try_get_by_index(2)?;
+        let met_rule: Option<i32> = row.try_get_by_index(3)?;
+        let appended_at = Timestamp::from_micros(row.try_get_by_index(4)?);
+        let until = appended_at.checked_add(self.memory).filter(|until| *until > self.now);
+        Ok(until.map(|until| [key.into(), met_rule.into(), until.as_micros().into()]))
+    }
+
+    async fn remove_account(&self, recipient: &str) -> Result<u64, DbErr> {
+        let result = offline_message::Entity::delete_many()
+            .filter(offline_message::Column::Recipient.eq(recipient))
+            .exec(self.connection)
+            .await?;
+        Ok(result.rows_affected)
+    }
+
+    async fn purge_marks(&self, before: Timestamp, limit: u64) -> Result<u64, DbErr> {
+        use mark::Column as C;
+        let over = Query::select()
+            .column(C::Key)
+            .from(mark::Entity)
+            .and_where(C::Until.lt(before.as_micros()))
+            .limit(limit)
+            .take();
+        let result = mark::Entity::delete_many()
+            .filter(C::Key.in_subquery(over))
+            .exec(self.connection)
+            .await?;
+        Ok(result.rows_affected)
+    }
+
+    fn statement(&self, text: &str, values: impl IntoIterator<Item = Value>) -> Statement {
+        Statement::from_sql_and_values(self.connection.get_database_backend(), text, values)
+    }
+}
+
+/// Keys that one statement looks for at most.
+const KEYS: usize = 256;
+
+/// A row, as far as it tells whose key it has.
+struct Stored {
+    key: String,
+    recipient: String,
+    id: i64,
+    met_rule: Option<i32>,
+}
+
+fn already(met_rule: Option<i32>) -> Outcome {
+    Outcome::Already { met_rule: met_rule.and_then(|rule| u16::try_from(rule).ok()) }
+}
+
+/// The outcome of a write that is no append. One that meets damage is refused, so that the
+/// others go on.
+fn done(result: Result<u64, DbErr>) -> Result<Outcome, DbErr> {
+    match result {
+        Ok(rows) => Ok(Outcome::Done { rows }),
+        Err(error) => match sqlite::fault(&error) {
+            Fault::Row | Fault::Damage => {
+                tracing::error!(%error, "cannot change stored messages");
+                Ok(Outcome::Refused(error.to_string()))
+            }
+            Fault::Busy | Fault::Other => Err(error),
+        },
+    }
+}

@@ -1,0 +1,5 @@
+//! The stores: what each does, and how each fails.
+
+mod bed;
+mod conformance;
+mod sqlite;
