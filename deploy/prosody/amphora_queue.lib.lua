@@ -779,6 +779,7 @@ return function (ctx)
 		pair.tries = pair.tries + 1;
 		pair.resume_at = time_now() + pause;
 		paused[pair] = true;
+		module:log("debug", "From %s to %s: paused from %s on for %g s", pair.from, pair.user.bare, held.key, pause);
 		local at = held;
 		while at do
 			if at.stage ~= "routing" then
