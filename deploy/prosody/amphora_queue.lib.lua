@@ -65,7 +65,7 @@ return function (ctx)
 	local function pair_of(user, from)
 		local pair = user.pairs[from];
 		if not pair then
-			pair = { user = user, from = from, tries = 0 };
+			pair = { user = user, from = from, tries = 0, followers = 0 };
 			user.pairs[from] = pair;
 		end
 		return pair;
@@ -241,16 +241,19 @@ return function (ctx)
 		return stanza;
 	end
 
+	local function go_on(follower)
+		follower.done = true;
+		follower.pair.followers = follower.pair.followers - 1;
+		followers_count = followers_count - 1;
+		fire_message(follower.stanza);
+	end
+
 	local function run_free(pair)
 		while pair.free do
 			local free = pair.free;
 			pair.free = nil;
 			for _, follower in ipairs(free) do
-				if not follower.done then
-					follower.done = true;
-					followers_count = followers_count - 1;
-					fire_message(follower.stanza);
-				end
+				if not follower.done then go_on(follower); end
 			end
 		end
 	end
@@ -523,6 +526,7 @@ return function (ctx)
 		end
 		list[#list + 1] = follower;
 		followers_count = followers_count + 1;
+		pair.followers = pair.followers + 1;
 		waiting_order:push(follower);
 	end
 
@@ -754,6 +758,20 @@ return function (ctx)
 		if held.gone then ctx.seats.check_user(held.user.bare); end
 	end
 
+	-- A message that the server is told to go on with may pass those of its pair that are being
+	-- stored, for then the gates are closed. It may not pass one that waits for them openly.
+	local function would_pass(held)
+		if held.pair.followers == 0 then return false; end
+		local at = held.prev;
+		while at do
+			for _, follower in ipairs(at.followers or {}) do
+				if not follower.done then return true; end
+			end
+			at = at.prev;
+		end
+		return false;
+	end
+
 	-- Carries out what can be carried out, in the pair's order.
 	function advance(pair)
 		if pair.busy then return; end
@@ -762,7 +780,7 @@ return function (ctx)
 			local head, first_rules = pair.head, pair.first_rules;
 			if head and head.verdict and head.stage ~= "routing" then
 				carry_out(head);
-			elseif first_rules and first_rules.verdict then
+			elseif first_rules and first_rules.verdict and not would_pass(first_rules) then
 				carry_out(first_rules);
 			else
 				break;
@@ -892,9 +910,8 @@ return function (ctx)
 			if not follower then break; end
 			if not follower.done then
 				if now - follower.since < options.hold then break; end
-				follower.done = true;
-				followers_count = followers_count - 1;
-				fire_message(follower.stanza);
+				go_on(follower);
+				advance(follower.pair);
 			end
 			waiting_order:pop();
 		end
@@ -914,12 +931,18 @@ return function (ctx)
 			while at do
 				local after = at.next;
 				at.spooled = nil;
-				at.followers = nil;
 				leave(at);
 				n = n + 1;
 				at = after;
 			end
+			for _, follower in ipairs(pair.free or {}) do
+				if not follower.done then
+					follower.done = true;
+					followers_count = followers_count - 1;
+				end
+			end
 			pair.free = nil;
+			paused[pair] = nil;
 		end
 		user.pairs = {};
 		ctx.spool:add_removal(bare);
