@@ -245,7 +245,7 @@ return function (ctx)
 		follower.done = true;
 		follower.pair.followers = follower.pair.followers - 1;
 		followers_count = followers_count - 1;
-		fire_message(follower.stanza);
+		fire_message(follower.stanza, { ord = follower.ord });
 	end
 
 	local function run_free(pair)
@@ -431,14 +431,14 @@ return function (ctx)
 		username = username or jid_node(stanza.attr.to) or event.origin.username;
 		local bare = username.."@"..host;
 		local from = stanza.attr.from or "";
-		if routing and routing.held and routing.held.user.username == username
-		and stanza.attr.from == routing.from and stanza.attr.id == routing.id then
+		local own = routing and stanza.attr.from == routing.from and stanza.attr.id == routing.id;
+		if own and routing.held and routing.held.user.username == username then
 			return queue.from_rules_to_offline(routing.held, stanza);
 		end
 		local user = user_of(bare);
 		local key = new_key();
 		queue.hold_for_storage(user, {
-			key = key, from = from, addressed = stanza.attr.to or bare;
+			key = key, from = from, addressed = stanza.attr.to or bare, ord = own and routing.ord or nil;
 			stage = "offline", stamp = facts.timestamp(), archived = facts.is_archived(stanza, bare);
 			xml = facts.serialise_identified(stanza, bare, key);
 		}, stanza);
@@ -459,9 +459,11 @@ return function (ctx)
 		end
 		local pair = pair_of(user, held.from);
 		local first_rules = pair.first_rules;
-		if held.stage == "undelivered" and first_rules then
+		if held.ord then -- luacheck: ignore 542
+			-- it waited for its turn in this pair, and keeps it
+		elseif held.stage == "undelivered" and first_rules then
 			-- It is older than what waits at rules, and must not come after it.
-			held.ord = (first_rules.ord + (first_rules.prev and first_rules.prev.ord or first_rules.ord - 1)) / 2;
+			held.ord = first_rules.prev and first_rules.prev.ord or first_rules.ord - 0.5;
 		else
 			held.ord = new_ord();
 		end
@@ -516,7 +518,7 @@ return function (ctx)
 		end
 		stanza = st.clone(stanza);
 		stanza.attr.to = stanza.attr.to or bare;
-		local follower = { stanza = stanza, pair = pair, since = time_now() };
+		local follower = { stanza = stanza, pair = pair, since = time_now(), ord = new_ord() };
 		local list;
 		if pair.tail then
 			list = pair.tail.followers or {};
