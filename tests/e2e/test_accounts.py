@@ -124,6 +124,22 @@ async def test_carbons(prosody, node, clients):
     assert [c.body for c in copies] == ["x"], "only what was delivered is copied"
 
 
+async def test_a_client_that_reads_the_archive(prosody, node, clients):
+    """Who fetches the archive before he is available does not get the same messages twice."""
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk")
+    for n in range(3):
+        a.send_text(bob, str(n))
+    await a.ping()
+    await until(lambda: rows(node, bob) == 3, "the rows")
+    b = await clients.login(prosody, bob, raw=True)
+    await b.iq("<query xmlns='urn:xmpp:mam:2' queryid='q'/>", type="set")
+    await b.available()
+    await b.inbox.reply(a.send_text(bob, "live"))
+    assert b.inbox.bodies() == ["live"]
+    await until(lambda: rows(node, bob) == 0, "the rows to be deleted")
+
+
 async def test_the_archive_has_what_was_delivered(prosody, node, clients):
     """Dropped messages leave no trace in the recipient's archive; kept ones are in it once."""
     alice, bob = prosody.people("alice", "bob")

@@ -198,6 +198,23 @@ async def test_what_one_left_goes_to_the_other(prosody, node, clients):
     assert tablet.inbox.bodies() == ["0", "1", "2", "3", "4", "end"]
 
 
+async def test_stored_and_live_ones_left_together(prosody, node, clients):
+    """I3: what was stored comes before what came live, when a session leaves both to another."""
+    a, alice, bob = await store(prosody, clients, 5)
+    phone = await clients.online(prosody, bob, "phone", raw=True, sm=True)
+    await phone.inbox.body_count(5)
+    for n in range(5, 10):
+        a.send_text(bob, str(n))
+    await phone.inbox.body_count(10)
+    await phone.vanish()
+    tablet = await clients.online(prosody, bob, "tablet")
+    await tablet.inbox.body_count(10)
+    await tablet.inbox.reply(a.send_text(bob, "end"))
+    assert tablet.inbox.bodies() == [str(n) for n in range(10)] + ["end"]
+    await a.ping()
+    assert a.inbox.messages() == []
+
+
 async def test_rules_see_a_sleeping_session_as_present(patient, clients):
     """A sleeping session is one that can take it: the message goes there, and is not stored."""
     alice, bob = patient.people("alice", "bob")
