@@ -72,7 +72,7 @@ local options = {
 	held_messages = number("held_messages", 10000, 1);
 	held_bytes = number("held_bytes", 64 * 1024 * 1024, 1);
 	spool_limit = number("spool_limit", 1024 * 1024 * 1024, 1);
-	smacks_queue = math.max(module:get_option_number("smacks_max_queue_size", 500), 20);
+	smacks_queue = math.max(module:get_option_number("smacks_max_queue_size", 500), 100);
 };
 
 -- ==================================================================================== context
