@@ -35,6 +35,7 @@ return function (ctx)
 	local to_announce = new_fifo();
 	local reporting = {};       -- seats with taken to be repeated
 	local renewals = {};        -- users for whom something was stored while a session could take it
+	local unacknowledged = {};  -- seats whose client was asked what it got
 	local passing;              -- the stanza that we write ourselves, past the gate
 
 	function seats.of(session) return by_session[session]; end
@@ -144,9 +145,12 @@ return function (ctx)
 		return true;
 	end
 
-	local function request_ack(seat)
+	local function request_ack(seat, again)
 		local session = seat.session;
-		if not sm_queue(seat) or session.hibernating or session.awaiting_ack or seat.closing then return; end
+		if not sm_queue(seat) or session.hibernating or seat.closing then return; end
+		if session.awaiting_ack and not again then return; end
+		seat.asked_at = time_now();
+		unacknowledged[seat] = true;
 		session.awaiting_ack = true;
 		session.send(st.stanza("r", { xmlns = session.smacks }));
 		if session.outgoing_stanza_queue then session.last_requested_h = position(session.outgoing_stanza_queue); end
@@ -183,7 +187,10 @@ return function (ctx)
 			wrote = true;
 		end
 		seat.writing = nil;
-		if wrote and not seat.over then request_ack(seat); end
+		if wrote and not seat.over then
+			unacknowledged[seat], seat.asked_at = true, seat.asked_at or time_now();
+			request_ack(seat);
+		end
 	end
 
 	-- -------------------------------------------------------------------- the gate
@@ -738,6 +745,13 @@ return function (ctx)
 			if link.up and seat.announced == seat.n and now - seat.announced_at >= options.repeat_after
 			and seats.can_take(seat) then
 				announce(seat);
+			end
+		end
+		for seat in pairs(unacknowledged) do
+			if seat.over or seat.in_flight == 0 then
+				unacknowledged[seat] = nil;
+			elseif now - seat.asked_at >= options.repeat_after then
+				request_ack(seat, true); -- a client may have missed it; nothing goes on without
 			end
 		end
 		for seat in pairs(reporting) do
