@@ -27,8 +27,12 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// How long links may take to write their last words.
 const CLOSE: Duration = Duration::from_secs(5);
 
-/// How often what is old is removed from the store.
+/// How often old marks are removed from the store.
 const PURGE: Duration = Duration::from_secs(60);
+
+/// In every so many of these rounds, messages past the retention go too: that looks at
+/// every row.
+const RETENTION_ROUNDS: u32 = 60;
 
 /// Why a node could not run.
 #[derive(Debug, thiserror::Error)]
@@ -191,10 +195,11 @@ fn start_shards(
 
 /// Removes old marks, and messages older than the retention.
 async fn purge(store: Arc<dyn Store>, retention: Option<Duration>, clock: crate::store::Clock) {
-    loop {
+    for round in 0u32.. {
         sleep(PURGE).await;
         let now = clock();
-        let before = retention.and_then(|retention| {
+        let looked_at = round % RETENTION_ROUNDS == 0;
+        let before = retention.filter(|_| looked_at).and_then(|retention| {
             let micros = i64::try_from(retention.as_micros()).ok()?;
             Some(crate::time::Timestamp::from_micros(now.as_micros().checked_sub(micros)?))
         });

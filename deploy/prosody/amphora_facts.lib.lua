@@ -35,7 +35,7 @@ end
 -- mod_blocklist keeps its lists to itself, so this is a second view of the same store. It is
 -- dropped when the user edits his list, before mod_blocklist carries the edit out.
 local blocklists = new_cache(1024);
-local blocklist_store = module:open_store("blocklist");
+local blocklist_store;
 
 local function forget_blocklist(event)
 	local username = event.username or (event.origin and event.origin.username);
@@ -51,6 +51,7 @@ function facts.blocks(username, sender)
 	if not hosts[host].modules.blocklist then return false; end
 	local list = blocklists:get(username);
 	if not list then
+		blocklist_store = blocklist_store or module:open_store("blocklist");
 		list = blocklist_store:get(username) or {};
 		blocklists:set(username, list);
 	end

@@ -65,7 +65,7 @@ return function (ctx)
 	local function pair_of(user, from)
 		local pair = user.pairs[from];
 		if not pair then
-			pair = { user = user, from = from, tries = 0 };
+			pair = { user = user, from = from, tries = 0, followers = 0 };
 			user.pairs[from] = pair;
 		end
 		return pair;
@@ -241,16 +241,19 @@ return function (ctx)
 		return stanza;
 	end
 
+	local function go_on(follower)
+		follower.done = true;
+		follower.pair.followers = follower.pair.followers - 1;
+		followers_count = followers_count - 1;
+		fire_message(follower.stanza, { ord = follower.ord });
+	end
+
 	local function run_free(pair)
 		while pair.free do
 			local free = pair.free;
 			pair.free = nil;
 			for _, follower in ipairs(free) do
-				if not follower.done then
-					follower.done = true;
-					followers_count = followers_count - 1;
-					fire_message(follower.stanza);
-				end
+				if not follower.done then go_on(follower); end
 			end
 		end
 	end
@@ -428,14 +431,14 @@ return function (ctx)
 		username = username or jid_node(stanza.attr.to) or event.origin.username;
 		local bare = username.."@"..host;
 		local from = stanza.attr.from or "";
-		if routing and routing.held and routing.held.user.username == username
-		and stanza.attr.from == routing.from and stanza.attr.id == routing.id then
+		local own = routing and stanza.attr.from == routing.from and stanza.attr.id == routing.id;
+		if own and routing.held and routing.held.user.username == username then
 			return queue.from_rules_to_offline(routing.held, stanza);
 		end
 		local user = user_of(bare);
 		local key = new_key();
 		queue.hold_for_storage(user, {
-			key = key, from = from, addressed = stanza.attr.to or bare;
+			key = key, from = from, addressed = stanza.attr.to or bare, ord = own and routing.ord or nil;
 			stage = "offline", stamp = facts.timestamp(), archived = facts.is_archived(stanza, bare);
 			xml = facts.serialise_identified(stanza, bare, key);
 		}, stanza);
@@ -456,9 +459,11 @@ return function (ctx)
 		end
 		local pair = pair_of(user, held.from);
 		local first_rules = pair.first_rules;
-		if held.stage == "undelivered" and first_rules then
+		if held.ord then -- luacheck: ignore 542
+			-- it waited for its turn in this pair, and keeps it
+		elseif held.stage == "undelivered" and first_rules then
 			-- It is older than what waits at rules, and must not come after it.
-			held.ord = (first_rules.ord + (first_rules.prev and first_rules.prev.ord or first_rules.ord - 1)) / 2;
+			held.ord = first_rules.prev and first_rules.prev.ord or first_rules.ord - 0.5;
 		else
 			held.ord = new_ord();
 		end
@@ -513,7 +518,7 @@ return function (ctx)
 		end
 		stanza = st.clone(stanza);
 		stanza.attr.to = stanza.attr.to or bare;
-		local follower = { stanza = stanza, pair = pair, since = time_now() };
+		local follower = { stanza = stanza, pair = pair, since = time_now(), ord = new_ord() };
 		local list;
 		if pair.tail then
 			list = pair.tail.followers or {};
@@ -523,6 +528,7 @@ return function (ctx)
 		end
 		list[#list + 1] = follower;
 		followers_count = followers_count + 1;
+		pair.followers = pair.followers + 1;
 		waiting_order:push(follower);
 	end
 
@@ -754,6 +760,20 @@ return function (ctx)
 		if held.gone then ctx.seats.check_user(held.user.bare); end
 	end
 
+	-- A message that the server is told to go on with may pass those of its pair that are being
+	-- stored, for then the gates are closed. It may not pass one that waits for them openly.
+	local function would_pass(held)
+		if held.pair.followers == 0 then return false; end
+		local at = held.prev;
+		while at do
+			for _, follower in ipairs(at.followers or {}) do
+				if not follower.done then return true; end
+			end
+			at = at.prev;
+		end
+		return false;
+	end
+
 	-- Carries out what can be carried out, in the pair's order.
 	function advance(pair)
 		if pair.busy then return; end
@@ -762,7 +782,7 @@ return function (ctx)
 			local head, first_rules = pair.head, pair.first_rules;
 			if head and head.verdict and head.stage ~= "routing" then
 				carry_out(head);
-			elseif first_rules and first_rules.verdict then
+			elseif first_rules and first_rules.verdict and not would_pass(first_rules) then
 				carry_out(first_rules);
 			else
 				break;
@@ -779,6 +799,7 @@ return function (ctx)
 		pair.tries = pair.tries + 1;
 		pair.resume_at = time_now() + pause;
 		paused[pair] = true;
+		module:log("debug", "From %s to %s: paused from %s on for %g s", pair.from, pair.user.bare, held.key, pause);
 		local at = held;
 		while at do
 			if at.stage ~= "routing" then
@@ -891,9 +912,8 @@ return function (ctx)
 			if not follower then break; end
 			if not follower.done then
 				if now - follower.since < options.hold then break; end
-				follower.done = true;
-				followers_count = followers_count - 1;
-				fire_message(follower.stanza);
+				go_on(follower);
+				advance(follower.pair);
 			end
 			waiting_order:pop();
 		end
@@ -913,12 +933,18 @@ return function (ctx)
 			while at do
 				local after = at.next;
 				at.spooled = nil;
-				at.followers = nil;
 				leave(at);
 				n = n + 1;
 				at = after;
 			end
+			for _, follower in ipairs(pair.free or {}) do
+				if not follower.done then
+					follower.done = true;
+					followers_count = followers_count - 1;
+				end
+			end
 			pair.free = nil;
+			paused[pair] = nil;
 		end
 		user.pairs = {};
 		ctx.spool:add_removal(bare);

@@ -15,6 +15,9 @@ local filters = require "util.filters";
 local time_now = require "util.time".now;
 local t_concat = table.concat;
 
+-- Of the queue of mod_smacks, left to stanzas that do not wait: presence, iq, rooms.
+local SPARE = 50;
+
 local host = module.host;
 local bare_sessions = prosody.bare_sessions;
 
@@ -32,6 +35,7 @@ return function (ctx)
 	local to_announce = new_fifo();
 	local reporting = {};       -- seats with taken to be repeated
 	local renewals = {};        -- users for whom something was stored while a session could take it
+	local unacknowledged = {};  -- seats whose client was asked what it got
 	local passing;              -- the stanza that we write ourselves, past the gate
 
 	function seats.of(session) return by_session[session]; end
@@ -141,9 +145,12 @@ return function (ctx)
 		return true;
 	end
 
-	local function request_ack(seat)
+	local function request_ack(seat, again)
 		local session = seat.session;
-		if not sm_queue(seat) or session.hibernating or session.awaiting_ack or seat.closing then return; end
+		if not sm_queue(seat) or session.hibernating or seat.closing then return; end
+		if session.awaiting_ack and not again then return; end
+		seat.asked_at = time_now();
+		unacknowledged[seat] = true;
 		session.awaiting_ack = true;
 		session.send(st.stanza("r", { xmlns = session.smacks }));
 		if session.outgoing_stanza_queue then session.last_requested_h = position(session.outgoing_stanza_queue); end
@@ -152,7 +159,7 @@ return function (ctx)
 	local function room(seat)
 		local q = sm_queue(seat);
 		return seat.in_flight < options.session_window
-			and (not q or q:count_unacked() < options.smacks_queue - 10);
+			and (not q or q:count_unacked() < options.smacks_queue - SPARE);
 	end
 
 	-- Writes what is next as far as the window allows, and opens a gate that has nothing left.
@@ -180,7 +187,10 @@ return function (ctx)
 			wrote = true;
 		end
 		seat.writing = nil;
-		if wrote and not seat.over then request_ack(seat); end
+		if wrote and not seat.over then
+			unacknowledged[seat], seat.asked_at = true, seat.asked_at or time_now();
+			request_ack(seat);
+		end
 	end
 
 	-- -------------------------------------------------------------------- the gate
@@ -231,20 +241,55 @@ return function (ctx)
 		seat.waiting_bytes = seat.waiting_bytes + entry.bytes;
 	end
 
+	local function is_chat(stanza)
+		if stanza.name ~= "message" then return false; end
+		local ns, kind = stanza.attr.xmlns, stanza.attr.type;
+		return (not ns or ns == "jabber:client") and (not kind or kind == "chat" or kind == "normal")
+			and not facts.is_archive_result(stanza);
+	end
+
+	-- A full queue of mod_smacks forgets its oldest stanza for the next one. If that is a message,
+	-- nobody else would know that it was never acknowledged.
+	local function rescue(seat, q)
+		local oldest = q._queue:peek();
+		if not oldest or not is_chat(oldest) then return; end
+		local pos = position(q) - q._queue:count() + 1;
+		local copy;
+		for i = seat.track.first, seat.track.last do
+			local entry = seat.track[i];
+			if entry.pos >= pos then
+				if entry.pos == pos and entry.exact then
+					if entry.item then return; end
+					copy, entry.copy = entry.copy, nil;
+				end
+				break;
+			end
+		end
+		local stanza = st.clone(oldest);
+		local stamp = facts.take_smacks_delay(stanza, seat.bare);
+		seats.lost(seat, stanza, copy, stamp);
+	end
+
+	local close_gate;
+
 	-- The one place where what goes to a session is held up.
 	local function outgoing(stanza, session)
-		if stanza == passing or stanza.name ~= "message" or session.resending_unacked then return stanza; end
-		local ns, kind = stanza.attr.xmlns, stanza.attr.type;
-		if (ns and ns ~= "jabber:client") or (kind and kind ~= "chat" and kind ~= "normal") then return stanza; end
+		if session.resending_unacked then return stanza; end
 		local seat = by_session[session];
-		if not seat or facts.is_archive_result(stanza) then return stanza; end
+		if not seat then return stanza; end
+		local q = sm_queue(seat);
+		if q and not stanza.attr.xmlns and q._queue:count() >= q._queue.size then rescue(seat, q); end
+		if stanza == passing or not is_chat(stanza) then return stanza; end
 		local copy = copy_of(seat, stanza);
+		if seat.gate == "open" and q and q:count_unacked() >= options.smacks_queue - SPARE and seats.can_take(seat) then
+			module:log("info", "%s has not acknowledged %d stanzas, messages wait", seat.jid, q:count_unacked());
+			close_gate(seat);
+		end
 		if seat.gate ~= "open" then
 			wait_in_gate(seat, stanza, copy);
 			return nil;
 		end
 		if copy then
-			local q = sm_queue(seat);
 			if q then
 				seat.sm = q;
 				seat.track:push({ pos = position(q) + 1, exact = true, copy = copy });
@@ -295,7 +340,7 @@ return function (ctx)
 	end
 
 	-- A reason to announce a session: its gate closes.
-	local function close_gate(seat)
+	function close_gate(seat)
 		local now = time_now();
 		seat.n = seat.n + 1;
 		seat.barrier = ctx.queue.seq();
@@ -557,7 +602,7 @@ return function (ctx)
 		if not seat or stanza.name ~= "message" or (stanza.attr.xmlns and stanza.attr.xmlns ~= "jabber:client") then return; end
 		local kind = stanza.attr.type;
 		if kind and kind ~= "chat" and kind ~= "normal" then return; end
-		seat.closing = true;
+		seat.closing = true; -- it is on its way out, but still listed
 		local entry;
 		local q = seat.sm;
 		if q then
@@ -700,6 +745,13 @@ return function (ctx)
 			if link.up and seat.announced == seat.n and now - seat.announced_at >= options.repeat_after
 			and seats.can_take(seat) then
 				announce(seat);
+			end
+		end
+		for seat in pairs(unacknowledged) do
+			if seat.over or seat.in_flight == 0 then
+				unacknowledged[seat] = nil;
+			elseif now - seat.asked_at >= options.repeat_after then
+				request_ack(seat, true); -- a client may have missed it; nothing goes on without
 			end
 		end
 		for seat in pairs(reporting) do

@@ -7,6 +7,12 @@
 --   amphora_seats.lib.lua   sessions: gates, announcements, hand-over, acknowledgements
 --   amphora_spool.lib.lua   the file for what no node can take now
 --   amphora_facts.lib.lua   rights, accounts, stanzas and bytes
+--   amphora_command.lib.lua prosodyctl mod_amphora ...
+
+if module.host == "*" then -- loaded by prosodyctl
+	module.command = module:require "amphora_command";
+	return;
+end
 
 local st = require "util.stanza";
 local jid_split = require "util.jid".split;
@@ -66,7 +72,7 @@ local options = {
 	held_messages = number("held_messages", 10000, 1);
 	held_bytes = number("held_bytes", 64 * 1024 * 1024, 1);
 	spool_limit = number("spool_limit", 1024 * 1024 * 1024, 1);
-	smacks_queue = math.max(module:get_option_number("smacks_max_queue_size", 500), 20);
+	smacks_queue = math.max(module:get_option_number("smacks_max_queue_size", 500), 100);
 };
 
 -- ==================================================================================== context
@@ -201,6 +207,18 @@ local function names_of(greeting, kind)
 	return names;
 end
 
+local function link_came()
+	link.up, link.gen = true, link.gen + 1;
+	module:add_feature(xmlns_amp);
+	local held = queue.held();
+	module:log("info", "Node %s is there at %s (%s); %d messages are held, %d are in the spool",
+		link.node, component, link.security or "?", held, spool.live);
+	ctx.tell_removals();
+	queue.link_up();
+	seats.link_up();
+	pump();
+end
+
 local function greet(origin, stanza, greeting)
 	if greeting.attr.version ~= PROTOCOL then
 		module:log("error", "The node at %s speaks version %s of the protocol, this module %s",
@@ -209,7 +227,7 @@ local function greet(origin, stanza, greeting)
 		return;
 	end
 	link_lost("it greeted again");
-	link.up, link.session, link.gen = true, origin, link.gen + 1;
+	link.session = origin;
 	link.node, link.security = greeting.attr.node or "?", greeting.attr.security;
 	link.window = math.max(1, math.min(options.window, tonumber(greeting.attr.window) or options.window));
 	link.actions, link.conditions = names_of(greeting, "action"), names_of(greeting, "condition");
@@ -217,14 +235,7 @@ local function greet(origin, stanza, greeting)
 		xmlns = xmlns, version = PROTOCOL, server = "Prosody "..prosody.version, module = VERSION;
 		acks = hosts[host].modules.smacks and "true" or "false", ["max-stanza"] = ("%d"):format(ctx.max_stanza);
 	}));
-	module:add_feature(xmlns_amp);
-	local held = queue.held();
-	module:log("info", "Node %s greeted at %s (%s); %d messages are held, %d are in the spool",
-		link.node, component, link.security or "?", held, spool.live);
-	ctx.tell_removals();
-	queue.link_up();
-	seats.link_up();
-	pump();
+	link_came();
 end
 
 -- ------------------------------------------------------------------------------------ sends
@@ -560,15 +571,30 @@ module:hook_global("server-cleanup", last_chance);
 function module.load()
 	import_offline();
 	queue.restore_removals();
-	seats.adopt(module.saved_state and module.saved_state.seats);
+	local saved = module.saved_state;
+	seats.adopt(saved and saved.seats);
+	local stream = component_stream();
+	if stream and saved and saved.link and saved.link.session == stream then
+		-- A reload. The node knows nothing of it, and need not.
+		for _, name in ipairs { "session", "node", "security", "window", "actions", "conditions" } do
+			link[name] = saved.link[name];
+		end
+		link_came();
+	elseif stream then
+		-- It greeted while nobody was there to answer. With a new stream it greets again.
+		module:add_timer(0, function ()
+			if not link.up and component_stream() == stream then
+				stream:close({ condition = "reset", text = "The interceptor of "..host.." was loaded" });
+			end
+		end);
+	end
 	if spool.live > 0 then
 		module:log("info", "%d messages are in the spool", spool.live);
 	end
 end
 
 function module.save()
-	local saved = seats.save();
-	return { seats = saved };
+	return { seats = seats.save(), link = link.up and link or nil };
 end
 
 function module.unload()

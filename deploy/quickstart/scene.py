@@ -19,7 +19,7 @@ AMP = "http://jabber.org/protocol/amp"
 DELAY = "urn:xmpp:delay"
 
 MEANING = {
-    "notify": "notify: tell me if it happens, and go on",
+    "notify": "notify: if it happens tell me, and go on",
     "alert": "alert: if it happens tell me, and forget the message",
     "error": "error: if it happens refuse the message",
 }
@@ -94,6 +94,13 @@ def status_of(message):
     return None if amp is None else amp.get("status")
 
 
+def in_words(condition, value):
+    """A condition as a person would say it."""
+    if condition == "expire-at":
+        return "it is not delivered by then"
+    return {"stored": "it has to be stored", "direct": "it goes to him at once"}[value]
+
+
 def in_seconds(seconds):
     """A time from now, as rules write it."""
     moment = datetime.now(timezone.utc) + timedelta(seconds=seconds)
@@ -118,7 +125,7 @@ class Scene:
         if rule:
             action, condition, value = rule
             message["amp"].add_rule(action, condition, value)
-            details = [f"rule: {action} if {condition} is '{value}'"]
+            details = [f"rule: if {in_words(condition, value)} ({condition}={value}), {action}"]
         message.send()
         self.tell.event("alice", ">", "bob", f"“{text}”", *details)
         return message["id"]
@@ -212,7 +219,7 @@ def check(true, what):
 async def play(port, transcript):
     """Play it all; raises `NotAsTold` if it goes otherwise."""
     scene = Scene(port, transcript)
-    transcript.title("Three things a sender can ask for (XEP-0079)")
+    transcript.title("What a sender can ask for in a message (XEP-0079)")
     for meaning in MEANING.values():
         transcript.remark(meaning)
     try:

@@ -5,8 +5,13 @@ import textwrap
 from datetime import datetime
 
 WIDTH = 92
-INDENT = " " * 35
+INDENT = " " * 36
 COLOURS = {"alice": "36", "bob": "33", "remark": "2", "title": "1", "good": "32"}
+
+
+def wrap(text, width):
+    """Lines of so many characters, never broken inside a word."""
+    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
 
 
 class Transcript:
@@ -43,12 +48,12 @@ class Transcript:
         arrow = {">": "→", "<": "←"}[way] if self.arrows else {">": "->", "<": "<-"}[way]
         clock = datetime.now().strftime("%H:%M:%S")
         head = f"  {clock}  {self.paint(f'{who:>5}', who)} {arrow:<2} {other:<13}"
-        first, *rest = textwrap.wrap(text, WIDTH - len(INDENT))
+        first, *rest = wrap(text, WIDTH - len(INDENT))
         self.line(f"{head}  {first}")
         for more in rest:
             self.line(f"{INDENT}{more}")
         for detail in details:
-            for more in textwrap.wrap(detail, WIDTH - len(INDENT) - 2):
+            for more in wrap(detail, WIDTH - len(INDENT)):
                 self.line(f"{INDENT}{self.paint(more, 'remark')}")
 
     def good(self, text):

@@ -515,7 +515,7 @@ mod tests {
         let ns = "xmlns='urn:amphora:intercept:1'";
         let stanza = message(&format!(
             "{}<unknown {ns}><intercept/></unknown><available {ns} session='s' n='2' jid='b@h/p' priority='1' archive='true'/>\
-             <taken {ns} for='b@h' session='s' batch='4294967297' ids='00000001-0000000001  x 00000001-0000000002' ended='true'/>",
+             <taken {ns} for='b@h' session='s' batch='4294967297' ids='0000001-0000000000001  x 0000001-0000000000002' ended='true'/>",
             intercept("key='k' stage='offline' to='b@h'", &forwarded(MESSAGE))
         ));
         let all = said(&stanza);

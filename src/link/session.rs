@@ -135,9 +135,9 @@ impl<'a> Session<'a> {
                 _ => None,
             }));
         }
-        let inputs = failed.into_iter().map(|(user, id)| {
-            (user.clone(), Input::Sent { user, id, sent: Sent::Failed })
-        });
+        let inputs = failed
+            .into_iter()
+            .map(|(user, id)| (user.clone(), Input::Sent { user, id, sent: Sent::Failed }));
         self.context.router.do_send(Route(inputs.collect()));
     }
 
@@ -166,7 +166,10 @@ impl<'a> Session<'a> {
             tokio::select! {
                 filled = incoming.fill() => filled?,
                 // A node that stops takes nothing more, and lets the writing side end.
-                _ = stop.wait_for(|stop| *stop != Stop::No) => std::future::pending().await,
+                // (The guard that `wait_for` gives must not be held on to.)
+                () = async { drop(stop.wait_for(|stop| *stop != Stop::No).await) } => {
+                    std::future::pending().await
+                }
             }
             let mut state = self.state.borrow_mut();
             state.heard = Instant::now();

@@ -83,7 +83,7 @@ pub struct Machine {
     /// The appends that must not overtake each other.
     pub(super) run: Run,
     next_token: u64,
-    next_id: u32,
+    next_id: u64,
     next_batch: u32,
 }
 
@@ -161,7 +161,10 @@ impl Machine {
 
     /// The id of the next append; `None` when this epoch's ids are used up.
     pub(super) fn next_id(&mut self) -> Option<MessageId> {
-        self.next_id = self.next_id.checked_add(1)?;
+        if self.next_id == MessageId::MAX_COUNTER {
+            return None;
+        }
+        self.next_id += 1;
         Some(MessageId::new(self.settings.epoch, self.next_id))
     }
 

@@ -80,7 +80,7 @@ impl History {
             session: session.into(),
             user: BOB.into(),
             batch: BATCH + batch,
-            ids: ids.iter().map(|id| MessageId::new(1, *id)).collect(),
+            ids: ids.iter().map(|id| MessageId::new(1, u64::from(*id))).collect(),
             ended,
         }))
     }
@@ -91,7 +91,7 @@ const BATCH: u64 = 1 << 32;
 
 fn row(id: u32) -> StoredMessage {
     StoredMessage {
-        id: MessageId::new(1, id),
+        id: MessageId::new(1, u64::from(id)),
         key: format!("s-{id}").into(),
         sender: "alice@h/a".into(),
         kind: crate::stanza::MessageType::Chat,
@@ -172,8 +172,8 @@ fn show(effect: &Effect) -> String {
     }
 }
 
-fn short(id: MessageId) -> i64 {
-    id.0 & 0xffff_ffff
+fn short(id: MessageId) -> u64 {
+    id.counter()
 }
 
 fn show_link(what: &ToLink) -> String {

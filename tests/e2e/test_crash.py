@@ -125,6 +125,25 @@ async def test_killed_while_handing_over(prosody, node, clients):
     assert again.inbox.bodies() == ["the end"]
 
 
+async def test_server_killed_while_handing_over(prosody, node, clients):
+    """What the client had not acknowledged when the server died is still stored."""
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "a", raw=True)
+    for n in range(200):
+        a.send_text(bob, str(n))
+    await a.ping()
+    await until(lambda: stored(node) == 200, "all of them in the store")
+    b = await clients.online(prosody, bob, raw=True, sm=True)
+    await b.inbox.body_count(50)
+    prosody.kill()
+    assert stored(node) == 200, "deleted before it was acknowledged"
+    await asyncio.to_thread(prosody.start)
+    await until(lambda: node.http_status("/readyz") == 200, "the link")
+    again = await clients.online(prosody, bob, raw=True, sm=True, acks=True)
+    assert await again.inbox.body_count(200) == [str(n) for n in range(200)]
+    await until(lambda: stored(node) == 0, "all of them to be taken")
+
+
 async def test_notices_once_over_a_kill(prosody, node, clients):
     """I2: what is asked again after a kill is stored once and notified once."""
     alice, bob = prosody.people("alice", "bob")

@@ -86,6 +86,28 @@ async def test_held_longer_than_the_limit(prosody, workshop, clients):
     assert b.inbox.bodies() == [str(n) for n in range(20)] + ["end"]
 
 
+async def test_a_torn_spool(prosody, workshop, clients):
+    """A power cut tears the last line: it costs that line, and no other."""
+    node = workshop.node(prosody)
+    node.stop()
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk")
+    for n in range(5):
+        a.send_text(bob, str(n))
+    await wait_for_spool(prosody, 5)
+    prosody.kill()
+    (path,) = (prosody.dir / "data").rglob("amphora_spool*")
+    path.write_bytes(path.read_bytes()[:-20])
+    prosody.start()
+    a = await clients.online(prosody, alice, "desk")
+    a.send_text(bob, "after it")
+    await a.ping()
+    await asyncio.to_thread(node.start)
+    b = await clients.online(prosody, bob)
+    await b.inbox.reply(a.send_text(bob, "end"))
+    assert b.inbox.bodies() == ["0", "1", "2", "3", "after it", "end"]
+
+
 async def test_somebody_comes_while_no_node_is_there(prosody, workshop, clients):
     """He is served when the node is back, before what is written to him meanwhile."""
     node = workshop.node(prosody)

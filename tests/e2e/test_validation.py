@@ -201,6 +201,20 @@ async def test_types_without_rules(prosody, node, clients):
     assert a.inbox.messages() == []
 
 
+async def test_about_a_room(prosody, node, clients):
+    """Rules in an invitation to a room are ignored, and it is delivered as any message."""
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk")
+    room = "<x xmlns='http://jabber.org/protocol/muc#user'><invite to='x@example.org'/></x>"
+    payload = room + amp(rule("alert", "deliver", "stored"))
+    id = a.send_xml(message(bob, "come", payload=payload))
+    await a.ping()
+    b = await clients.online(prosody, bob)
+    await b.inbox.reply(a.send_text(bob, "the end"))
+    assert b.inbox.bodies() == ["come", "the end"]
+    assert a.inbox.with_id(id) == []
+
+
 async def test_too_many_rules(prosody, node, clients):
     """I7: a message with thousands of rules is refused, and the next one is served."""
     alice, bob = prosody.people("alice", "bob")

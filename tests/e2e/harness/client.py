@@ -79,8 +79,11 @@ class Client(slixmpp.ClientXMPP):
         await self["xep_0199"].ping(jid=self.boundjid.host, timeout=PATIENCE)
 
     async def leave(self):
-        """Log out in good order."""
+        """Log out in good order, with all that came acknowledged."""
         if self.is_connected():
+            await self.ping()
+            if "xep_0198" in self.plugin:
+                self["xep_0198"].send_ack()
             await self.disconnect()
 
     async def vanish(self):

@@ -72,6 +72,7 @@ class Node:
         """Write the settings file, with changes if any."""
         self.settings.update(settings)
         self.config.write_text(CONFIG.format(**self.settings))
+        self.config.chmod(0o600)
 
     @property
     def log(self):

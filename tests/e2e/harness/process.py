@@ -24,6 +24,9 @@ class Process:
                 cwd=cwd,
                 env={**os.environ, **(env or {})},
                 start_new_session=True,
+                # Python ignores SIGXFSZ, and so does its child: with a limit on the size of
+                # files a write fails, as on a full disk, instead of ending the process
+                restore_signals=False,
             )
         _running.add(self)
 

@@ -177,9 +177,11 @@ class RawClient:
         await self.iq("<ping xmlns='urn:xmpp:ping'/>", to=self.prosody.host)
 
     async def leave(self):
-        """Log out in good order."""
+        """Log out in good order, with all that came acknowledged, if it acknowledges."""
         if self.closed.is_set() or self._writer is None:
             return
+        if self.sm and self.acks:
+            self.acknowledge(self.handled)
         self.write("</stream:stream>")
         try:
             await asyncio.wait_for(self.closed.wait(), PATIENCE)
