@@ -3,7 +3,7 @@
 //! It runs on a thread of its own: the actors' threads are busy with decisions, and a commit
 //! that waited for them would make every append of the node wait.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::future::Future;
 use std::io;
 use std::pin::pin;
@@ -11,14 +11,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sea_orm::{DatabaseTransaction, DbErr};
+use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::error::StoreError;
 use super::job::Outcome;
-use super::lock::Lock;
 use super::metrics;
+use super::open::{Opened, open};
 use super::queue::{Load, Queue, Submitted, Task, Waiting};
+use super::settings::StoreSettings;
 use super::sqlite::{self, Fault};
 use super::writer::{End, Writer};
 use crate::words::Bare;
@@ -35,38 +38,51 @@ pub(super) struct Shared {
     pub(super) healthy: AtomicBool,
 }
 
-/// Owns the connection that writes.
+/// Owns the connection that writes, from its opening to its end.
 pub(super) struct Committer {
-    pub(super) writer: Writer,
+    pub(super) settings: StoreSettings,
     pub(super) shared: Arc<Shared>,
+    /// Closed: carry out what waits, then end.
     pub(super) jobs: UnboundedReceiver<Submitted>,
-    pub(super) append_limit: Duration,
-    /// Let go last.
-    pub(super) lock: Lock,
+    /// Set to true at the end.
+    pub(super) ending: watch::Sender<bool>,
 }
 
+/// What the other parts of a store need to know of an open database.
+pub(super) type Ready = Result<(DatabaseConnection, u32), StoreError>;
+
 impl Committer {
-    /// Runs on a new thread until every sender of jobs is gone, then carries out what waits.
-    pub(super) fn spawn(self, ended: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    /// Runs on a new thread; tells when the database is open.
+    pub(super) fn spawn(self, ready: oneshot::Sender<Ready>) -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let thread = std::thread::Builder::new().name("amphora-store".to_owned());
-        thread.spawn(move || {
-            runtime.block_on(self.run());
-            ended();
-        })?;
+        thread.spawn(move || runtime.block_on(self.run(ready)))?;
         Ok(())
     }
 
-    async fn run(self) {
-        let Committer { writer, shared, jobs, append_limit, lock } = self;
-        let queue = Queue::new(shared.load.clone(), append_limit);
-        let inbox = Inbox { jobs, queue, open: true };
+    async fn run(self, ready: oneshot::Sender<Ready>) {
+        let Committer { settings, shared, jobs, ending } = self;
+        let Opened { writer, readers, epoch, lock } = match open(&settings).await {
+            Ok(opened) => opened,
+            Err(error) => {
+                // Whoever asked may be gone.
+                let _ = ready.send(Err(error));
+                return;
+            }
+        };
+        shared.healthy.store(true, Ordering::Relaxed);
+        metrics::healthy(true);
         // Also when this thread panics, nobody is told that all is well.
         let _unhealthy = Unhealthy(shared.clone());
+        let _ = ready.send(Ok((readers, epoch)));
+        let append_limit = settings.append_limit;
+        let queue = Queue::new(shared.load.clone(), append_limit);
+        let inbox = Inbox { jobs, queue, open: true };
         let mut run = Run { writer, shared, inbox, append_limit, pause: FIRST_PAUSE, end: None };
         run.until_closed().await;
         run.writer.close().await;
         drop(lock);
+        ending.send_replace(true);
     }
 }
 
@@ -111,6 +127,11 @@ impl Inbox {
             }
         }
     }
+}
+
+/// Whether other rows may fare better.
+fn concerns_rows(error: &DbErr) -> bool {
+    matches!(sqlite::fault(error), Fault::Row | Fault::Damage)
 }
 
 struct Run {
@@ -160,30 +181,84 @@ impl Run {
     async fn transact(&mut self) {
         let begun = match self.inbox.during(self.writer.begin()).await {
             Ok(begun) => begun,
-            Err(error) => return self.failed(&error).await,
+            Err(error) => {
+                self.failed(&error);
+                return self.pause(&error).await;
+            }
         };
         self.inbox.push_all();
         let batch = self.inbox.queue.take(!self.is_healthy());
-        match self.commit(begun, &batch).await {
+        let tasks: Vec<&Task> = batch.iter().map(|waiting| &waiting.task).collect();
+        match self.commit(begun, &tasks).await {
             Ok(outcomes) => {
                 self.recovered();
-                self.answer(batch, outcomes);
+                self.answer(batch.into_iter().zip(outcomes));
             }
-            Err(error) => {
-                self.put_back(batch);
-                self.failed(&error).await;
+            Err(error) if concerns_rows(&error) => {
+                tracing::error!(%error, "a transaction failed; finding out for which write");
+                self.transact_one_by_one(batch).await;
+            }
+            Err(error) => self.put_back(batch, &error).await,
+        }
+    }
+
+    /// Each write in a transaction of its own. What meets damage alone is not done, so that the
+    /// rest can go on: appends are answered `Retry`, the others `Refused`. (A savepoint would
+    /// not do: after damage SQLite fails the whole transaction.)
+    async fn transact_one_by_one(&mut self, batch: Vec<Waiting>) {
+        let mut stuck: HashSet<Bare> = HashSet::new();
+        let before = self.writer.committed();
+        let mut left = VecDeque::from(batch);
+        while let Some(waiting) = left.pop_front() {
+            let outcome = match &waiting.task {
+                Task::Append(message) if stuck.contains(&message.recipient) => Ok(Outcome::Retry),
+                task => self.transact_alone(task).await,
+            };
+            match outcome {
+                Ok(outcome) => {
+                    if outcome == Outcome::Retry {
+                        stuck.insert(Bare::from(waiting.task.recipient()));
+                    }
+                    self.answer([(waiting, outcome)]);
+                }
+                Err(error) => {
+                    left.push_front(waiting);
+                    return self.put_back(left.into(), &error).await;
+                }
             }
         }
+        self.set_healthy(self.writer.committed() > before);
+    }
+
+    async fn transact_alone(&mut self, task: &Task) -> Result<Outcome, DbErr> {
+        let mut rows = 0;
+        let mut refused = None;
+        for part in task.parts() {
+            let begun = self.inbox.during(self.writer.begin()).await?;
+            match self.commit(begun, &[&part]).await.as_deref() {
+                Ok([Outcome::Done { rows: more }]) => rows += more,
+                Ok([outcome, ..]) => return Ok(outcome.clone()),
+                Ok([]) => {}
+                Err(error) if concerns_rows(error) => {
+                    tracing::error!(%error, recipient = part.recipient(), "a write failed");
+                    if part.is_append() && sqlite::fault(error) == Fault::Damage {
+                        return Ok(Outcome::Retry);
+                    }
+                    refused = Some(Outcome::Refused(error.to_string()));
+                }
+                Err(error) => return Err(error.clone()),
+            }
+        }
+        Ok(refused.unwrap_or(Outcome::Done { rows }))
     }
 
     /// The outcomes, if the batch is committed; an error if it is known not to be.
     async fn commit(
         &mut self,
         begun: DatabaseTransaction,
-        batch: &[Waiting],
+        batch: &[&Task],
     ) -> Result<Vec<Outcome>, DbErr> {
-        let tasks: Vec<&Task> = batch.iter().map(|waiting| &waiting.task).collect();
-        match self.inbox.during(self.writer.commit(begun, &tasks)).await {
+        match self.inbox.during(self.writer.commit(begun, batch)).await {
             End::Committed(outcomes) => Ok(outcomes),
             End::Failed(error) => Err(error),
             End::Unknown(outcomes, error) => match self.settle().await {
@@ -199,7 +274,10 @@ impl Run {
         loop {
             match self.inbox.during(self.writer.settle()).await {
                 Ok(committed) => return committed,
-                Err(error) => self.failed(&error).await,
+                Err(error) => {
+                    self.failed(&error);
+                    self.pause(&error).await;
+                }
             }
             if !self.inbox.open && self.is_over() {
                 tracing::error!("closed without knowing whether the last writes are stored");
@@ -208,9 +286,9 @@ impl Run {
         }
     }
 
-    fn answer(&mut self, batch: Vec<Waiting>, outcomes: Vec<Outcome>) {
+    fn answer(&mut self, batch: impl IntoIterator<Item = (Waiting, Outcome)>) {
         let mut stuck: HashSet<Bare> = HashSet::new();
-        for (waiting, outcome) in batch.into_iter().zip(outcomes) {
+        for (waiting, outcome) in batch {
             match (&waiting.task, &outcome) {
                 (Task::Append(message), Outcome::Retry) => {
                     stuck.insert(message.recipient.clone());
@@ -227,27 +305,27 @@ impl Run {
         }
     }
 
-    /// Answers `Retry` to the appends, and to those of their recipients that wait; the rest is
-    /// tried again.
-    fn put_back(&mut self, batch: Vec<Waiting>) {
+    /// After a failure: answers `Retry` to the appends, and to those of their recipients that
+    /// wait; the rest is tried again.
+    async fn put_back(&mut self, batch: Vec<Waiting>, error: &DbErr) {
+        self.failed(error);
         let (appends, rest): (Vec<_>, Vec<_>) =
-            batch.into_iter().partition(|waiting| matches!(waiting.task, Task::Append(_)));
+            batch.into_iter().partition(|waiting| waiting.task.is_append());
         self.inbox.queue.put_back(rest);
-        let recipients =
-            appends.iter().map(|waiting| Bare::from(waiting.task.recipient())).collect();
-        for waiting in appends {
-            waiting.answer(Outcome::Retry);
-        }
-        self.inbox.queue.give_up(&recipients);
+        self.answer(appends.into_iter().map(|append| (append, Outcome::Retry)));
+        self.pause(error).await;
     }
 
-    /// Pauses after a failure; begins with a new connection, unless this one only had to wait
-    /// for another program.
-    async fn failed(&mut self, error: &DbErr) {
+    fn failed(&self, error: &DbErr) {
         if self.is_healthy() {
             tracing::error!(%error, "cannot write to the store; trying again");
             self.set_healthy(false);
         }
+    }
+
+    /// Waits after a failure; begins with a new connection, unless this one only had to wait
+    /// for another program.
+    async fn pause(&mut self, error: &DbErr) {
         if sqlite::fault(error) == Fault::Busy {
             self.pause = FIRST_PAUSE;
         } else {

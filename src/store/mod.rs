@@ -10,6 +10,7 @@ mod job;
 mod lock;
 mod message;
 mod metrics;
+mod open;
 mod pages;
 mod plan;
 mod queue;

@@ -1,12 +1,10 @@
 //! Reads: which rows first, then the rows, so that no more is read than was asked for.
 
-use std::future::Future;
-
 use entities::offline_message::{Column as C, Entity, Model};
 use sea_orm::sea_query::{Expr, ExprTrait, SimpleExpr};
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseConnection, DbErr, EntityTrait, FromQueryResult,
-    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select,
+    PaginatorTrait, QueryFilter, QueryOrder, QueryResult, QuerySelect, QueryTrait, Select,
 };
 
 use super::error::StoreError;
@@ -153,16 +151,7 @@ async fn ids(
         .filter(C::Recipient.eq(recipient))
         .filter(C::Id.gt(after.0))
         .order_by_asc(C::Id);
-    let sized = next.clone().column(C::Size).limit(row_limit(limit));
-    match sized.into_tuple().all(database).await {
-        Ok(rows) => Ok(within(limit, rows).map(MessageId).collect()),
-        Err(error) if sqlite::fault(&error) == Fault::Damage => {
-            // The index alone may still be whole.
-            let ids: Vec<i64> = next.limit(DAMAGED).into_tuple().all(database).await?;
-            Ok(ids.into_iter().map(MessageId).collect())
-        }
-        Err(error) => Err(error),
-    }
+    within(database, next, limit, |row| Ok(MessageId(row.try_get("", "id")?))).await
 }
 
 /// The places of the next messages that expire and stay within the limit.
@@ -176,23 +165,41 @@ async fn positions(
         .select_only()
         .columns([C::ExpiresAt, C::Recipient, C::Id])
         .filter(C::ExpiresAt.lte(until.as_micros()));
-    let position = |(at, recipient, id): (i64, String, i64)| DuePosition {
-        at: Timestamp::from_micros(at),
-        recipient: recipient.into(),
-        id: MessageId(id),
+    let position = |row: &QueryResult| {
+        let recipient: String = row.try_get("", "recipient")?;
+        Ok(DuePosition {
+            at: Timestamp::from_micros(row.try_get("", "expires_at")?),
+            recipient: recipient.into(),
+            id: MessageId(row.try_get("", "id")?),
+        })
     };
-    let sized = next.clone().column(C::Size).limit(row_limit(limit));
-    match sized.into_tuple().all(database).await {
-        Ok(rows) => {
-            let rows = rows.into_iter().map(|(at, name, id, size)| ((at, name, id), size));
-            Ok(within(limit, rows).map(position).collect())
-        }
+    within(database, next, limit, position).await
+}
+
+/// The first rows of `next` whose stanzas stay within the limit, at least one. `next` selects
+/// what an index has, which may be whole where the table is damaged.
+async fn within<T>(
+    database: &DatabaseConnection,
+    next: Select<Entity>,
+    limit: PageLimit,
+    read: impl Fn(&QueryResult) -> Result<T, DbErr>,
+) -> Result<Vec<T>, DbErr> {
+    let most = u64::try_from(limit.rows).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64);
+    let sized = next.clone().column(C::Size).limit(most);
+    let rows = match query(database, sized).await {
         Err(error) if sqlite::fault(&error) == Fault::Damage => {
-            let rows = next.limit(DAMAGED).into_tuple().all(database).await?;
-            Ok(rows.into_iter().map(position).collect())
+            query(database, next.limit(DAMAGED)).await?
         }
-        Err(error) => Err(error),
-    }
+        rows => rows?,
+    };
+    let mut left = Some(limit.bytes);
+    let fitting = rows.iter().enumerate().take_while(|(place, row)| {
+        // A size that can't be read is a row that can't.
+        let size: i64 = row.try_get("", "size").unwrap_or(0);
+        left = left.and_then(|left| left.checked_sub(usize::try_from(size).unwrap_or(0)));
+        left.is_some() || *place == 0
+    });
+    fitting.map(|(_, row)| read(row)).collect()
 }
 
 /// All that expire after `from`, in that order.
@@ -219,25 +226,6 @@ fn values(position: &DuePosition) -> SimpleExpr {
     ])
 }
 
-fn row_limit(limit: PageLimit) -> u64 {
-    u64::try_from(limit.rows).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64)
-}
-
-/// The first rows whose sizes stay within the limit, at least one.
-fn within<T>(
-    limit: PageLimit,
-    rows: impl IntoIterator<Item = (T, i64)>,
-) -> impl Iterator<Item = T> {
-    let mut left = Some(limit.bytes);
-    let mut first = true;
-    rows.into_iter().map_while(move |(row, size)| {
-        left = left.and_then(|left| left.checked_sub(usize::try_from(size).unwrap_or(0)));
-        let fits = left.is_some() || first;
-        first = false;
-        fits.then_some(row)
-    })
-}
-
 /// The rows of `all`; where the database is damaged, those of `each` that can be read. Rows
 /// that can't are left out, and counted.
 async fn rows<'a>(
@@ -247,13 +235,13 @@ async fn rows<'a>(
 ) -> Result<Vec<Model>, DbErr> {
     match query(database, all).await {
         Err(error) if sqlite::fault(&error) == Fault::Damage => {}
-        result => return result,
+        rows => return Ok(rows?.iter().filter_map(model).collect()),
     }
     let mut rows = Vec::new();
     for (recipient, id) in each {
         let one = Entity::find_by_id((recipient.to_owned(), id.0));
         match query(database, one).await {
-            Ok(found) => rows.extend(found),
+            Ok(found) => rows.extend(found.iter().filter_map(model)),
             Err(error) if sqlite::fault(&error) == Fault::Damage => {
                 set_aside(recipient, id, &error.to_string());
             }
@@ -263,23 +251,23 @@ async fn rows<'a>(
     Ok(rows)
 }
 
-fn query(
+async fn query(
     database: &DatabaseConnection,
     select: Select<Entity>,
-) -> impl Future<Output = Result<Vec<Model>, DbErr>> {
-    async move {
-        let statement = select.build(database.get_database_backend());
-        let rows = database.query_all_raw(statement).await?;
-        let model = |row| match Model::from_query_result(row, "") {
-            Ok(model) => Some(model),
-            Err(error) => {
-                let recipient: String = row.try_get("", "recipient").unwrap_or_default();
-                let id: i64 = row.try_get("", "id").unwrap_or_default();
-                set_aside(&recipient, MessageId(id), &error.to_string());
-                None
-            }
-        };
-        Ok(rows.iter().filter_map(model).collect())
+) -> Result<Vec<QueryResult>, DbErr> {
+    let statement = select.build(database.get_database_backend());
+    database.query_all_raw(statement).await
+}
+
+fn model(row: &QueryResult) -> Option<Model> {
+    match Model::from_query_result(row, "") {
+        Ok(model) => Some(model),
+        Err(error) => {
+            let recipient: String = row.try_get("", "recipient").unwrap_or_default();
+            let id: i64 = row.try_get("", "id").unwrap_or_default();
+            set_aside(&recipient, MessageId(id), &error.to_string());
+            None
+        }
     }
 }
 

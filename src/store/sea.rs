@@ -3,25 +3,19 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use entities::epoch;
 use futures::future::BoxFuture;
-use migration::{Migrator, MigratorTrait};
-use sea_orm::sea_query::ExprTrait;
-use sea_orm::{ColumnTrait, DatabaseConnection, DbErr, EntityTrait, QueryFilter};
+use sea_orm::DatabaseConnection;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::Store;
 use super::committer::{Committer, Shared};
 use super::error::StoreError;
 use super::job::{Done, Job, Outcome};
-use super::lock::Lock;
 use super::message::{DueMessage, DuePosition, PageLimit, Purged, StoredMessage};
 use super::pages::{self, Place};
 use super::queue::{Submitted, Task};
 use super::settings::StoreSettings;
-use super::sqlite::{self, DatabaseFile};
-use super::writer::Writer;
-use super::{Store, metrics, remedy};
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, MessageId};
 
@@ -41,69 +35,18 @@ pub struct SeaStore {
 
 impl SeaStore {
     /// Opens the database, makes it if it is not there, brings its tables up to date, and
-    /// raises the epoch. To be called within a tokio runtime.
+    /// raises the epoch.
     pub async fn open(settings: StoreSettings) -> Result<SeaStore, StoreError> {
-        let file = DatabaseFile::of(&settings.url)?;
-        let url = remedy::shown(&settings.url);
-        let lock = Lock::take(&url, &file.path)?;
-        let failed = |source: DbErr| StoreError::Open {
-            url: url.clone(),
-            remedy: sqlite::remedy_of(&source, &file.path),
-            source,
-        };
-        let database = file.connect_writer().await.map_err(failed)?;
-        if let Some(version) = unknown_migration(&database).await.map_err(failed)? {
-            return Err(StoreError::Newer { url, version });
-        }
-        Migrator::up(&database, None).await.map_err(failed)?;
-        let Some(epoch) = raise_epoch(&database).await.map_err(failed)? else {
-            return Err(StoreError::EpochsUsedUp { url });
-        };
-        let readers = file.connect_readers(settings.readers).await.map_err(failed)?;
-
         let shared = Arc::new(Shared::default());
-        shared.healthy.store(true, Ordering::Relaxed);
-        metrics::healthy(true);
         let (sender, jobs) = mpsc::unbounded_channel();
         let (ending, ended) = watch::channel(false);
-        let committer = Committer {
-            writer: Writer::new(database, epoch, settings.clock, settings.memory_of_keys),
-            shared: shared.clone(),
-            jobs,
-            append_limit: settings.append_limit,
-            lock,
-        };
-        let end = move || {
-            ending.send_replace(true);
-        };
-        committer.spawn(end).map_err(StoreError::Thread)?;
+        let (tell, told) = oneshot::channel();
+        let committer = Committer { settings, shared: shared.clone(), jobs, ending };
+        committer.spawn(tell).map_err(StoreError::Thread)?;
+        let (readers, epoch) = told.await.map_err(|_| StoreError::Closed)??;
         let inlet = Inlet { sender: Arc::new(RwLock::new(Some(sender))), shared };
         Ok(SeaStore { inlet, readers, epoch, ended })
     }
-}
-
-/// The first migration that a newer version has made, if any.
-async fn unknown_migration(database: &DatabaseConnection) -> Result<Option<String>, DbErr> {
-    let known = Migrator::migrations();
-    let applied = Migrator::get_migration_models(database).await?;
-    let unknown = |version: &String| known.iter().all(|migration| migration.name() != version);
-    Ok(applied.into_iter().map(|model| model.version).find(unknown))
-}
-
-/// The new epoch; none if none is left.
-async fn raise_epoch(database: &DatabaseConnection) -> Result<Option<u32>, DbErr> {
-    use epoch::Column as C;
-    let raised = epoch::Entity::update_many()
-        .col_expr(C::Value, C::Value.into_expr().add(1))
-        .col_expr(C::Beat, 0.into())
-        .filter(C::Value.lt(MessageId::MAX_EPOCH))
-        .exec(database)
-        .await?;
-    if raised.rows_affected == 0 {
-        return Ok(None);
-    }
-    let row = epoch::Entity::find().one(database).await?;
-    Ok(row.and_then(|row| u32::try_from(row.value).ok()))
 }
 
 /// Where jobs go in, until the store closes.

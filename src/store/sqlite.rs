@@ -97,6 +97,8 @@ async fn connect(options: SqliteConnectOptions, most: u32) -> Result<DatabaseCon
         .max_connections(most)
         .idle_timeout(None)
         .max_lifetime(None)
+        // A file does not go away as a server does; a connection that fails is dropped.
+        .test_before_acquire(false)
         .connect_with(options)
         .await
         .map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())))?;
@@ -114,6 +116,9 @@ pub(super) async fn drop_connection(writer: &DatabaseConnection) {
 
 /// Writes the log into the database, as far as readers let it.
 pub(super) const CHECKPOINT: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
+
+/// Raises the beat after the first parameter, in the epoch of the second.
+pub(super) const RAISE_BEAT: &str = "UPDATE epoch SET beat = beat + 1 WHERE beat = ? AND value = ?";
 
 /// Statements of many rows, written out for a few fixed numbers of rows. Their texts stay the
 /// same, so that SQLite prepares each once; building them anew cost more than the insert.

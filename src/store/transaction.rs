@@ -6,8 +6,8 @@ use std::time::Duration;
 use entities::{mark, offline_message};
 use sea_orm::sea_query::Query;
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter,
-    QueryResult, QuerySelect, Statement, Value,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait, QueryFilter,
+    QueryResult, QuerySelect, QueryTrait, Statement, Value,
 };
 
 use super::job::{NewMessage, Outcome};
@@ -20,8 +20,8 @@ use crate::words::{Expiry, MessageId};
 
 /// Carries out batches in one transaction.
 ///
-/// A statement that fails for a row of its own undoes itself alone: the transaction goes on,
-/// and halves of the statement are tried until the row is found.
+/// A statement that breaks a constraint undoes itself alone: the transaction goes on, and
+/// halves of the statement are tried until the row is found.
 pub(super) struct Transaction<'a> {
     pub(super) connection: &'a DatabaseTransaction,
     pub(super) texts: &'a Texts,
@@ -61,7 +61,8 @@ impl Transaction<'_> {
         self.append(appends.collect(), outcomes).await?;
         for &place in &round.expiries {
             if let Task::SetExpiry { recipient, id, expiry } = batch[place] {
-                outcomes[place] = done(self.set_expiry(recipient, *id, *expiry).await)?;
+                outcomes[place] =
+                    Outcome::Done { rows: self.set_expiry(recipient, *id, *expiry).await? };
             }
         }
         let mut pairs: Vec<Pair> = Vec::new();
@@ -73,12 +74,12 @@ impl Transaction<'_> {
         self.delete(&pairs, outcomes).await?;
         for &place in &round.removals {
             if let Task::RemoveAccount { recipient } = batch[place] {
-                outcomes[place] = done(self.remove_account(recipient).await)?;
+                outcomes[place] = Outcome::Done { rows: self.remove_account(recipient).await? };
             }
         }
         for &place in &round.marks {
             if let Task::PurgeMarks { before, limit } = batch[place] {
-                outcomes[place] = done(self.purge_marks(*before, *limit).await)?;
+                outcomes[place] = Outcome::Done { rows: self.purge_marks(*before, *limit).await? };
             }
         }
         Ok(())
@@ -97,39 +98,25 @@ impl Transaction<'_> {
             None => true,
         });
         self.leave_out_known(&mut rows, outcomes).await?;
-        // Recipients of whom an append met damage: no later one may overtake it.
-        let mut stuck: HashSet<&str> = HashSet::new();
         let mut left: Vec<&[Append]> = vec![&rows];
         while let Some(rows) = left.pop() {
             let Some(&(place, message)) = rows.first() else {
                 continue;
             };
-            let most = if stuck.is_empty() { rows.len() } else { 1 };
-            let (text, count) = self.texts.insert(most);
+            let (text, count) = self.texts.insert(rows.len());
             let (head, rest) = rows.split_at(count);
             left.push(rest);
-            if stuck.contains(&*message.recipient) {
-                outcomes[place] = Outcome::Retry;
-                continue;
-            }
             match self.insert(text, head).await {
                 Ok(stored) if stored == count => {
                     head.iter().for_each(|(place, _)| outcomes[*place] = Outcome::Stored);
                 }
                 Ok(_) => self.sort_out(head, outcomes).await?,
-                Err(error) => match sqlite::fault(&error) {
-                    Fault::Row | Fault::Damage if count > 1 => {
-                        let (first, second) = head.split_at(count / 2);
-                        left.extend([second, first]);
-                    }
-                    Fault::Row => outcomes[place] = self.refuse(message, &error).await?,
-                    Fault::Damage => {
-                        tracing::error!(recipient = &*message.recipient, %error, "cannot append");
-                        stuck.insert(&message.recipient);
-                        outcomes[place] = Outcome::Retry;
-                    }
-                    Fault::Busy | Fault::Other => return Err(error),
-                },
+                Err(error) if sqlite::fault(&error) != Fault::Row => return Err(error),
+                Err(error) if count == 1 => outcomes[place] = self.refuse(message, &error).await?,
+                Err(_) => {
+                    let (first, second) = head.split_at(count / 2);
+                    left.extend([second, first]);
+                }
             }
         }
         Ok(())
@@ -161,8 +148,8 @@ impl Transaction<'_> {
     /// Inserts the rows whose keys are not there, and tells how many.
     async fn insert(&self, text: &str, rows: &[Append<'_>]) -> Result<usize, DbErr> {
         let values = rows.iter().flat_map(|(_, message)| row::values(message, self.now));
-        let result = self.connection.execute_raw(self.statement(text, values)).await?;
-        Ok(usize::try_from(result.rows_affected()).unwrap_or(usize::MAX))
+        let stored = self.execute(self.statement(text, values)).await?;
+        Ok(usize::try_from(stored).unwrap_or(usize::MAX))
     }
 
     /// Finds which of the rows were inserted, and which had been before.
@@ -230,40 +217,27 @@ impl Transaction<'_> {
         use offline_message::Column as C;
         let at: Option<i64> = expiry.map(|expiry| expiry.at.as_micros());
         let rule: Option<i32> = expiry.map(|expiry| i32::from(expiry.rule));
-        let result = offline_message::Entity::update_many()
+        let update = offline_message::Entity::update_many()
             .col_expr(C::ExpiresAt, Value::from(at).into())
             .col_expr(C::ExpireRule, Value::from(rule).into())
             .filter(C::Recipient.eq(recipient))
-            .filter(C::Id.eq(id.0))
-            .exec(self.connection)
-            .await?;
-        Ok(result.rows_affected)
+            .filter(C::Id.eq(id.0));
+        self.execute(update.build(self.backend())).await
     }
 
     async fn delete(&self, pairs: &[Pair<'_>], outcomes: &mut [Outcome]) -> Result<(), DbErr> {
         // Of two that delete the same message the first did it.
         let places: HashMap<(&str, i64), usize> =
             pairs.iter().rev().map(|(place, recipient, id)| ((*recipient, id.0), *place)).collect();
-        let mut left: Vec<&[Pair]> = vec![pairs];
-        while let Some(pairs) = left.pop() {
-            let Some(&(place, ..)) = pairs.first() else {
-                continue;
-            };
-            let (text, count) = self.texts.delete(pairs.len());
-            let (head, rest) = pairs.split_at(count);
-            left.push(rest);
+        let mut left = pairs;
+        while !left.is_empty() {
+            let (text, count) = self.texts.delete(left.len());
+            let (head, rest) = left.split_at(count);
+            left = rest;
             let values =
                 head.iter().flat_map(|(_, recipient, id)| [(*recipient).into(), id.0.into()]);
-            match self.connection.query_all_raw(self.statement(text, values)).await {
-                Ok(rows) => self.deleted(&rows, &places, outcomes).await?,
-                Err(error) => match sqlite::fault(&error) {
-                    Fault::Row | Fault::Damage if count > 1 => {
-                        let (first, second) = head.split_at(count / 2);
-                        left.extend([second, first]);
-                    }
-                    _ => outcomes[place] = done(Err(error))?,
-                },
-            }
+            let rows = self.connection.query_all_raw(self.statement(text, values)).await?;
+            self.deleted(&rows, &places, outcomes).await?;
         }
         Ok(())
     }
@@ -290,7 +264,7 @@ impl Transaction<'_> {
         while !marks.is_empty() {
             let (text, count) = self.texts.mark(marks.len());
             let values = marks.drain(..count).flatten();
-            self.connection.execute_raw(self.statement(text, values)).await?;
+            self.execute(self.statement(text, values)).await?;
         }
         Ok(())
     }
@@ -305,11 +279,9 @@ impl Transaction<'_> {
     }
 
     async fn remove_account(&self, recipient: &str) -> Result<u64, DbErr> {
-        let result = offline_message::Entity::delete_many()
-            .filter(offline_message::Column::Recipient.eq(recipient))
-            .exec(self.connection)
-            .await?;
-        Ok(result.rows_affected)
+        let delete = offline_message::Entity::delete_many()
+            .filter(offline_message::Column::Recipient.eq(recipient));
+        self.execute(delete.build(self.backend())).await
     }
 
     async fn purge_marks(&self, before: Timestamp, limit: u64) -> Result<u64, DbErr> {
@@ -320,15 +292,20 @@ impl Transaction<'_> {
             .and_where(C::Until.lt(before.as_micros()))
             .limit(limit)
             .take();
-        let result = mark::Entity::delete_many()
-            .filter(C::Key.in_subquery(over))
-            .exec(self.connection)
-            .await?;
-        Ok(result.rows_affected)
+        let delete = mark::Entity::delete_many().filter(C::Key.in_subquery(over));
+        self.execute(delete.build(self.backend())).await
+    }
+
+    async fn execute(&self, statement: Statement) -> Result<u64, DbErr> {
+        Ok(self.connection.execute_raw(statement).await?.rows_affected())
     }
 
     fn statement(&self, text: &str, values: impl IntoIterator<Item = Value>) -> Statement {
-        Statement::from_sql_and_values(self.connection.get_database_backend(), text, values)
+        Statement::from_sql_and_values(self.backend(), text, values)
+    }
+
+    fn backend(&self) -> DbBackend {
+        self.connection.get_database_backend()
     }
 }
 
@@ -345,19 +322,4 @@ struct Stored {
 
 fn already(met_rule: Option<i32>) -> Outcome {
     Outcome::Already { met_rule: met_rule.and_then(|rule| u16::try_from(rule).ok()) }
-}
-
-/// The outcome of a write that is no append. One that meets damage is refused, so that the
-/// others go on.
-fn done(result: Result<u64, DbErr>) -> Result<Outcome, DbErr> {
-    match result {
-        Ok(rows) => Ok(Outcome::Done { rows }),
-        Err(error) => match sqlite::fault(&error) {
-            Fault::Row | Fault::Damage => {
-                tracing::error!(%error, "cannot change stored messages");
-                Ok(Outcome::Refused(error.to_string()))
-            }
-            Fault::Busy | Fault::Other => Err(error),
-        },
-    }
 }

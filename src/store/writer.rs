@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use entities::epoch;
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait,
-    QueryFilter, SqliteTransactionMode, TransactionOptions, TransactionTrait,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait,
+    SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
 };
 
 use super::job::Outcome;
@@ -47,6 +47,11 @@ impl Writer {
         memory: Duration,
     ) -> Self {
         Writer { database, texts: Texts::new(), clock, memory, epoch, beat: 0 }
+    }
+
+    /// How many transactions are known to be committed.
+    pub(super) fn committed(&self) -> i64 {
+        self.beat
     }
 
     /// Takes the right to write.
@@ -91,14 +96,10 @@ impl Writer {
 
     /// Fails if another process has raised the epoch, lock file or not.
     async fn raise_beat(&self, begun: &DatabaseTransaction) -> Result<(), DbErr> {
-        use epoch::Column as C;
-        let raised = epoch::Entity::update_many()
-            .col_expr(C::Beat, (self.beat + 1).into())
-            .filter(C::Value.eq(self.epoch))
-            .filter(C::Beat.eq(self.beat))
-            .exec(begun)
-            .await?;
-        match raised.rows_affected {
+        let values = [self.beat.into(), i64::from(self.epoch).into()];
+        let backend = begun.get_database_backend();
+        let raise = Statement::from_sql_and_values(backend, sqlite::RAISE_BEAT, values);
+        match begun.execute_raw(raise).await?.rows_affected() {
             1 => Ok(()),
             _ => Err(DbErr::Custom("another process has taken the database over".to_owned())),
         }

@@ -121,6 +121,16 @@ pub async fn run(store: &dyn Store, writes: Vec<Write>) -> Vec<Outcome> {
     submit(store, writes).await.expect("a job is answered")
 }
 
+/// Appends until it is stored, however slow the machine is.
+pub async fn stored(store: &dyn Store, recipient: &str, id: i64) {
+    loop {
+        match run(store, vec![append(recipient, id)]).await.remove(0) {
+            Outcome::Retry => {}
+            outcome => return assert_eq!(outcome, Outcome::Stored),
+        }
+    }
+}
+
 pub async fn page(store: &dyn Store, recipient: &str, after: i64) -> Vec<StoredMessage> {
     store.page(bare(recipient), MessageId(after), ALL).await.expect("reads")
 }
