@@ -551,11 +551,11 @@ return function (ctx)
 	-- what was not acknowledged, and what waits in the gate is intercepted.
 	function seats.stand_down(seat, n)
 		forget_announcement(seat);
+		local ids, left = {}, seat.done ~= seat.n;
+		for id, item in pairs(seat.items) do
+			if item.acked then ids[#ids + 1] = id; else left = true; end
+		end
 		if seat.n > 0 or n then
-			local ids = {};
-			for id, item in pairs(seat.items) do
-				if item.acked then ids[#ids + 1] = id; end
-			end
 			seat.ended = { n = n or seat.last_batch or "0", ids = ids };
 			report_end(seat);
 		end
@@ -564,7 +564,6 @@ return function (ctx)
 		seat.out = new_fifo();
 		local waiting = seat.waiting;
 		seat.waiting, seat.waiting_bytes, seat.gate, seat.limited = new_fifo(), 0, "open", nil;
-		local was_done = seat.done == seat.n;
 		seat.done = seat.n;
 		local function come_back(entry)
 			if entry.item then
@@ -575,10 +574,7 @@ return function (ctx)
 		end
 		for entry in function () return out:pop(); end do come_back(entry); end
 		for entry in function () return waiting:pop(); end do come_back(entry); end
-		if not was_done then
-			renewals[seat.bare] = true;
-			ctx.schedule();
-		end
+		if left then seats.stored(seat.bare); end -- the node has it, and another session may take it
 	end
 
 	-- A message that a session that ended had not acknowledged. It comes back only if no other
