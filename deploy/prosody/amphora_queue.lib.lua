@@ -72,6 +72,10 @@ return function (ctx)
 		return pair;
 	end
 
+	-- A refusal is outside the pair's order: who must not know what the recipient does must not
+	-- notice either when the pair pauses.
+	local function is_outside(held) return held.stage == "rules" and not held.may_see; end
+
 	-- Puts a message into its pair, by ord. Almost always that is the end.
 	local function insert(held)
 		local pair = pair_of(held.user, held.from);
@@ -85,7 +89,10 @@ return function (ctx)
 		if held.stage == "rules" and (not pair.first_rules or held.ord < pair.first_rules.ord) then
 			pair.first_rules = held;
 		end
-		if pair.resume_at and prev and prev.paused then held.paused = true; end
+		if pair.resume_at and not is_outside(held) then
+			while prev and is_outside(prev) and not prev.paused do prev = prev.prev; end
+			held.paused = prev and prev.paused;
+		end
 		keys[held.key] = held;
 		held_count, held_bytes = held_count + 1, held_bytes + held.bytes;
 		return pair;
@@ -308,6 +315,7 @@ return function (ctx)
 					key = record.key, user = user, from = record.from, addressed = record.addressed;
 					stage = record.stage, stamp = record.stamp, archived = record.archived, xml = record.xml, bytes = #record.xml;
 					ord = record.ord, again = true, ever_sent = true, loaded = true, spooled = handle;
+					may_see = record.stage == "rules" and facts.may_see_presence(user.username, record.from) or nil;
 				};
 				queue.drain(user.bare);
 				local pair = insert(held);
@@ -448,7 +456,6 @@ return function (ctx)
 			queue.admit(held);
 		else
 			-- At once, so that a refusal takes as long whatever the recipient does.
-			held.paused = nil;
 			enqueue(held, true);
 		end
 	end
@@ -515,13 +522,13 @@ return function (ctx)
 
 	-- A message that a session did not acknowledge, or that waited in its gate. A message that
 	-- was intercepted before comes back under its key.
-	function queue.undelivered(bare, stanza, copy, stamp)
+	function queue.undelivered(bare, stanza, copy, stamp, session_jid)
 		local from = stanza.attr.from or "";
 		local key = copy and copy.key;
 		if key and keys[key] then return; end
 		key = key or new_key();
 		queue.hold_for_storage(bare, {
-			key = key, from = from, addressed = stanza.attr.to or bare, again = true;
+			key = key, from = from, addressed = session_jid or stanza.attr.to or bare, again = true;
 			-- one that was intercepted before has its id already
 			xml = copy and copy.key and facts.serialise(stanza) or facts.serialise_identified(stanza, bare, key);
 			stage = "undelivered", stamp = copy and copy.stamp or stamp or facts.timestamp();
@@ -590,12 +597,17 @@ return function (ctx)
 		return t_concat(ids, " ");
 	end
 
+	-- What comes back from a session that is still there is for that one, and no other.
 	local function add_sessions(xml, held)
 		local user = bare_sessions[held.user.bare];
 		local listed;
+		local only = held.stage == "undelivered" and full_sessions[held.addressed];
+		if only and not (ctx.seats.of(only) and ctx.seats.can_take(ctx.seats.of(only))) then only = nil; end
 		for resource, session in pairs(user and user.sessions or {}) do
-			local seat = ctx.seats.of(session);
-			local priority = session.presence and session.priority;
+			local seat = (not only or session == only) and ctx.seats.of(session);
+			-- One without presence gets what is addressed to itself.
+			local priority = session.presence and session.priority
+				or (held.stage == "rules" and session.full_jid == held.addressed and -128);
 			if priority and seat and not seat.closing and (held.stage == "rules" or seat.gate == "open") then
 				xml[#xml + 1] = ("<session resource='%s' priority='%d'%s/>"):format(escape(resource), priority,
 					session.hibernating and " hibernating='true'" or "");
@@ -812,7 +824,7 @@ return function (ctx)
 		module:log("debug", "From %s to %s: paused from %s on for %g s", pair.from, pair.user.bare, held.key, pause);
 		local at = held;
 		while at do
-			if at.stage ~= "routing" then
+			if at.stage ~= "routing" and (at == held or not is_outside(at)) then
 				unanswer(at);
 				at.gen, at.verdict, at.paused = nil, nil, true;
 			end
@@ -934,9 +946,10 @@ return function (ctx)
 
 	-- -------------------------------------------------------------------- accounts removed
 
-	-- What is held for the account is dropped; the node is told before anything else about it.
+	-- What is held for the account is dropped; the node is told before anything else about it. The
+	-- time goes with it, for what comes later is the next owner's of the name.
 	function queue.remove_account(bare)
-		local user = user_of(bare);
+		local user, stamp = user_of(bare), facts.timestamp();
 		local n = ctx.spool:delete_user(bare);
 		for _, pair in pairs(user.pairs) do
 			local at = pair.head;
@@ -957,15 +970,15 @@ return function (ctx)
 			paused[pair] = nil;
 		end
 		user.pairs = {};
-		ctx.spool:add_removal(bare);
-		user.removal = { bare = bare };
+		ctx.spool:add_removal(bare, stamp);
+		user.removal = { bare = bare, stamp = stamp };
 		module:log("info", "Account %s was removed: %d messages held for it were dropped", bare, n);
 		return user.removal;
 	end
 
 	function queue.restore_removals()
-		for bare in pairs(ctx.spool.removals) do
-			user_of(bare).removal = { bare = bare };
+		for bare, stamp in pairs(ctx.spool.removals) do
+			user_of(bare).removal = { bare = bare, stamp = stamp };
 		end
 	end
 

@@ -283,7 +283,7 @@ end
 local function tell_removal(removal)
 	removal.at, removal.id = time_now(), "amphora-removed-"..hex(random_bytes(6));
 	link.session.send(st.iq({ type = "set", id = removal.id, from = host, to = component })
-		:tag("account-removed", { xmlns = xmlns, jid = removal.bare }));
+		:tag("account-removed", { xmlns = xmlns, jid = removal.bare, stamp = removal.stamp }));
 end
 
 function ctx.tell_removals()
@@ -584,21 +584,18 @@ function module.load()
 	import_offline();
 	queue.restore_removals();
 	local saved = module.saved_state;
-	seats.adopt(saved and saved.seats);
 	local stream = component_stream();
-	if stream and saved and saved.link and saved.link.session == stream then
+	local same_link = stream and saved and saved.link and saved.link.session == stream;
+	seats.adopt(saved and saved.seats, same_link);
+	if same_link then
 		-- A reload. The node knows nothing of it, and need not.
 		for _, name in ipairs { "session", "node", "security", "window", "actions", "conditions" } do
 			link[name] = saved.link[name];
 		end
 		link_came();
 	elseif stream then
-		-- It greeted while nobody was there to answer. With a new stream it greets again.
-		module:add_timer(0, function ()
-			if not link.up and component_stream() == stream then
-				stream:close({ condition = "reset", text = "The interceptor of "..host.." was loaded" });
-			end
-		end);
+		-- It greeted while nobody was there to answer, and is asked to do so again.
+		stream.send("<message from='"..host.."' to='"..component.."'><hello xmlns='"..xmlns.."'/></message>");
 	end
 	if spool.live > 0 then
 		module:log("info", "%d messages are in the spool", spool.live);
@@ -611,7 +608,7 @@ end
 
 function module.unload()
 	queue.stopping = true;
-	seats.unload(module.reloading);
+	seats.unload();
 	queue.spool_all("The module is unloaded");
 	spool:close();
 end
