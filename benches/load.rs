@@ -170,8 +170,8 @@ impl Peer {
     /// Reads until `end` was seen `times` times; gives all up to there.
     fn read_until(&mut self, end: &[u8], times: usize) -> Vec<u8> {
         loop {
-            let found = self.buffer.windows(end.len()).enumerate().filter(|(_, w)| *w == end);
-            if let Some((at, _)) = found.skip(times - 1).next() {
+            let mut found = self.buffer.windows(end.len()).enumerate().filter(|(_, w)| *w == end);
+            if let Some((at, _)) = found.nth(times - 1) {
                 return self.buffer.drain(..at + end.len()).collect();
             }
             self.fill_buffer();

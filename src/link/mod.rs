@@ -7,7 +7,7 @@
 
 mod backoff;
 mod error;
-mod link;
+mod keep;
 mod order;
 mod read;
 mod session;
@@ -17,5 +17,5 @@ mod window;
 mod write;
 
 pub use error::LinkError;
-pub use link::{LinkContext, LinkSettings, Stop, run};
+pub use keep::{LinkContext, LinkSettings, Stop, run};
 pub use read::{Incoming, Malformed, read};

@@ -23,7 +23,7 @@ use crate::xml::{Element, Frame};
 use crate::{amp::Envelope, ns};
 
 use super::error::LinkError;
-use super::link::{LinkContext, LinkSettings, Stop};
+use super::keep::{LinkContext, LinkSettings, Stop};
 use super::order::Refused;
 use super::read::{Held, Incoming, Malformed, read};
 use super::speak::GREETING;

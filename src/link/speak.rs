@@ -11,7 +11,7 @@ use crate::router::Route;
 use crate::shard::{ITEM_OVERHEAD, Input, Sent, ToLink, Verdict};
 
 use super::error::LinkError;
-use super::link::Stop;
+use super::keep::Stop;
 use super::session::{DEFAULT_MAX_STANZA, Session, State};
 use super::window::Waiting;
 
