@@ -6,6 +6,7 @@
 //! sender may not use.
 
 mod backoff;
+mod counters;
 mod error;
 mod keep;
 mod order;

@@ -22,6 +22,7 @@ use crate::words::{Bare, Key, LinkId, MessageId};
 use crate::xml::{Element, Frame};
 use crate::{amp::Envelope, ns};
 
+use super::counters::Counters;
 use super::error::LinkError;
 use super::keep::{LinkContext, LinkSettings, Stop};
 use super::order::Refused;
@@ -65,6 +66,7 @@ pub struct Session<'a> {
     pub(super) settings: &'a LinkSettings,
     pub(super) context: &'a LinkContext,
     pub(super) writer: Writer,
+    pub(super) counters: Counters,
     pub(super) state: RefCell<State>,
     /// Wakes the writing side.
     pub(super) wake: Notify,
@@ -91,6 +93,7 @@ impl<'a> Session<'a> {
             settings,
             context,
             writer: Writer::new(&settings.component),
+            counters: Counters::new(),
             state: RefCell::new(state),
             wake: Notify::new(),
         }
@@ -265,7 +268,7 @@ impl<'a> Session<'a> {
             tracing::debug!(host = &*host, key = &*held.key, "an intercept before the greeting");
             return None;
         }
-        metrics::counter!("amphora_intercepts_total", "stage" => held.stage.as_str()).increment(1);
+        self.counters.intercept(held.stage);
         let too_large = held.message.raw.len() + ITEM_OVERHEAD > self.max_stanza(&host);
         let rules = self.rules(&held);
         let answers_itself = held.stage == Stage::Rules

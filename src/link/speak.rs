@@ -73,8 +73,7 @@ impl Session<'_> {
         match what {
             ToLink::Verdict(verdict) => {
                 state.unanswered.remove(&verdict.key);
-                metrics::counter!("amphora_verdicts_total", "do" => verdict.what.as_str())
-                    .increment(1);
+                self.counters.verdict(verdict.what);
                 state.verdicts.push(verdict);
             }
             // What comes after a verdict is written after it.
