@@ -583,7 +583,7 @@ module:hook_global("server-cleanup", last_chance);
 function module.load()
 	import_offline();
 	queue.restore_removals();
-	local saved = module.saved_state;
+	local saved = type(module.saved_state) == "table" and module.saved_state or nil;
 	local stream = component_stream();
 	local same_link = stream and saved and saved.link and saved.link.session == stream;
 	seats.adopt(saved and saved.seats, same_link);
