@@ -35,7 +35,7 @@ return function (ctx)
 	local users = {};   -- bare JID -> user
 	local keys = {};    -- key -> held, those in memory
 	local held_count, held_bytes = 0, 0;
-	local followers_count = 0;
+	local followers_count, followers_bytes = 0, 0;
 	local next_key, next_seq = 0, 0;
 	local paused = {};  -- pair -> true
 	local routing;      -- what is being routed right now, see below
@@ -249,11 +249,16 @@ return function (ctx)
 		return stanza;
 	end
 
-	local function go_on(follower)
-		follower.done = true;
+	local function drop_follower(follower)
+		local stanza = follower.stanza;
+		follower.done, follower.stanza = true, nil;
 		follower.pair.followers = follower.pair.followers - 1;
-		followers_count = followers_count - 1;
-		fire_message(follower.stanza, { ord = follower.ord });
+		followers_count, followers_bytes = followers_count - 1, followers_bytes - follower.bytes;
+		return stanza;
+	end
+
+	local function go_on(follower)
+		fire_message(drop_follower(follower), { ord = follower.ord });
 	end
 
 	local function run_free(pair)
@@ -274,7 +279,8 @@ return function (ctx)
 	end
 
 	local function memory_short()
-		return held_count + followers_count >= options.held_messages or held_bytes >= options.held_bytes;
+		return held_count + followers_count >= options.held_messages
+			or held_bytes + followers_bytes >= options.held_bytes;
 	end
 
 	local spooled_count, bounced_count = 0, 0;
@@ -378,6 +384,9 @@ return function (ctx)
 		if spooled_count + bounced_count > 0 then
 			module:log("info", "%s: %d held messages went to the spool, %d with rules back to their senders; "
 				.."%d messages are in the spool", why, spooled_count, bounced_count, ctx.spool.live);
+		end
+		if queue.stopping and held_count > 0 then
+			module:log("error", "%s: %d held messages could not be written to the spool", why, held_count);
 		end
 	end
 
@@ -545,13 +554,16 @@ return function (ctx)
 	end
 
 	function queue.follow(pair, stanza, bare)
-		if followers_count + held_count >= options.held_messages * 2 then
+		if followers_count + held_count >= options.held_messages * 2
+		or followers_bytes + held_bytes >= options.held_bytes * 2 then
 			queue.bounce(stanza, "wait", "resource-constraint");
 			return;
 		end
 		stanza = st.clone(stanza);
 		stanza.attr.to = stanza.attr.to or bare;
-		local follower = { stanza = stanza, pair = pair, since = time_now(), ord = new_ord() };
+		local follower = {
+			stanza = stanza, bytes = #tostring(stanza), pair = pair, since = time_now(), ord = new_ord();
+		};
 		local list;
 		if pair.tail then
 			list = pair.tail.followers or {};
@@ -560,7 +572,7 @@ return function (ctx)
 			list = pair.free;
 		end
 		list[#list + 1] = follower;
-		followers_count = followers_count + 1;
+		followers_count, followers_bytes = followers_count + 1, followers_bytes + follower.bytes;
 		pair.followers = pair.followers + 1;
 		waiting_order:push(follower);
 	end
@@ -961,10 +973,7 @@ return function (ctx)
 				at = after;
 			end
 			for _, follower in ipairs(pair.free or {}) do
-				if not follower.done then
-					follower.done = true;
-					followers_count = followers_count - 1;
-				end
+				if not follower.done then drop_follower(follower); end
 			end
 			pair.free = nil;
 			paused[pair] = nil;
