@@ -348,9 +348,7 @@ struct Attributes<'a>(Vec<(&'a str, Cow<'a, str>)>);
 impl<'a> Attributes<'a> {
     fn of(start: &'a BytesStart<'_>) -> Result<Self, XmlError> {
         let mut all = Vec::with_capacity(8);
-        // The server writes these itself: a name that stands twice does no harm, the first
-        // counts.
-        for attribute in start.attributes().with_checks(false) {
+        for attribute in start.attributes() {
             let attribute = attribute.map_err(|e| XmlError(e.to_string()))?;
             let value = attribute.normalized_value(XmlVersion::Implicit1_0)?;
             all.push((attribute.key.0, value));

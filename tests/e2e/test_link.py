@@ -65,7 +65,10 @@ HOSTILE = {
     "a comment between stanzas": ("<!-- hello -->", {"restricted-xml"}),
     "a processing instruction": ("<message><?php evil() ?></message>", {"restricted-xml"}),
     "an unknown entity": ("<message>&nbsp;</message>", {"restricted-xml", "not-well-formed"}),
-    "crossed tags": ("<message><a><b></a></b></message>", {"not-well-formed", "bad-format"}),
+    "crossed tags": (
+        f"<message from='{HOST}' to='{COMPONENT}'><a><b></a></b></message>",
+        {"not-well-formed", "bad-format"},
+    ),
     "an unquoted attribute": ("<message to=amp/>", {"not-well-formed", "bad-format"}),
     "two attributes of a name": ("<message a='1' a='2'/>", {"not-well-formed", "bad-format"}),
     "text between stanzas": ("hello", {"not-well-formed", "bad-format", "restricted-xml"}),
