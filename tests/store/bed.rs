@@ -17,14 +17,17 @@ use tokio::sync::oneshot;
 /// More than any test has.
 pub const ALL: PageLimit = PageLimit { rows: 100_000, bytes: 1 << 30 };
 
+/// Opens a store.
+pub type Open = fn(StoreSettings) -> BoxFuture<'static, Result<Arc<dyn Store>, StoreError>>;
+
 /// A database of its own, that can be opened again and again.
 pub struct Bed {
     /// How to open it; tests change what they are about.
     pub settings: StoreSettings,
     /// The wall time that the store sees.
     pub clock: TestClock,
-    /// Opens a store.
-    pub open: fn(StoreSettings) -> BoxFuture<'static, Result<Arc<dyn Store>, StoreError>>,
+    /// What opens it.
+    pub open: Open,
     /// What must live as long as the database.
     pub _keep: Box<dyn std::any::Any>,
 }
