@@ -16,7 +16,7 @@ use clap::Parser;
 use sea_orm::{ConnectionTrait, Database, Statement, TransactionTrait};
 
 /// What is measured.
-#[derive(Parser)]
+#[derive(Parser, Clone, Copy)]
 struct Args {
     /// Messages of each run.
     #[arg(long, default_value_t = 200_000)]
@@ -24,6 +24,9 @@ struct Args {
     /// Recipients that they are spread over.
     #[arg(long, default_value_t = 1_000)]
     users: usize,
+    /// Only the runs without the store.
+    #[arg(long)]
+    rules_only: bool,
     /// `cargo bench` says this.
     #[arg(long, hide = true)]
     bench: bool,
@@ -44,25 +47,26 @@ fn main() {
         args.users,
         std::thread::available_parallelism().map_or(0, |n| n.get())
     );
-    let bare = bare_inserts(dir.path(), &args);
-    println!("bare inserts, 1,000 a transaction   {bare:>9.0} rows/s   (the limit)");
-
+    let few = Args { messages: args.messages / 10, ..args };
+    let bare = (!args.rules_only).then(|| bare_inserts(dir.path(), &args));
     let mut peer = Peer::start(dir.path());
     let idle = peer.memory();
-    let stored = peer.run(&args, 1_024, Kind::Offline);
-    stored.print("durable appends, 1,024 waiting", Some(bare));
-    peer.run(&Args { messages: args.messages / 10, ..args }, 64, Kind::Offline)
-        .print("durable appends, 64 waiting", Some(bare));
+    if let Some(bare) = bare {
+        println!("bare inserts, 1,000 a transaction   {bare:>9.0} rows/s   (the limit)");
+        peer.run(&args, 1_024, Kind::Offline).print("durable appends, 1,024 waiting", Some(bare));
+        peer.run(&few, 64, Kind::Offline).print("durable appends, 64 waiting", Some(bare));
+    }
     peer.run(&args, 1_024, Kind::Rules).print("three rules evaluated, no store", None);
-    peer.run(&Args { messages: args.messages / 10, ..args }, 64, Kind::Rules)
-        .print("three rules evaluated, 64 waiting", None);
-    peer.fill(5_000);
-    let (items, took) = peer.hand_over();
-    println!(
-        "hand-over to one user               {items:>9} messages in {:.0} ms ({:.0}/s), taken and deleted",
-        took.as_secs_f64() * 1e3,
-        items as f64 / took.as_secs_f64()
-    );
+    peer.run(&few, 64, Kind::Rules).print("three rules evaluated, 64 waiting", None);
+    if bare.is_some() {
+        peer.fill(5_000);
+        let (items, took) = peer.hand_over();
+        println!(
+            "hand-over to one user               {items:>9} messages in {:.0} ms ({:.0}/s), taken and deleted",
+            took.as_secs_f64() * 1e3,
+            items as f64 / took.as_secs_f64()
+        );
+    }
     let (now, peak) = peer.memory();
     println!(
         "memory of the node                  {:>9} KiB idle, {now} KiB now, {peak} KiB peak",
@@ -82,6 +86,8 @@ enum Kind {
 /// The figures of one run.
 struct Figures {
     rate: f64,
+    /// Processor time of the node for one message.
+    cpu: Duration,
     latencies: Vec<Duration>,
 }
 
@@ -94,10 +100,11 @@ impl Figures {
         let ratio =
             limit.map(|l| format!("   {:.2} of bare inserts", self.rate / l)).unwrap_or_default();
         println!(
-            "{what:<36}{:>9.0} /s   verdict p50 {:.2} ms, p99 {:.2} ms{ratio}",
+            "{what:<36}{:>9.0} /s   verdict p50 {:.2} ms, p99 {:.2} ms   node {:.1} us each{ratio}",
             self.rate,
             at(0.50),
-            at(0.99)
+            at(0.99),
+            self.cpu.as_secs_f64() * 1e6
         );
     }
 }
@@ -163,8 +170,8 @@ impl Peer {
     /// Reads until `end` was seen `times` times; gives all up to there.
     fn read_until(&mut self, end: &[u8], times: usize) -> Vec<u8> {
         loop {
-            let found = self.buffer.windows(end.len()).enumerate().filter(|(_, w)| *w == end);
-            if let Some((at, _)) = found.skip(times - 1).next() {
+            let mut found = self.buffer.windows(end.len()).enumerate().filter(|(_, w)| *w == end);
+            if let Some((at, _)) = found.nth(times - 1) {
                 return self.buffer.drain(..at + end.len()).collect();
             }
             self.fill_buffer();
@@ -189,6 +196,16 @@ impl Peer {
         (of("VmRSS:").unwrap_or(0), of("VmHWM:").unwrap_or(0))
     }
 
+    /// Processor time that the node has used.
+    fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.node.id()));
+        let stat = stat.unwrap_or_default();
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        let ticks = after_name.split_whitespace().skip(11).take(2);
+        // A tick is 10 ms on every Linux that Rust runs on.
+        Duration::from_millis(10 * ticks.filter_map(|t| t.parse::<u64>().ok()).sum::<u64>())
+    }
+
     /// Sends messages with `window` of them unanswered, and waits for all verdicts.
     fn run(&mut self, args: &Args, window: usize, kind: Kind) -> Figures {
         let first = self.next_key;
@@ -197,25 +214,29 @@ impl Peer {
         let mut socket = self.socket.try_clone().expect("a second handle");
         let (answered, permits) = mpsc::channel::<usize>();
         let (sent, sent_at) = mpsc::channel::<Vec<Instant>>();
-        let begin = Instant::now();
-        let sender = std::thread::spawn(move || {
-            let mut free = window;
-            let mut at = 0;
-            let together = TOGETHER.min(window);
-            while at < messages {
-                while free < together.min(messages - at) {
-                    free += permits.recv().expect("verdicts");
-                }
-                free += permits.try_iter().sum::<usize>();
+        let together = TOGETHER.min(window);
+        let batches: Vec<(usize, String)> = (0..messages)
+            .step_by(together)
+            .map(|at| {
                 let n = together.min(messages - at);
                 let mut out = format!("<message from='{HOST}' to='{COMPONENT}'>");
                 for i in at..at + n {
                     intercept(&mut out, first + i, i % users, kind);
                 }
                 out.push_str("</message>");
+                (n, out)
+            })
+            .collect();
+        let cpu = self.cpu();
+        let begin = Instant::now();
+        let sender = std::thread::spawn(move || {
+            let mut free = window;
+            for (n, out) in batches {
+                while free < n {
+                    free += permits.recv().expect("verdicts");
+                }
                 let _ = sent.send(vec![Instant::now(); n]);
                 socket.write_all(out.as_bytes()).expect("the node reads");
-                at += n;
                 free -= n;
             }
         });
@@ -238,7 +259,8 @@ impl Peer {
         let took = begin.elapsed();
         sender.join().expect("the sender");
         latencies.sort();
-        Figures { rate: messages as f64 / took.as_secs_f64(), latencies }
+        let cpu = (self.cpu() - cpu).div_f64(messages as f64);
+        Figures { rate: messages as f64 / took.as_secs_f64(), cpu, latencies }
     }
 
     /// The keys of the whole verdicts in the buffer; each has to say `want`.

@@ -168,14 +168,15 @@ impl Node {
     }
 }
 
-/// Shards are spread over as many threads as there are cores.
+/// Shards are spread over as many threads as there are cores, but one, which the links have:
+/// more threads than that cost more in waking each other than they gain.
 fn start_shards(
     settings: &Settings,
     context: &ShardContext,
 ) -> (Vec<Arbiter>, Vec<Addr<ShardActor>>) {
     let shards = settings.processor.shards;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let threads = cores.min(shards as usize);
+    let threads = cores.saturating_sub(1).clamp(1, shards as usize);
     let arbiters: Vec<Arbiter> = (0..threads).map(|_| Arbiter::new()).collect();
     let machine = shard::Settings {
         epoch: context.store.epoch(),

@@ -104,14 +104,14 @@ impl Message {
     /// Whether it would be kept for someone who is away (O5 to O9, H1, H3, H7).
     ///
     /// Of errors only AMP's own replies (O9), of groupchat nothing, whatever it hints: a
-    /// room has to learn that its occupant is gone. Otherwise `<no-store/>` wins over
+    /// room has to learn that its occupant is gone. Nothing of headlines either, which servers
+    /// do not offer to their storage. Otherwise `<no-store/>` wins over
     /// `<store/>`, which wins over type and content.
     pub fn storable(&self) -> bool {
         match self.kind {
             MessageType::Error => self.is_amp_reply(),
-            MessageType::Groupchat => false,
+            MessageType::Groupchat | MessageType::Headline => false,
             _ if self.no_store => false,
-            MessageType::Headline => self.store,
             MessageType::Normal | MessageType::Chat => self.store || self.content,
         }
     }
@@ -455,7 +455,7 @@ mod tests {
     #[test]
     fn h3_store_is_kept_without_body() {
         assert!(of("type='chat'", STORE).storable());
-        assert!(of("type='headline'", STORE).storable());
+        assert!(!of("type='headline'", STORE).storable());
     }
 
     #[test]

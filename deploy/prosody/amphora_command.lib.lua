@@ -20,7 +20,7 @@ local function unspool(host)
 	for bare in pairs(spool.users) do users[#users + 1] = bare; end
 	for _, bare in ipairs(users) do
 		local username = bare:sub(1, -#host - 2);
-		local record, index = spool:load(bare);
+		local record, handle = spool:load(bare);
 		while record do
 			local stanza = facts.parse(record.xml);
 			local ok;
@@ -30,16 +30,15 @@ local function unspool(host)
 				ok, err = nil, "it can't be read";
 			end
 			if ok then
-				spool:delete(bare, index);
+				spool:delete(bare, handle);
 				moved = moved + 1;
 			else
 				print(("A message for %s stays in the spool: %s"):format(bare, tostring(err)));
 				left = left + 1;
 			end
-			record, index = spool:load(bare);
+			record, handle = spool:load(bare);
 		end
 	end
-	spool:flush();
 	spool:tidy();
 	spool:close();
 	print(("%d messages moved to the offline messages of %s, %d stay in the spool"):format(moved, host, left));

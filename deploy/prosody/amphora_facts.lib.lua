@@ -175,6 +175,15 @@ function facts.is_archive_result(stanza)
 	return false;
 end
 
+-- Has the stanza more levels of elements than that? It counts as one itself.
+function facts.deeper_than(stanza, levels)
+	if levels == 0 then return true; end
+	for _, tag in ipairs(stanza.tags) do
+		if facts.deeper_than(tag, levels - 1) then return true; end
+	end
+	return false;
+end
+
 -- ------------------------------------------------------------------------------ bytes
 
 facts.escape = st.xml_escape;

@@ -11,7 +11,7 @@
 --   again, ever_sent                   may have been sent before; was sent at all
 --   verdict                            an answer that waits for those before it
 --   queued, blocked, paused, waiting   why it is not on its way; waiting: behind one at rules
---   spooled                            index in the spool, if it is there
+--   spooled                            handle of the spool, if it is there
 
 local st = require "util.stanza";
 local jid_node = require "util.jid".node;
@@ -25,6 +25,7 @@ local bare_sessions, full_sessions = prosody.bare_sessions, prosody.full_session
 
 local RETRY_FIRST, RETRY_LAST = 0.25, 30; -- seconds a pair pauses after retry: doubled each time
 local MAX_OVERHEAD = 4096; -- bytes of all that a node wraps round a message to send it back
+local MAX_DEPTH = 60; -- levels of elements in a message that a node reads
 
 return function (ctx)
 	local facts, link, options = ctx.facts, ctx.link, ctx.options;
@@ -71,6 +72,10 @@ return function (ctx)
 		return pair;
 	end
 
+	-- A refusal is outside the pair's order: who must not know what the recipient does must not
+	-- notice either when the pair pauses.
+	local function is_outside(held) return held.stage == "rules" and not held.may_see; end
+
 	-- Puts a message into its pair, by ord. Almost always that is the end.
 	local function insert(held)
 		local pair = pair_of(held.user, held.from);
@@ -84,7 +89,10 @@ return function (ctx)
 		if held.stage == "rules" and (not pair.first_rules or held.ord < pair.first_rules.ord) then
 			pair.first_rules = held;
 		end
-		if pair.resume_at and prev and prev.paused then held.paused = true; end
+		if pair.resume_at and not is_outside(held) then
+			while prev and is_outside(prev) and not prev.paused do prev = prev.prev; end
+			held.paused = prev and prev.paused;
+		end
 		keys[held.key] = held;
 		held_count, held_bytes = held_count + 1, held_bytes + held.bytes;
 		return pair;
@@ -269,13 +277,17 @@ return function (ctx)
 		return held_count + followers_count >= options.held_messages or held_bytes >= options.held_bytes;
 	end
 
+	local spooled_count, bounced_count = 0, 0;
+
 	-- Moves a message of a pair to the spool. False if it can't be written: then it stays.
 	local function to_spool(held)
-		if not held.spooled then
-			if not ctx.spool:append(held.user.bare, held) then return false; end
-		end
+		local bare = held.user.bare;
+		held.spooled = held.spooled or ctx.spool:append(bare, held);
+		if not held.spooled then return false; end
+		ctx.spool:release(bare, held.spooled);
+		spooled_count = spooled_count + 1;
 		leave(held);
-		if link.up then queue.drain(held.user.bare); end
+		if link.up then queue.drain(bare); end
 		return true;
 	end
 
@@ -293,12 +305,17 @@ return function (ctx)
 			local user = draining:pop();
 			if not user then return nil; end
 			user.draining = nil;
-			local record, index = ctx.spool:load(user.bare);
+			local record, handle = ctx.spool:load(user.bare);
+			while record and keys[record.key] do -- the spool was left with two stages of it
+				ctx.spool:delete(user.bare, handle);
+				record, handle = ctx.spool:load(user.bare);
+			end
 			if record then
 				local held = {
 					key = record.key, user = user, from = record.from, addressed = record.addressed;
 					stage = record.stage, stamp = record.stamp, archived = record.archived, xml = record.xml, bytes = #record.xml;
-					ord = record.ord, again = true, ever_sent = true, loaded = true, spooled = index;
+					ord = record.ord, again = true, ever_sent = true, loaded = true, spooled = handle;
+					may_see = record.stage == "rules" and facts.may_see_presence(user.username, record.from) or nil;
 				};
 				queue.drain(user.bare);
 				local pair = insert(held);
@@ -316,44 +333,64 @@ return function (ctx)
 
 	local function bounce_rules(held)
 		local stanza = stanza_of(held);
+		bounced_count = bounced_count + 1;
 		leave(held);
 		if stanza then queue.bounce(stanza, "cancel", "service-unavailable"); end
 	end
 
+	-- In the pair's order: who waits behind a message goes on when it is gone, before the next one.
+	-- False if the spool can't be written.
 	local function spool_pair(pair)
 		local at = pair.head;
 		while at do
-			local after = at.next;
-			if at.stage == "routing" then -- luacheck: ignore 542
-				-- its own re-firing will see to it
-			elseif at.stage == "rules" and not at.ever_sent then
-				bounce_rules(at);
+			if at.stage == "routing" then
+				at = at.next; -- its own re-firing will see to it
 			else
-				to_spool(at);
+				if at.stage == "rules" and not at.ever_sent then
+					bounce_rules(at);
+				elseif not to_spool(at) then
+					return false;
+				end
+				run_free(pair);
+				at = pair.head;
 			end
-			at = after;
-			if at and at.gone then at = pair.head; end
 		end
+		run_free(pair);
+		end_pair(pair);
+		return true;
 	end
 
 	-- Everything that is held goes to the spool, or back if it is a message with rules that no
 	-- node ever saw. What waited only for order goes on.
+	local spooling;
 	function queue.spool_all(why)
-		if held_count == 0 then return; end
-		local before = held_count;
+		if held_count == 0 or spooling then return; end
+		spooling = true;
+		spooled_count, bounced_count = 0, 0;
 		local list = {};
 		for _, user in pairs(users) do
 			for _, pair in pairs(user.pairs) do list[#list + 1] = pair; end
 		end
 		for _, pair in ipairs(list) do
-			spool_pair(pair);
-			run_free(pair);
-			end_pair(pair);
+			if not spool_pair(pair) then break; end
 		end
-		for bare in pairs(ctx.spool.users) do ctx.spool:unload(bare); end
-		ctx.spool:flush();
-		module:log("info", "%s: %d held messages went to the spool, %d messages are in it",
-			why, before - held_count, ctx.spool.live);
+		spooling = nil;
+		if spooled_count + bounced_count > 0 then
+			module:log("info", "%s: %d held messages went to the spool, %d with rules back to their senders; "
+				.."%d messages are in the spool", why, spooled_count, bounced_count, ctx.spool.live);
+		end
+	end
+
+	local function spool_full()
+		return ctx.spool.size >= options.spool_limit;
+	end
+
+	-- Without a node and with too much in memory, the spool takes all of it, so that what comes
+	-- next finds room.
+	local function make_room()
+		if not link.up and memory_short() and not spool_full() and not ctx.spool.failing then
+			queue.spool_all("Memory is short");
+		end
 	end
 
 	-- -------------------------------------------------------------------- interception
@@ -368,22 +405,20 @@ return function (ctx)
 		return ctx.spool.max_ord;
 	end
 
-	local function too_large(bytes)
-		return bytes + MAX_OVERHEAD > ctx.max_stanza;
+	-- What could not come back from a node, or not be read by one.
+	local function too_large(stanza, bytes)
+		return bytes + MAX_OVERHEAD > ctx.max_stanza or facts.deeper_than(stanza, MAX_DEPTH);
 	end
 
-	local function spool_full()
-		return ctx.spool.size >= options.spool_limit;
-	end
-
-	-- A message that waits at its stage goes to the link, or behind the user's spool.
+	-- A message that waits at its stage goes to the link, or behind what the spool has for the user.
+	-- It stays in memory before others of its pair that are there.
 	function queue.admit(held)
 		if held.paused or held.waiting then return; end
 		if held.stage ~= "rules" and not held.spooled
-		and (straight_to_spool() or memory_short() or ctx.spool:pending(held.user.bare)) then
+		and (ctx.spool:pending(held.user.bare, held.ord)
+			or (not held.next and (straight_to_spool() or memory_short()))) then
 			local pair = held.pair;
 			if to_spool(held) then
-				ctx.flush_later();
 				run_free(pair);
 				end_pair(pair);
 				return;
@@ -394,13 +429,14 @@ return function (ctx)
 
 	-- A message with rules: held before anything else of the server sees it.
 	function queue.intercept_rules(bare, stanza, from)
+		make_room();
 		stanza = st.clone(stanza);
 		stanza.attr.to = stanza.attr.to or bare;
 		local user = user_of(bare);
 		local key = new_key();
 		facts.identify(stanza, bare, key);
 		local xml = facts.serialise(stanza);
-		if too_large(#xml) then
+		if too_large(stanza, #xml) then
 			release_user(user);
 			queue.bounce(stanza, "modify", "policy-violation", "The message is too large for its rules to be processed");
 			return;
@@ -420,7 +456,6 @@ return function (ctx)
 			queue.admit(held);
 		else
 			-- At once, so that a refusal takes as long whatever the recipient does.
-			held.paused = nil;
 			enqueue(held, true);
 		end
 	end
@@ -435,9 +470,8 @@ return function (ctx)
 		if own and routing.held and routing.held.user.username == username then
 			return queue.from_rules_to_offline(routing.held, stanza);
 		end
-		local user = user_of(bare);
 		local key = new_key();
-		queue.hold_for_storage(user, {
+		queue.hold_for_storage(bare, {
 			key = key, from = from, addressed = stanza.attr.to or bare, ord = own and routing.ord or nil;
 			stage = "offline", stamp = facts.timestamp(), archived = facts.is_archived(stanza, bare);
 			xml = facts.serialise_identified(stanza, bare, key);
@@ -445,19 +479,18 @@ return function (ctx)
 		return true;
 	end
 
-	function queue.hold_for_storage(user, held, stanza)
-		held.user = user;
+	function queue.hold_for_storage(bare, held, stanza)
+		make_room();
 		held.bytes = #held.xml;
-		if too_large(held.bytes) then
-			release_user(user);
+		if too_large(stanza, held.bytes) then
 			queue.bounce(stanza, "modify", "policy-violation", "The message is too large to be stored");
 			return;
-		elseif spool_full() and (memory_short() or straight_to_spool()) then
-			release_user(user);
+		elseif (spool_full() and (memory_short() or straight_to_spool())) or (ctx.spool.failing and memory_short()) then
 			queue.bounce(stanza, "wait", "resource-constraint", "The server can keep no more messages");
 			return;
 		end
-		local pair = pair_of(user, held.from);
+		held.user = user_of(bare);
+		local pair = pair_of(held.user, held.from);
 		local first_rules = pair.first_rules;
 		if held.ord then -- luacheck: ignore 542
 			-- it waited for its turn in this pair, and keeps it
@@ -489,14 +522,13 @@ return function (ctx)
 
 	-- A message that a session did not acknowledge, or that waited in its gate. A message that
 	-- was intercepted before comes back under its key.
-	function queue.undelivered(bare, stanza, copy, stamp)
+	function queue.undelivered(bare, stanza, copy, stamp, session_jid)
 		local from = stanza.attr.from or "";
-		local user = user_of(bare);
 		local key = copy and copy.key;
 		if key and keys[key] then return; end
 		key = key or new_key();
-		queue.hold_for_storage(user, {
-			key = key, from = from, addressed = stanza.attr.to or bare, again = true;
+		queue.hold_for_storage(bare, {
+			key = key, from = from, addressed = session_jid or stanza.attr.to or bare, again = true;
 			-- one that was intercepted before has its id already
 			xml = copy and copy.key and facts.serialise(stanza) or facts.serialise_identified(stanza, bare, key);
 			stage = "undelivered", stamp = copy and copy.stamp or stamp or facts.timestamp();
@@ -506,6 +538,7 @@ return function (ctx)
 
 	-- A message that need not be intercepted, whose pair has something undecided before it.
 	function queue.must_follow(bare, from)
+		make_room();
 		local user = users[bare];
 		local pair = user and user.pairs[from];
 		return pair and (pair.tail or pair.free) and pair;
@@ -564,12 +597,17 @@ return function (ctx)
 		return t_concat(ids, " ");
 	end
 
+	-- What comes back from a session that is still there is for that one, and no other.
 	local function add_sessions(xml, held)
 		local user = bare_sessions[held.user.bare];
 		local listed;
+		local only = held.stage == "undelivered" and full_sessions[held.addressed];
+		if only and not (ctx.seats.of(only) and ctx.seats.can_take(ctx.seats.of(only))) then only = nil; end
 		for resource, session in pairs(user and user.sessions or {}) do
-			local seat = ctx.seats.of(session);
-			local priority = session.presence and session.priority;
+			local seat = (not only or session == only) and ctx.seats.of(session);
+			-- One without presence gets what is addressed to itself.
+			local priority = session.presence and session.priority
+				or (held.stage == "rules" and session.full_jid == held.addressed and -128);
 			if priority and seat and not seat.closing and (held.stage == "rules" or seat.gate == "open") then
 				xml[#xml + 1] = ("<session resource='%s' priority='%d'%s/>"):format(escape(resource), priority,
 					session.hibernating and " hibernating='true'" or "");
@@ -699,28 +737,12 @@ return function (ctx)
 		end
 		-- It stays unresolved, as one at stage offline now.
 		unanswer(held);
-		if held.spooled then
-			-- The spool has it at the stage before; there it must be replaced.
-			local index = held.spooled;
-			held.spooled = nil;
-			if ctx.spool:append(held.user.bare, held) then
-				ctx.spool:delete(held.user.bare, index);
-				ctx.spool:flush();
-				held.replaced = true;
-			else
-				held.spooled = index;
-			end
-		end
+		if held.spooled then ctx.spool:replace(held.user.bare, held.spooled, held); end
+		-- It goes out first, then those behind that waited for it.
 		local pair = held.pair;
-		pass_rules(held);
-		if held.replaced then
-			held.replaced = nil;
-			leave(held);
-			if link.up then queue.drain(held.user.bare); end
-			return;
-		end
-		held.waiting = pair.first_rules ~= nil and pair.first_rules.ord < held.ord or nil;
+		if pair.last_sent == held.key then pair.last_sent = nil; end
 		queue.admit(held);
+		if not held.gone then pass_rules(held); end
 	end
 
 	local function deliver_to_sessions(held)
@@ -802,7 +824,7 @@ return function (ctx)
 		module:log("debug", "From %s to %s: paused from %s on for %g s", pair.from, pair.user.bare, held.key, pause);
 		local at = held;
 		while at do
-			if at.stage ~= "routing" then
+			if at.stage ~= "routing" and (at == held or not is_outside(at)) then
 				unanswer(at);
 				at.gen, at.verdict, at.paused = nil, nil, true;
 			end
@@ -907,6 +929,9 @@ return function (ctx)
 		for pair in pairs(paused) do
 			if now >= (pair.resume_at or 0) then resume(pair); end
 		end
+		if straight_to_spool() then
+			queue.spool_all(queue.stopping and "The server stops" or "No node");
+		end
 		while true do
 			local follower = waiting_order:peek();
 			if not follower then break; end
@@ -917,16 +942,14 @@ return function (ctx)
 			end
 			waiting_order:pop();
 		end
-		if straight_to_spool() then
-			queue.spool_all(queue.stopping and "The server stops" or "No node");
-		end
 	end
 
 	-- -------------------------------------------------------------------- accounts removed
 
-	-- What is held for the account is dropped; the node is told before anything else about it.
+	-- What is held for the account is dropped; the node is told before anything else about it. The
+	-- time goes with it, for what comes later is the next owner's of the name.
 	function queue.remove_account(bare)
-		local user = user_of(bare);
+		local user, stamp = user_of(bare), facts.timestamp();
 		local n = ctx.spool:delete_user(bare);
 		for _, pair in pairs(user.pairs) do
 			local at = pair.head;
@@ -947,15 +970,15 @@ return function (ctx)
 			paused[pair] = nil;
 		end
 		user.pairs = {};
-		ctx.spool:add_removal(bare);
-		user.removal = { bare = bare };
+		ctx.spool:add_removal(bare, stamp);
+		user.removal = { bare = bare, stamp = stamp };
 		module:log("info", "Account %s was removed: %d messages held for it were dropped", bare, n);
 		return user.removal;
 	end
 
 	function queue.restore_removals()
-		for bare in pairs(ctx.spool.removals) do
-			user_of(bare).removal = { bare = bare };
+		for bare, stamp in pairs(ctx.spool.removals) do
+			user_of(bare).removal = { bare = bare, stamp = stamp };
 		end
 	end
 

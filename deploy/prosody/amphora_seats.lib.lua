@@ -13,7 +13,8 @@
 local st = require "util.stanza";
 local filters = require "util.filters";
 local time_now = require "util.time".now;
-local t_concat = table.concat;
+local add_task = require "util.timer".add_task;
+local t_concat, t_sort = table.concat, table.sort;
 
 -- Of the queue of mod_smacks, left to stanzas that do not wait: presence, iq, rooms.
 local SPARE = 50;
@@ -29,7 +30,7 @@ return function (ctx)
 
 	local by_session = setmetatable({}, { __mode = "k" });
 	local by_id = {};
-	local next_seat = 0;
+	local next_seat, next_entry = 0, 0;
 	local unanswered = {};      -- seats whose announcement has no handed-over yet
 	local announcements = 0;    -- of those, sent and not answered at all
 	local to_announce = new_fifo();
@@ -219,23 +220,53 @@ return function (ctx)
 		return context;
 	end
 
-	local function empty_gate(seat)
-		local list = seat.waiting;
-		seat.waiting, seat.waiting_bytes = new_fifo(), 0;
-		local entry = list:pop();
-		while entry do
-			if entry.copy then entry.copy.copies = entry.copy.copies - 1; end
-			ctx.queue.undelivered(seat.bare, entry.whole, entry.copy, entry.stamp);
-			entry = list:pop();
+	-- The message that a carbon was made of, or the carbon of what the user sent himself.
+	local function without_carbon(stanza)
+		local way, inner = facts.carbon(stanza);
+		if way == "received" and inner then return facts.unqualify(st.clone(inner)), way; end
+		return stanza, way;
+	end
+
+	local close_gate;
+
+	-- What waits in a user's gates is intercepted, in the order in which it came there, once if
+	-- it waits in several, whether or not an open session has it as well: it is for a closed one.
+	local function empty_gates(bare)
+		local entries, emptied = {}, {};
+		for _, session in pairs((bare_sessions[bare] or {}).sessions or {}) do
+			local seat = by_session[session];
+			if seat and not seat.waiting:empty() then
+				for entry in function () return seat.waiting:pop(); end do
+					entry.seat = seat;
+					entries[#entries + 1] = entry;
+				end
+				seat.waiting_bytes = 0;
+				emptied[#emptied + 1] = seat;
+			end
+		end
+		t_sort(entries, function (a, b) return a.number < b.number; end);
+		for _, entry in ipairs(entries) do
+			local copy = entry.copy;
+			if copy then copy.copies = copy.copies - 1; end
+			if not (copy and copy.kept) then
+				if copy then copy.kept, copy.acked = true, true; end
+				ctx.queue.undelivered(bare, without_carbon(entry.whole), copy, entry.stamp, entry.seat.jid);
+			end
+		end
+		for _, seat in ipairs(emptied) do
+			if not unanswered[seat] then close_gate(seat); end
 		end
 	end
 
 	local function wait_in_gate(seat, stanza, copy)
-		local entry = { stanza = st.clone(stanza), copy = copy, bytes = #tostring(stanza), stamp = facts.timestamp() };
+		next_entry = next_entry + 1;
+		local entry = {
+			stanza = st.clone(stanza), copy = copy, bytes = #tostring(stanza), stamp = facts.timestamp(), number = next_entry;
+		};
 		entry.whole = entry.stanza;
 		if seat.waiting:count() >= options.gate_messages or seat.waiting_bytes + entry.bytes > options.gate_bytes then
 			module:log("info", "The gate of %s is full, its %d messages are intercepted", seat.jid, seat.waiting:count());
-			empty_gate(seat);
+			empty_gates(seat.bare);
 		end
 		seat.waiting:push(entry);
 		seat.waiting_bytes = seat.waiting_bytes + entry.bytes;
@@ -269,8 +300,6 @@ return function (ctx)
 		local stamp = facts.take_smacks_delay(stanza, seat.bare);
 		seats.lost(seat, stanza, copy, stamp);
 	end
-
-	local close_gate;
 
 	-- The one place where what goes to a session is held up.
 	local function outgoing(stanza, session)
@@ -320,7 +349,7 @@ return function (ctx)
 			seat.counted = true;
 			announcements = announcements + 1;
 		end
-		seat.announced_at, seat.announced = time_now(), seat.n;
+		seat.announced_at, seat.announced, seat.told = time_now(), seat.n, true;
 		ctx.emit(("<available xmlns='urn:amphora:intercept:1' session='%s' n='%d' jid='%s' priority='%d' acks='%s' archive='%s'/>")
 			:format(escape(seat.id), seat.n, escape(seat.jid), session.priority or 0,
 				session.smacks and "true" or "false", session.mam_requested and "true" or "false"));
@@ -551,11 +580,13 @@ return function (ctx)
 	-- what was not acknowledged, and what waits in the gate is intercepted.
 	function seats.stand_down(seat, n)
 		forget_announcement(seat);
-		if seat.n > 0 or n then
-			local ids = {};
-			for id, item in pairs(seat.items) do
-				if item.acked then ids[#ids + 1] = id; end
-			end
+		local ids, left = {}, seat.done ~= seat.n;
+		for id, item in pairs(seat.items) do
+			if item.acked then ids[#ids + 1] = id; else left = true; end
+		end
+		-- A node forgets with its link which sessions there are: it need only know of the end of
+		-- one that was announced to it, and of what was acknowledged.
+		if seat.told or n or ids[1] then
 			seat.ended = { n = n or seat.last_batch or "0", ids = ids };
 			report_end(seat);
 		end
@@ -564,7 +595,6 @@ return function (ctx)
 		seat.out = new_fifo();
 		local waiting = seat.waiting;
 		seat.waiting, seat.waiting_bytes, seat.gate, seat.limited = new_fifo(), 0, "open", nil;
-		local was_done = seat.done == seat.n;
 		seat.done = seat.n;
 		local function come_back(entry)
 			if entry.item then
@@ -575,10 +605,7 @@ return function (ctx)
 		end
 		for entry in function () return out:pop(); end do come_back(entry); end
 		for entry in function () return waiting:pop(); end do come_back(entry); end
-		if not was_done then
-			renewals[seat.bare] = true;
-			ctx.schedule();
-		end
+		if left then seats.stored(seat.bare); end -- the node has it, and another session may take it
 	end
 
 	-- A message that a session that ended had not acknowledged. It comes back only if no other
@@ -589,10 +616,8 @@ return function (ctx)
 			copy.copies = copy.copies - 1;
 			if copy.acked or copy.copies > 0 then return; end
 		end
-		local way, inner = facts.carbon(stanza);
-		if way == "sent" then return; end
-		if way == "received" and inner then stanza = facts.unqualify(st.clone(inner)); end
-		ctx.queue.undelivered(seat.bare, stanza, copy, stamp);
+		local message, way = without_carbon(stanza);
+		if way ~= "sent" then ctx.queue.undelivered(seat.bare, message, copy, stamp); end
 	end
 
 	-- mod_smacks gives up a session and offers what it had not acknowledged, in order.
@@ -686,9 +711,7 @@ return function (ctx)
 		for entry in function () return seat.wire:pop(); end do
 			if entry.whole then seats.lost(seat, entry.whole, entry.copy, entry.stamp); end
 		end
-		if seat.n > 0 then
-			seats.stand_down(seat);
-		end
+		seats.stand_down(seat);
 		forget_seat(seat);
 	end, 100);
 
@@ -710,6 +733,13 @@ return function (ctx)
 
 	function seats.link_lost()
 		announcements = 0;
+		for _, seat in pairs(by_id) do
+			seat.told = nil;
+			if seat.ended and not seat.ended.ids[1] then
+				seat.ended = nil;
+				forget_seat(seat);
+			end
+		end
 		for seat in pairs(unanswered) do
 			seat.counted, seat.answered, seat.announced = nil, nil, nil;
 		end
@@ -776,50 +806,51 @@ return function (ctx)
 	-- -------------------------------------------------------------------- load, reload, unload
 
 	-- Sessions that were there before the module, or before it was loaded again.
-	function seats.adopt(saved)
+	function seats.adopt(saved, same_link)
+		if saved then
+			saved.adopted = true;
+			next_entry = saved.next_entry;
+			for id, seat in pairs(saved.by_id) do
+				by_id[id], reporting[seat] = seat, true;
+				if saved.unanswered[seat] then unanswered[seat] = true; end
+				-- The order of what is undecided begins anew, with all of it before this.
+				seat.barrier, seat.done_seq = ctx.queue.seq(), ctx.queue.seq();
+				seat.counted, seat.in_line, seat.answered, seat.announced = nil, nil, nil, nil;
+				if not seat.over then
+					by_session[seat.session] = seat;
+					watch(seat.session);
+				end
+				if seat.in_flight > 0 then unacknowledged[seat], seat.asked_at = true, time_now(); end
+			end
+			renewals = saved.renewals;
+			if not same_link then seats.link_lost(); end
+		end
 		for _, user in pairs(prosody.hosts[host].sessions) do
 			for _, session in pairs(user.sessions) do
-				local old = saved and saved[session];
-				local seat = new_seat(session);
-				if old then
-					by_id[seat.id] = nil;
-					seat.id, seat.n, seat.done = old.id, old.n, old.done;
-					seat.items, seat.track, seat.wire, seat.sm = old.items, old.track, old.wire, old.sm;
-					seat.in_flight, seat.limited = old.in_flight, old.limited;
-					by_id[seat.id] = seat;
-				else
+				if not by_session[session] then
+					local seat = new_seat(session);
 					seat.limited = true; -- nothing of its gate was ever promised
+					if seats.can_take(seat) then close_gate(seat); end
 				end
-				if seats.can_take(seat) then close_gate(seat); end
 			end
 		end
 	end
 
-	-- For a reload: what waits is intercepted, what was written stays known.
+	-- For a reload. The seats go on as they are: gates, batches, and what the node was not told yet.
+	local saved;
 	function seats.save()
-		local saved = {};
-		for session, seat in pairs(by_session) do
-			local out = seat.out;
-			seat.out = new_fifo();
-			for entry in function () return out:pop(); end do
-				if entry.item then
-					seat.items[entry.item.id] = nil;
-				else
-					ctx.queue.undelivered(seat.bare, entry.whole, entry.copy, entry.stamp);
-				end
-			end
-			empty_gate(seat);
-			for _, item in pairs(seat.items) do item.batches = {}; end
-			saved[session] = seat;
-		end
+		saved = { by_id = by_id, unanswered = unanswered, renewals = renewals, next_entry = next_entry };
 		return saved;
 	end
 
-	-- For good: what waits goes to its session.
-	function seats.unload(keep)
-		for session, seat in pairs(by_session) do
+	-- What waits goes to its session, unless the module that is loaded next has taken it over.
+	function seats.unload()
+		for session in pairs(by_session) do
 			filters.remove_filter(session, "stanzas/out", outgoing);
-			if not keep then
+		end
+		local function let_go()
+			if saved and saved.adopted then return; end
+			for session, seat in pairs(by_session) do
 				for _, list in ipairs({ seat.out, seat.waiting }) do
 					for entry in function () return list:pop(); end do
 						if not entry.item then session.send(entry.stanza); end
@@ -827,6 +858,7 @@ return function (ctx)
 				end
 			end
 		end
+		if saved then add_task(0, let_go); else let_go(); end
 	end
 
 	return seats;

@@ -6,17 +6,21 @@
 --
 --   <sum> A <bare> <key> <stage> <ord> <stamp> <archived> <from> <addressed> <xml>    a message
 --   <sum> D <offset>                                                                  it is settled
---   <sum> R <bare>                                                                    an account was removed
+--   <sum> R <bare> <stamp>                                                            an account was removed
 --   <sum> X <bare>                                                                    ... and a node knows it
 --
--- In memory there is one number per message, the offset of its line. Plain Lua has no fsync:
--- what was appended survives the end of Prosody, not a power cut in the seconds after.
+-- In memory there are two numbers per message: the offset of its line, and its place in the order
+-- of arrival (ord), which is the order of its user's queue wherever its line is. A message that is
+-- in the spool and in memory has a handle as well. Every line is given to the operating system at
+-- once, so a full disk is noticed before the message is let go. Plain Lua has no fsync: what was
+-- appended survives the end of Prosody, not a power cut in the seconds after.
 
 local sha1 = require "util.hashes".sha1;
 local io_open, os_rename = io.open, os.rename;
-local t_concat = table.concat;
+local t_concat, t_sort = table.concat, table.sort;
 
 local COMPACT_BYTES = 8 * 1024 * 1024; -- a smaller file is never worth copying
+local TORN = "~\n"; -- the end of a line that could not be written whole
 
 local escapes = { ["\\"] = "\\\\", ["\t"] = "\\t", ["\n"] = "\\n", ["\r"] = "\\r" };
 local unescapes = { ["\\\\"] = "\\", ["\\t"] = "\t", ["\\n"] = "\n", ["\\r"] = "\r" };
@@ -46,11 +50,13 @@ local spool_mt = { __index = spool };
 local function open(path, log)
 	local self = setmetatable({
 		path = path, log = log;
-		users = {};      -- bare JID -> { first, next, last, [index] = offset or false }
-		removals = {};   -- bare JID -> true: removed accounts that no node has confirmed yet
+		users = {};      -- bare JID -> { first, next, last, ords, [index] = offset or false }
+		handles = {};    -- offset -> handle of a message that is in memory too
+		removals = {};   -- bare JID -> time of the removal of accounts that no node has confirmed yet
+		owed = {};       -- lines that could not be written and are needed only after a restart
 		size = 0, live = 0, dead = 0; -- bytes of the file, messages in it, lines of no use
 		max_ord = 0;
-		torn = false;
+		torn = false, failing = false;
 	}, spool_mt);
 	local ok, err = self:scan();
 	if not ok then return nil, err; end
@@ -61,29 +67,25 @@ function spool:scan()
 	local file = io_open(self.path, "rb");
 	local bad = 0;
 	if file then
-		local where = {}; -- offset -> { queue, index, length }
+		local where = {}; -- offset -> { bare, offset, ord }
 		local offset = 0;
 		for line in file:lines("L") do
 			local fields = fields_of(line);
 			local kind = fields and fields[1];
 			if kind == "A" and fields[10] then
-				local q, index = self:slot(unescape(fields[2]), offset);
-				where[offset] = { q, index };
-				self.live = self.live + 1;
-				local ord = tonumber(fields[5]);
-				if ord and ord > self.max_ord then self.max_ord = ord; end
+				local ord = tonumber(fields[5]) or self.max_ord + 1;
+				where[offset] = { unescape(fields[2]), offset, ord };
+				if ord > self.max_ord then self.max_ord = ord; end
 			elseif kind == "D" then
-				local at = where[tonumber(fields[2])];
-				if at then
+				if where[tonumber(fields[2])] then
 					where[tonumber(fields[2])] = nil;
-					at[1][at[2]] = false;
-					self.live, self.dead = self.live - 1, self.dead + 2;
+					self.dead = self.dead + 2;
 				end
-			elseif kind == "R" then
-				self.removals[unescape(fields[2])] = true;
+			elseif kind == "R" and fields[3] then
+				self.removals[unescape(fields[2])] = fields[3];
 			elseif kind == "X" then
 				self.removals[unescape(fields[2])] = nil;
-			elseif line ~= "\n" then
+			elseif line ~= TORN then
 				bad = bad + 1;
 				self:set_aside(line);
 			end
@@ -92,12 +94,17 @@ function spool:scan()
 		end
 		self.size = offset;
 		file:close();
+		local list = {};
+		for _, at in pairs(where) do list[#list + 1] = at; end
+		t_sort(list, function (a, b)
+			if a[3] ~= b[3] then return a[3] < b[3]; end
+			return a[2] < b[2];
+		end);
+		for _, at in ipairs(list) do self:insert(at[1], at[2], at[3]); end
+		self.live = #list;
 	end
 	if bad > 0 then
 		self.log("warn", "%s: %d torn or damaged lines were left out and copied to %s.bad", self.path, bad, self.path);
-	end
-	for bare, q in pairs(self.users) do
-		self:settle(bare, q);
 	end
 	if self.live == 0 and next(self.removals) == nil and self.size > 0 then
 		return self:truncate();
@@ -109,7 +116,7 @@ function spool:open_files()
 	local err;
 	self.writer, err = io_open(self.path, "ab");
 	if not self.writer then return nil, err; end
-	self.writer:setvbuf("full", 65536);
+	self.writer:setvbuf("no");
 	self.reader, err = io_open(self.path, "rb");
 	if not self.reader then return nil, err; end
 	return true;
@@ -124,70 +131,119 @@ function spool:set_aside(line)
 	end
 end
 
-function spool:slot(bare, offset)
+-- ------------------------------------------------------------------------------ lines
+
+-- Writes whole lines and returns the offset of the first. What a write that failed left of its
+-- line is made unreadable by the next one, even if only its end is missing.
+function spool:write(lines)
+	local before = self.torn and TORN or "";
+	local ok, err = nil, "the file could not be opened";
+	if self.writer then ok, err = self.writer:write(before, lines); end
+	if not ok then
+		if not self.failing then self.log("error", "%s can't be written: %s", self.path, err); end
+		self.failing, self.torn = true, true;
+		self.size = self.writer and self.writer:seek("end") or self.size;
+		return nil, err;
+	end
+	if self.failing then self.log("info", "%s can be written again", self.path); end
+	local offset = self.size + #before;
+	self.failing, self.torn = false, false;
+	self.size = offset + #lines;
+	return offset;
+end
+
+-- A line that changes nothing before a restart: if it can't be written now, then later.
+function spool:note(line)
+	if self.owed[1] or not self:write(line) then self.owed[#self.owed + 1] = line; end
+end
+
+function spool:pay()
+	if self.owed[1] and self:write(t_concat(self.owed)) then self.owed = {}; end
+end
+
+local function message_line(bare, m)
+	return line_of("A", escape(bare), escape(m.key), m.stage, ("%.6f"):format(m.ord), m.stamp,
+		m.archived and "1" or "0", escape(m.from), escape(m.addressed), escape(m.xml));
+end
+
+local function deletion_line(offset) return line_of("D", ("%d"):format(offset)); end
+
+-- ------------------------------------------------------------------------------ queues
+
+-- Puts an offset into its user's queue, by ord. Almost always that is the end.
+function spool:insert(bare, offset, ord)
 	local q = self.users[bare];
 	if not q then
-		q = { first = 1, next = 1, last = 0 };
+		q = { first = 1, next = 1, last = 0, ords = {} };
 		self.users[bare] = q;
 	end
+	local ords, at = q.ords, q.last + 1;
+	while at > q.first and ords[at - 1] > ord do
+		q[at], ords[at] = q[at - 1], ords[at - 1];
+		at = at - 1;
+	end
+	q[at], ords[at] = offset, ord;
 	q.last = q.last + 1;
-	q[q.last] = offset;
-	return q, q.last;
+	if at < q.next then q.next = at; end
+end
+
+-- Where in its queue the message of a handle is.
+local function index_of(q, handle)
+	local low, high, ord = q.first, q.last, handle.ord;
+	while low < high do
+		local middle = math.floor((low + high) / 2);
+		if q.ords[middle] < ord then low = middle + 1; else high = middle; end
+	end
+	while low <= q.last and q.ords[low] == ord do
+		if q[low] == handle.offset then return low; end
+		low = low + 1;
+	end
 end
 
 -- Forgets what is settled at the front of a queue, and an empty queue.
 function spool:settle(bare, q)
 	while q.first <= q.last and q[q.first] == false do
-		q[q.first] = nil;
+		q[q.first], q.ords[q.first] = nil, nil;
 		q.first = q.first + 1;
 	end
 	if q.next < q.first then q.next = q.first; end
 	if q.first > q.last then self.users[bare] = nil; end
 end
 
-function spool:write(line)
-	if self.torn then line = "\n"..line; end
-	local ok, err = self.writer:write(line);
-	if not ok then
-		self.torn = true;
-		self.size = self.writer:seek("end") or self.size;
-		return nil, err;
-	end
-	local offset = self.size + (self.torn and 1 or 0);
-	self.torn, self.dirty = false, true;
-	self.size = self.size + #line;
-	return offset;
-end
-
--- What was written before is with the operating system when this returns.
-function spool:flush()
-	if not self.dirty then return true; end
-	self.dirty = false;
-	local ok, err = self.writer:flush();
-	if not ok then
-		self.torn = true;
-		self.log("error", "%s: %s", self.path, err);
-	end
-	return ok, err;
-end
-
--- Appends a message to its user's queue. The caller flushes.
+-- Appends a message and returns its handle: it counts as in memory. Nil if it can't be written.
 function spool:append(bare, m)
-	local line = line_of("A", escape(bare), escape(m.key), m.stage, ("%.6f"):format(m.ord), m.stamp,
-		m.archived and "1" or "0", escape(m.from), escape(m.addressed), escape(m.xml));
-	local offset, err = self:write(line);
-	if not offset then
-		self.log("error", "%s: %s", self.path, err);
-		return nil, err;
-	end
-	self:slot(bare, offset);
+	local offset, err = self:write(message_line(bare, m));
+	if not offset then return nil, err; end
+	local handle = { offset = offset, ord = m.ord };
+	self.handles[offset] = handle;
+	self:insert(bare, offset, m.ord);
 	self.live = self.live + 1;
-	return true;
+	return handle;
+end
+
+-- The message is at another stage by now.
+function spool:replace(bare, handle, m)
+	local q = self.users[bare];
+	local index = q and index_of(q, handle);
+	if not index then return; end
+	local offset = self:write(message_line(bare, m)..deletion_line(handle.offset));
+	if not offset then return; end -- then it is asked about once more after a restart
+	self.handles[handle.offset], self.handles[offset] = nil, handle;
+	q[index], handle.offset = offset, offset;
+	self.dead = self.dead + 2;
+end
+
+-- The message is no more in memory: from now on load() gives it.
+function spool:release(bare, handle)
+	local q = self.users[bare];
+	local index = q and index_of(q, handle);
+	if not index then return; end
+	self.handles[handle.offset] = nil;
+	if index < q.next then q.next = index; end
 end
 
 function spool:read(offset)
-	self:flush();
-	if not self.reader:seek("set", offset) then return nil; end
+	if not self.reader or not self.reader:seek("set", offset) then return nil; end
 	local line = self.reader:read("L");
 	local fields = line and fields_of(line);
 	if not fields or fields[1] ~= "A" then return nil; end
@@ -198,38 +254,36 @@ function spool:read(offset)
 	};
 end
 
--- The user's oldest message that is not in memory yet, and its index for delete().
-function spool:load(bare)
+-- Are there messages that are not in memory (and before that place in the order)?
+function spool:pending(bare, ord)
 	local q = self.users[bare];
-	while q and q.next <= q.last do
-		local index = q.next;
-		q.next = index + 1;
-		if q[index] then
-			local m = self:read(q[index]);
-			if m then return m, index; end
-			self.log("error", "%s: the message at offset %d can't be read, it is left out", self.path, q[index]);
-			self:delete(bare, index);
-			q = self.users[bare];
+	if not q then return false; end
+	while q.next <= q.last and (not q[q.next] or self.handles[q[q.next]]) do q.next = q.next + 1; end
+	return q.next <= q.last and (ord == nil or q.ords[q.next] < ord);
+end
+
+-- The user's oldest message that is not in memory yet, and its handle.
+function spool:load(bare)
+	while self:pending(bare) do
+		local q = self.users[bare];
+		local handle = { offset = q[q.next], ord = q.ords[q.next] };
+		self.handles[handle.offset] = handle;
+		local m = self:read(handle.offset);
+		if m then
+			m.ord = handle.ord;
+			return m, handle;
 		end
+		self.log("error", "%s: the message at offset %d can't be read, it is left out", self.path, handle.offset);
+		self:delete(bare, handle);
 	end
 end
 
--- All of the user's messages count as not in memory again.
-function spool:unload(bare)
+function spool:delete(bare, handle)
 	local q = self.users[bare];
-	if q then q.next = q.first; end
-end
-
--- Are there messages that are not in memory?
-function spool:pending(bare)
-	local q = self.users[bare];
-	return q ~= nil and q.next <= q.last;
-end
-
-function spool:delete(bare, index)
-	local q = self.users[bare];
-	if not q or not q[index] then return; end
-	self:write(line_of("D", ("%d"):format(q[index])));
+	local index = q and index_of(q, handle);
+	if not index then return; end
+	self:note(deletion_line(handle.offset));
+	self.handles[handle.offset] = nil;
 	q[index] = false;
 	self.live, self.dead = self.live - 1, self.dead + 2;
 	self:settle(bare, q);
@@ -241,23 +295,24 @@ function spool:delete_user(bare)
 	local n = 0;
 	for index = q.first, q.last do
 		if q[index] then
-			self:delete(bare, index);
+			self:note(deletion_line(q[index]));
+			self.handles[q[index]] = nil;
 			n = n + 1;
 		end
 	end
+	self.users[bare] = nil;
+	self.live, self.dead = self.live - n, self.dead + 2 * n;
 	return n;
 end
 
-function spool:add_removal(bare)
-	self.removals[bare] = true;
-	self:write(line_of("R", escape(bare)));
-	return self:flush();
+function spool:add_removal(bare, stamp)
+	self.removals[bare] = stamp;
+	self:note(line_of("R", escape(bare), stamp));
 end
 
 function spool:remove_removal(bare)
 	self.removals[bare] = nil;
-	self:write(line_of("X", escape(bare)));
-	return self:flush();
+	self:note(line_of("X", escape(bare)));
 end
 
 -- Keys of a user's messages: the import asks, so that a repeated import adds nothing twice.
@@ -272,12 +327,14 @@ function spool:keys(bare)
 	return keys;
 end
 
+-- ------------------------------------------------------------------------------ the file
+
 function spool:truncate()
 	self:close();
 	local file, err = io_open(self.path, "wb");
 	if not file then return nil, err; end
 	file:close();
-	self.size, self.dead, self.torn = 0, 0, false;
+	self.size, self.dead, self.torn, self.failing, self.owed = 0, 0, false, false, {};
 	return self:open_files();
 end
 
@@ -288,16 +345,15 @@ function spool:tidy()
 	elseif self.size > COMPACT_BYTES and self.dead > self.live then
 		return self:compact();
 	end
+	self:pay();
 	return true;
 end
 
--- Copies what is live into a new file that replaces the old one. Indexes stay, offsets change.
+-- Copies what is live into a new file that replaces the old one.
 function spool:compact()
-	local ok, err = self:flush();
-	if not ok then return nil, err; end
 	local copy = self.path.."~";
-	local file;
-	file, err = io_open(copy, "wb");
+	local ok = true;
+	local file, err = io_open(copy, "wb");
 	if not file then return nil, err; end
 	local size, moved = 0, {};
 	local function put(line)
@@ -305,8 +361,8 @@ function spool:compact()
 		size = size + #line;
 		return ok;
 	end
-	for bare in pairs(self.removals) do
-		if not put(line_of("R", escape(bare))) then break; end
+	for bare, stamp in pairs(self.removals) do
+		if not put(line_of("R", escape(bare), stamp)) then break; end
 	end
 	for bare, q in pairs(self.users) do
 		for index = q.first, q.last do
@@ -328,13 +384,21 @@ function spool:compact()
 		self.log("error", "%s: can't be compacted: %s", self.path, err);
 		return nil, err;
 	end
+	local handles = {};
 	for _, move in ipairs(moved) do
-		self.users[move[1]][move[2]] = move[3];
-		if not move[3] then self.live = self.live - 1; end
+		local q, index, offset = self.users[move[1]], move[2], move[3];
+		local handle = self.handles[q[index]];
+		if not offset then
+			self.live = self.live - 1;
+		elseif handle then
+			handle.offset, handles[offset] = offset, handle;
+		end
+		q[index] = offset;
 	end
+	self.handles = handles;
 	for bare, q in pairs(self.users) do self:settle(bare, q); end
 	self:close();
-	self.size, self.dead, self.torn = size, 0, false;
+	self.size, self.dead, self.torn, self.failing, self.owed = size, 0, false, false, {};
 	return self:open_files();
 end
 

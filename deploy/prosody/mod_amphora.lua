@@ -33,6 +33,8 @@ local PROTOCOL = "1";
 local SWEEP = 0.25; -- seconds between two looks at everything that has a time
 local BATCH_BYTES = 64 * 1024; -- of elements for the node in one message
 
+local MAX_STANZA = 4 * 1024 * 1024 - 64 * 1024; -- bytes of a message that still fits into what a node reads
+
 local xmlns = "urn:amphora:intercept:1";
 local xmlns_amp = "http://jabber.org/protocol/amp";
 local xmlns_forward = "urn:xmpp:forward:0";
@@ -100,8 +102,8 @@ local ctx = {
 	options = options, new_fifo = new_fifo;
 	token = hex(random_bytes(6));
 	-- The stream limit for components is a setting of mod_component, which is global.
-	max_stanza = module:context("*"):get_option_number("component_stanza_size_limit",
-		module:context("*"):get_option_number("s2s_stanza_size_limit", 512 * 1024));
+	max_stanza = math.min(MAX_STANZA, module:context("*"):get_option_number("component_stanza_size_limit",
+		module:context("*"):get_option_number("s2s_stanza_size_limit", 512 * 1024)));
 };
 ctx.facts = module:require "amphora_facts";
 local facts = ctx.facts;
@@ -169,7 +171,6 @@ local pump = protect("sending to the node", function ()
 		queue.pump();
 		flush_out();
 	end
-	spool:flush();
 end);
 function ctx.schedule()
 	if scheduled then return; end
@@ -179,7 +180,6 @@ function ctx.schedule()
 		pump();
 	end);
 end
-ctx.flush_later = ctx.schedule;
 
 local function link_lost(reason)
 	if not link.up then return; end
@@ -283,7 +283,7 @@ end
 local function tell_removal(removal)
 	removal.at, removal.id = time_now(), "amphora-removed-"..hex(random_bytes(6));
 	link.session.send(st.iq({ type = "set", id = removal.id, from = host, to = component })
-		:tag("account-removed", { xmlns = xmlns, jid = removal.bare }));
+		:tag("account-removed", { xmlns = xmlns, jid = removal.bare, stamp = removal.stamp }));
 end
 
 function ctx.tell_removals()
@@ -510,22 +510,35 @@ local function import_offline()
 		if not messages then
 			module:log("error", "The offline messages of %s can't be read and stay where they are: %s", bare, err);
 		else
-			local known, complete = spool:keys(bare), true;
+			local known, moved, complete = spool:keys(bare), {}, true;
 			for id, stanza, when in messages do
 				local key = "import-"..sha1(bare.."\0"..id.."\0"..tostring(when), true);
-				if not known[key] then
+				if complete and not known[key] then
 					facts.identify(stanza, bare, key);
 					spool.max_ord = spool.max_ord + 1;
-					complete = spool:append(bare, {
+					local handle = spool:append(bare, {
 						key = key, stage = "offline", ord = spool.max_ord, stamp = facts.timestamp(when);
 						from = stanza.attr.from or "", addressed = stanza.attr.to or bare, xml = facts.serialise(stanza);
-					}) and complete;
+					});
+					moved[#moved + 1] = handle;
+					complete = handle ~= nil;
 				end
 				n = n + 1;
 			end
-			if complete and spool:flush() and n > 0 then
-				store:delete(username);
-				module:log("info", "%d offline messages of %s moved into the spool", n, bare);
+			-- All of a user's messages move, or none.
+			for _, handle in ipairs(moved) do
+				if complete then spool:release(bare, handle); else spool:delete(bare, handle); end
+			end
+			if not complete then
+				module:log("error", "The offline messages of %s stay where they are, for the spool can't be written", bare);
+			elseif n > 0 then
+				local deleted, why = store:delete(username);
+				if deleted then
+					module:log("info", "%d offline messages of %s moved into the spool", n, bare);
+				else
+					module:log("error", "%d offline messages of %s were copied into the spool, but can't be deleted where they were: "
+						.."%s. They come again after a restart unless somebody deletes them", n, bare, tostring(why));
+				end
 			end
 		end
 	end
@@ -563,7 +576,6 @@ end, 10);
 local function last_chance()
 	queue.stopping = true;
 	queue.spool_all("The server stops");
-	spool:flush();
 end
 module:hook_global("server-stopping", last_chance, -1000);
 module:hook_global("server-cleanup", last_chance);
@@ -571,22 +583,19 @@ module:hook_global("server-cleanup", last_chance);
 function module.load()
 	import_offline();
 	queue.restore_removals();
-	local saved = module.saved_state;
-	seats.adopt(saved and saved.seats);
+	local saved = type(module.saved_state) == "table" and module.saved_state or nil;
 	local stream = component_stream();
-	if stream and saved and saved.link and saved.link.session == stream then
+	local same_link = stream and saved and saved.link and saved.link.session == stream;
+	seats.adopt(saved and saved.seats, same_link);
+	if same_link then
 		-- A reload. The node knows nothing of it, and need not.
 		for _, name in ipairs { "session", "node", "security", "window", "actions", "conditions" } do
 			link[name] = saved.link[name];
 		end
 		link_came();
 	elseif stream then
-		-- It greeted while nobody was there to answer. With a new stream it greets again.
-		module:add_timer(0, function ()
-			if not link.up and component_stream() == stream then
-				stream:close({ condition = "reset", text = "The interceptor of "..host.." was loaded" });
-			end
-		end);
+		-- It greeted while nobody was there to answer, and is asked to do so again.
+		stream.send("<message from='"..host.."' to='"..component.."'><hello xmlns='"..xmlns.."'/></message>");
 	end
 	if spool.live > 0 then
 		module:log("info", "%d messages are in the spool", spool.live);
@@ -599,8 +608,7 @@ end
 
 function module.unload()
 	queue.stopping = true;
-	seats.unload(module.reloading);
+	seats.unload();
 	queue.spool_all("The module is unloaded");
-	spool:flush();
 	spool:close();
 end

@@ -6,8 +6,9 @@
 //! sender may not use.
 
 mod backoff;
+mod counters;
 mod error;
-mod link;
+mod keep;
 mod order;
 mod read;
 mod session;
@@ -17,5 +18,5 @@ mod window;
 mod write;
 
 pub use error::LinkError;
-pub use link::{LinkContext, LinkSettings, Stop, run};
+pub use keep::{LinkContext, LinkSettings, Stop, run};
 pub use read::{Incoming, Malformed, read};

@@ -67,6 +67,8 @@ pub enum Incoming {
     },
     /// An IQ, whole.
     Iq(Element),
+    /// An IQ of a host that can't be read.
+    Unreadable(XmlError),
     /// Something else; nothing is done about it.
     Other,
 }
@@ -139,23 +141,24 @@ pub fn read(
     hosts: &[Arc<str>],
 ) -> Result<Vec<Incoming>, XmlError> {
     let text = std::str::from_utf8(stanza).map_err(|e| XmlError(e.to_string()))?;
-    if !text.starts_with("<message") {
-        let iq = Element::parse_in(text, ns::COMPONENT)?;
-        let known = iq.attr("from").is_some_and(|from| hosts.iter().any(|h| &**h == from));
-        let ours = known && iq.attr("to") == Some(component) && iq.name == "iq";
-        return Ok(vec![if ours { Incoming::Iq(iq) } else { Incoming::Other }]);
-    }
     let mut reader = Reader { xml: NsReader::from_str(text), stanza };
-    let mut said = Vec::new();
     let (start, empty) = reader.root()?;
     let attrs = Attributes::of(&start)?;
     let host = attrs.get("from").unwrap_or_default();
+    // Anybody can have the server send something here: what is not from a host is not read,
+    // so that nothing in it can end the link.
     if !hosts.iter().any(|h| **h == *host) || attrs.get("to") != Some(component) {
-        return reader.skip_rest(&start, empty).map(|()| vec![Incoming::Other]);
+        return Ok(vec![Incoming::Other]);
     }
-    if attrs.get("type") == Some("error") || empty {
-        return reader.skip_rest(&start, empty).map(|()| vec![Incoming::Other]);
+    match start.local_name().as_ref() {
+        "message" if !empty && attrs.get("type") != Some("error") => {}
+        "iq" => {
+            let iq = Element::parse_in(text, ns::COMPONENT);
+            return Ok(vec![iq.map_or_else(Incoming::Unreadable, Incoming::Iq)]);
+        }
+        _ => return Ok(vec![Incoming::Other]),
     }
+    let mut said = Vec::new();
     while let Some((child, namespace, empty)) = reader.child()? {
         let known = namespace == Space::Intercept;
         match child.local_name().as_ref() {
@@ -196,13 +199,6 @@ impl<'a> Reader<'a> {
             Event::Empty(start) => Ok((start, true)),
             _ => Err(XmlError("a stanza begins with its start tag".into())),
         }
-    }
-
-    fn skip_rest(&mut self, root: &BytesStart, empty: bool) -> Result<(), XmlError> {
-        if !empty {
-            self.xml.read_to_end(root.name())?;
-        }
-        self.end()
     }
 
     fn end(&mut self) -> Result<(), XmlError> {
@@ -352,7 +348,9 @@ struct Attributes<'a>(Vec<(&'a str, Cow<'a, str>)>);
 impl<'a> Attributes<'a> {
     fn of(start: &'a BytesStart<'_>) -> Result<Self, XmlError> {
         let mut all = Vec::with_capacity(8);
-        for attribute in start.attributes() {
+        // The server writes these itself: a name that stands twice does no harm, the first
+        // counts.
+        for attribute in start.attributes().with_checks(false) {
             let attribute = attribute.map_err(|e| XmlError(e.to_string()))?;
             let value = attribute.normalized_value(XmlVersion::Implicit1_0)?;
             all.push((attribute.key.0, value));
@@ -542,13 +540,34 @@ mod tests {
     }
 
     #[test]
+    fn i7_what_strangers_write_is_not_read() {
+        let deep = "<a>".repeat(300) + &"</a>".repeat(300);
+        let wide: String = (0..300).map(|i| format!(" a{i}='1'")).collect();
+        for inside in [deep, format!("<a{wide}/>"), "<a xmlns:xmlns='u'/>".to_owned()] {
+            for name in ["message", "iq", "presence"] {
+                let stanza = format!("<{name} from='eve@h/r' to='amp.h'>{inside}</{name}>");
+                assert!(matches!(only(&stanza), Incoming::Other), "{stanza}");
+            }
+            let iq = format!("<iq from='h' to='amp.h' type='get' id='1'>{inside}</iq>");
+            assert!(matches!(only(&iq), Incoming::Unreadable(_)), "{iq}");
+        }
+    }
+
+    #[test]
+    fn i7_a_message_that_is_too_deep_is_refused_and_the_link_stays() {
+        let deep = "<a>".repeat(300) + &"</a>".repeat(300);
+        let inside =
+            format!("<message xmlns='jabber:client' from='a@h/r' to='b@h' id='1'>{deep}</message>");
+        let stanza = message(&intercept("key='k' stage='offline' to='b@h'", &forwarded(&inside)));
+        let Incoming::Malformed(malformed) = only(&stanza) else { panic!("it was taken") };
+        assert_eq!(malformed.from.as_deref(), Some("a@h/r"));
+    }
+
+    #[test]
     fn broken_stanzas_close_the_stream() {
-        for broken in [
-            "<message from='h' to='amp.h'><a></message>",
-            "<message from='h' to='amp.h'>",
-            "<message from='h' from='h' to='amp.h'/>",
-            "<iq><query></iq>",
-        ] {
+        for broken in
+            ["<message from='h' to='amp.h'><a></message>", "<message from='h' to='amp.h'>"]
+        {
             assert!(read(&Bytes::from_static(broken.as_bytes()), "amp.h", &hosts()).is_err());
         }
     }

@@ -4,7 +4,7 @@
 //! reading a link.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,24 +14,26 @@ use tokio::sync::{Notify, mpsc};
 use crate::amp::{self, Refusal, RuleSet, SecurityLevel, StanzaError};
 use crate::router::Route;
 use crate::shard::{
-    Available, Do, Input, Intercept, Sent, Stage, Taken, ToLink, Verdict, reply_to,
+    Asked, Available, Do, ITEM_OVERHEAD, Input, Intercept, Sent, Stage, Taken, ToLink, Verdict,
+    reply_to,
 };
 use crate::stanza::{Message, MessageType};
-use crate::words::{Bare, LinkId, MessageId};
+use crate::words::{Bare, Key, LinkId, MessageId};
 use crate::xml::{Element, Frame};
 use crate::{amp::Envelope, ns};
 
+use super::counters::Counters;
 use super::error::LinkError;
-use super::link::{LinkContext, LinkSettings, Stop};
+use super::keep::{LinkContext, LinkSettings, Stop};
 use super::order::Refused;
 use super::read::{Held, Incoming, Malformed, read};
 use super::speak::GREETING;
 use super::stream::{self, Incoming as Stream};
 use super::window::{TOO_MANY_INTERCEPTS, Window};
-use super::write::{ITEM_OVERHEAD, Writer};
+use super::write::Writer;
 
 /// What a server takes in one stanza if its interceptor does not say.
-const DEFAULT_MAX_STANZA: usize = 512 * 1024;
+pub(super) const DEFAULT_MAX_STANZA: usize = 512 * 1024;
 
 /// One host on a link.
 #[derive(Debug, Default)]
@@ -48,7 +50,8 @@ pub(super) struct State {
     pub refused: Refused,
     /// Notices under way, by the id of their request.
     pub sends: HashMap<String, (Bare, MessageId, Instant)>,
-    pub unanswered: usize,
+    /// Keys of intercepts that are not answered.
+    pub unanswered: HashSet<Key>,
     pub next_iq: u64,
     pub heard: Instant,
     pub pinged: Option<Instant>,
@@ -63,6 +66,7 @@ pub struct Session<'a> {
     pub(super) settings: &'a LinkSettings,
     pub(super) context: &'a LinkContext,
     pub(super) writer: Writer,
+    pub(super) counters: Counters,
     pub(super) state: RefCell<State>,
     /// Wakes the writing side.
     pub(super) wake: Notify,
@@ -77,7 +81,7 @@ impl<'a> Session<'a> {
             window: Window::default(),
             refused: Refused::default(),
             sends: HashMap::new(),
-            unanswered: 0,
+            unanswered: HashSet::new(),
             next_iq: 0,
             heard: Instant::now(),
             pinged: None,
@@ -89,6 +93,7 @@ impl<'a> Session<'a> {
             settings,
             context,
             writer: Writer::new(&settings.component),
+            counters: Counters::new(),
             state: RefCell::new(state),
             wake: Notify::new(),
         }
@@ -151,6 +156,10 @@ impl<'a> Session<'a> {
             while let Some(frame) = incoming.buffered()? {
                 match frame {
                     Frame::Stanza(stanza) => self.stanza(&stanza, &mut inputs)?,
+                    Frame::TooDeep => {
+                        tracing::warn!("a stanza that nests too deep is left out");
+                        metrics::counter!("amphora_stanzas_skipped_total").increment(1);
+                    }
                     Frame::Close => return Err(LinkError::Closed),
                     Frame::Open(_) => return Err(LinkError::Protocol("a second stream header")),
                 }
@@ -158,7 +167,7 @@ impl<'a> Session<'a> {
             if !inputs.is_empty() {
                 self.context.router.do_send(Route(std::mem::take(&mut inputs)));
             }
-            let unanswered = self.state.borrow().unanswered;
+            let unanswered = self.state.borrow().unanswered.len();
             metrics::gauge!("amphora_intercepts_unanswered").set(unanswered as f64);
             if unanswered > TOO_MANY_INTERCEPTS {
                 return Err(LinkError::Window(TOO_MANY_INTERCEPTS));
@@ -221,6 +230,9 @@ impl<'a> Session<'a> {
                 }
                 Incoming::Hello { host } => self.hello(&host),
                 Incoming::Iq(iq) => inputs.extend(self.iq(&iq)),
+                Incoming::Unreadable(error) => {
+                    tracing::warn!("an iq of a host can't be read and is left out: {error}");
+                }
                 Incoming::Other => {}
             }
         }
@@ -256,7 +268,7 @@ impl<'a> Session<'a> {
             tracing::debug!(host = &*host, key = &*held.key, "an intercept before the greeting");
             return None;
         }
-        metrics::counter!("amphora_intercepts_total", "stage" => held.stage.as_str()).increment(1);
+        self.counters.intercept(held.stage);
         let too_large = held.message.raw.len() + ITEM_OVERHEAD > self.max_stanza(&host);
         let rules = self.rules(&held);
         let answers_itself = held.stage == Stage::Rules
@@ -289,7 +301,7 @@ impl<'a> Session<'a> {
             self.refuse(&intercept, Some(reply));
             return None;
         }
-        self.state.borrow_mut().unanswered += 1;
+        self.state.borrow_mut().unanswered.insert(intercept.key.clone());
         Some((intercept.to.clone(), Input::Intercept(Box::new(intercept))))
     }
 
@@ -367,8 +379,10 @@ impl<'a> Session<'a> {
             {
                 let user: Bare = jid.into();
                 let request = id.to_owned();
-                let input =
-                    Input::AccountRemoved { link: self.id, host, user: user.clone(), request };
+                let at = removed.attr("stamp").and_then(|stamp| stamp.parse().ok());
+                let at = at.unwrap_or_else(|| (self.context.clock)());
+                let asked = Asked { link: self.id, host, request };
+                let input = Input::AccountRemoved { user: user.clone(), at, asked };
                 Some((user, input))
             }
             Some("get") if iq.child("ping", "urn:xmpp:ping").is_some() => {

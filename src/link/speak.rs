@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::router::Route;
-use crate::shard::{Input, Sent, ToLink};
+use crate::shard::{ITEM_OVERHEAD, Input, Sent, ToLink, Verdict};
 
 use super::error::LinkError;
-use super::link::Stop;
-use super::session::{Session, State};
+use super::keep::Stop;
+use super::session::{DEFAULT_MAX_STANZA, Session, State};
+use super::window::Waiting;
 
 /// A greeting that is not answered is sent again after this. An interceptor that is loaded
 /// later, or again, is found so.
@@ -56,7 +58,9 @@ impl Session<'_> {
             }
             let out = self.take_out();
             if !out.is_empty() {
-                sink.write_all(out.as_bytes()).await?;
+                // A peer that does not read is as good as gone.
+                let written = timeout(PING, sink.write_all(out.as_bytes())).await;
+                written.map_err(|_| LinkError::Silence(PING.as_secs()))??;
             } else if closing {
                 return Err(LinkError::Stopping);
             }
@@ -68,9 +72,8 @@ impl Session<'_> {
         let state = &mut *self.state.borrow_mut();
         match what {
             ToLink::Verdict(verdict) => {
-                state.unanswered = state.unanswered.saturating_sub(1);
-                metrics::counter!("amphora_verdicts_total", "do" => verdict.what.as_str())
-                    .increment(1);
+                state.unanswered.remove(&verdict.key);
+                self.counters.verdict(verdict.what);
                 state.verdicts.push(verdict);
             }
             // What comes after a verdict is written after it.
@@ -84,10 +87,9 @@ impl Session<'_> {
     fn say_other(&self, state: &mut State, what: ToLink) {
         match what {
             ToLink::Verdict(_) => {}
-            ToLink::HandOver(hand_over) => state.window.push(hand_over),
+            ToLink::HandOver(batch) => state.window.push(Waiting::HandOver(batch)),
             ToLink::HandedOver { host, session, n, count } => {
-                self.flush_window(state);
-                self.writer.handed_over(&mut state.out, &host, &session, n, count);
+                state.window.push(Waiting::HandedOver { host, session, n, count });
             }
             ToLink::Deleted { host, session, batch } => {
                 self.writer.deleted(&mut state.out, &host, &session, batch);
@@ -121,26 +123,51 @@ impl Session<'_> {
     /// Writes the verdicts that wait, those of a host together, each in its order.
     fn flush_verdicts(&self, state: &mut State) {
         let mut verdicts = std::mem::take(&mut state.verdicts);
+        for verdict in &mut verdicts {
+            Self::cut_to_size(state, verdict);
+        }
         verdicts.sort_by(|a, b| a.host.cmp(&b.host));
         for of_host in verdicts.chunk_by(|a, b| a.host == b.host) {
-            let mut bytes = 0;
-            let mut begin = 0;
+            let Some(host) = of_host.first().map(|verdict| verdict.host.clone()) else { continue };
+            let max = state.hosts.get(&host).map_or(DEFAULT_MAX_STANZA, |h| h.max_stanza);
+            let (mut begin, mut bytes) = (0, 0);
             for (i, verdict) in of_host.iter().enumerate() {
-                bytes +=
-                    128 + verdict.key.len() + verdict.sends.iter().map(String::len).sum::<usize>();
-                if bytes > VERDICTS_BYTES || i + 1 == of_host.len() {
-                    self.writer.verdicts(&mut state.out, &verdict.host, &of_host[begin..=i]);
-                    (begin, bytes) = (i + 1, 0);
+                let more = size(verdict);
+                if bytes + more > VERDICTS_BYTES.min(max / 2) && begin < i {
+                    self.writer.verdicts(&mut state.out, &host, &of_host[begin..i]);
+                    (begin, bytes) = (i, 0);
                 }
+                bytes += more;
             }
+            self.writer.verdicts(&mut state.out, &host, &of_host[begin..]);
+        }
+    }
+
+    /// Takes the replies out of verdicts that the server would not take with them.
+    fn cut_to_size(state: &State, verdict: &mut Verdict) {
+        let max = state.hosts.get(&verdict.host).map_or(DEFAULT_MAX_STANZA, |h| h.max_stanza);
+        if size(verdict) + ITEM_OVERHEAD > max {
+            tracing::error!(
+                key = &*verdict.key,
+                "a reply to a sender is larger than the server takes and is left out"
+            );
+            verdict.sends.clear();
         }
     }
 
     fn flush_window(&self, state: &mut State) {
         let now = Instant::now();
-        while let Some(hand_over) = state.window.next(now) {
-            metrics::counter!("amphora_handed_over_total").increment(hand_over.items.len() as u64);
-            self.writer.hand_over(&mut state.out, &hand_over);
+        while let Some(waiting) = state.window.next(now) {
+            match waiting {
+                Waiting::HandOver(batch) => {
+                    let items = batch.items.len() as u64;
+                    metrics::counter!("amphora_handed_over_total").increment(items);
+                    self.writer.hand_over(&mut state.out, &batch);
+                }
+                Waiting::HandedOver { host, session, n, count } => {
+                    self.writer.handed_over(&mut state.out, &host, &session, n, count);
+                }
+            }
         }
     }
 
@@ -185,4 +212,9 @@ impl Session<'_> {
         self.context.router.do_send(Route(failed.collect()));
         Ok(())
     }
+}
+
+/// Bytes of a verdict as written, roughly and not less.
+fn size(verdict: &Verdict) -> usize {
+    128 + verdict.key.len() + verdict.sends.iter().map(|send| send.len() + 64).sum::<usize>()
 }

@@ -20,8 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// these may be as large as the server's own limit (512 KiB in Prosody) and be escaped.
 const STANZA_BYTES: usize = 4 * 1024 * 1024;
 
-/// How deep a stanza may be. XMPP needs about ten.
-const DEPTH: usize = 128;
+/// How deep a stanza may be; deeper ones are skipped. XMPP needs about ten, interceptors
+/// refuse messages of more than 60. Those in between are read as far as it takes to refuse
+/// them.
+const DEPTH: usize = 1_024;
 
 /// Bytes read at once.
 const READ: usize = 64 * 1024;

@@ -4,7 +4,7 @@
 //! [`ITEMS`] unconfirmed on the link; one not taken within [`PATIENCE`] counts in its
 //! session's own window only (two batches), so that slow clients do not hold up the rest.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,8 @@ use crate::shard::HandOver;
 /// Intercepts that an interceptor may have unanswered.
 pub const INTERCEPTS: usize = 1_024;
 
-/// Intercepts unanswered at which a link is closed. Far above the window, because one
-/// that is sent again counts twice.
+/// Intercepts unanswered at which a link is closed. Far above the window, so that only
+/// an interceptor that has none gets there.
 pub const TOO_MANY_INTERCEPTS: usize = 16 * INTERCEPTS;
 
 /// Items of hand-overs that may be unconfirmed on a link.
@@ -27,31 +27,71 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// the interceptor has announced (256 unanswered at most).
 #[derive(Debug, Default)]
 pub struct Window {
-    waiting: VecDeque<HandOver>,
+    waiting: VecDeque<Waiting>,
     sent: HashMap<(Arc<str>, u64), (usize, Instant)>,
     order: VecDeque<(Instant, (Arc<str>, u64))>,
     open: usize,
 }
 
+/// What goes out in its session's order.
+#[derive(Debug, PartialEq)]
+pub enum Waiting {
+    /// A batch.
+    HandOver(HandOver),
+    /// The word that there are no more.
+    HandedOver {
+        /// The session's virtual host.
+        host: Arc<str>,
+        /// The session.
+        session: Arc<str>,
+        /// The reason that it answers.
+        n: u64,
+        /// Items handed over.
+        count: u64,
+    },
+}
+
+impl Waiting {
+    fn session(&self) -> &Arc<str> {
+        match self {
+            Waiting::HandOver(hand_over) => &hand_over.session,
+            Waiting::HandedOver { session, .. } => session,
+        }
+    }
+}
+
 impl Window {
-    /// A batch is to be sent.
-    pub fn push(&mut self, hand_over: HandOver) {
-        self.waiting.push_back(hand_over);
+    /// Something is to be sent.
+    pub fn push(&mut self, waiting: Waiting) {
+        self.waiting.push_back(waiting);
     }
 
-    /// The next batch that may be sent now. A batch goes whenever the window is open at
-    /// all, so that it never needs to be split.
-    pub fn next(&mut self, now: Instant) -> Option<HandOver> {
+    /// What may be sent next. A batch goes whenever the window is open at all, so that it
+    /// never needs to be split; the word that there are no more goes as soon as no batch of
+    /// its session waits.
+    pub fn next(&mut self, now: Instant) -> Option<Waiting> {
         self.forget_old(now);
         if self.open >= ITEMS {
-            return None;
+            return self.next_word();
         }
         let next = self.waiting.pop_front()?;
-        let key = (next.session.clone(), next.batch);
-        self.open += next.items.len();
-        self.sent.insert(key.clone(), (next.items.len(), now));
-        self.order.push_back((now, key));
+        if let Waiting::HandOver(batch) = &next {
+            let key = (batch.session.clone(), batch.batch);
+            self.open += batch.items.len();
+            self.sent.insert(key.clone(), (batch.items.len(), now));
+            self.order.push_back((now, key));
+        }
         Some(next)
+    }
+
+    /// The first word before which nothing of its session waits.
+    fn next_word(&mut self) -> Option<Waiting> {
+        let mut seen: HashSet<&str> = HashSet::new();
+        let at = self.waiting.iter().position(|waiting| {
+            let first = seen.insert(waiting.session());
+            first && matches!(waiting, Waiting::HandedOver { .. })
+        })?;
+        self.waiting.remove(at)
     }
 
     /// A batch was confirmed.
@@ -63,7 +103,7 @@ impl Window {
 
     /// A session has ended: what waits for it is not sent any more.
     pub fn ended(&mut self, session: &str) {
-        self.waiting.retain(|hand_over| &*hand_over.session != session);
+        self.waiting.retain(|waiting| &**waiting.session() != session);
         let mut freed = 0;
         self.sent.retain(|(s, _), (items, _)| {
             let of_it = &**s == session;
@@ -97,13 +137,43 @@ mod tests {
     use crate::time::Timestamp;
     use crate::words::MessageId;
 
-    fn batch(session: &str, batch: u64, items: usize) -> HandOver {
+    fn batch(session: &str, batch: u64, items: usize) -> Waiting {
         let item = Item {
             id: MessageId::ZERO,
             stamp: Timestamp::from_micros(0),
             stanza: bytes::Bytes::new(),
         };
-        HandOver { host: "h".into(), session: session.into(), batch, items: vec![item; items] }
+        let items = vec![item; items];
+        Waiting::HandOver(HandOver { host: "h".into(), session: session.into(), batch, items })
+    }
+
+    fn word(session: &str) -> Waiting {
+        Waiting::HandedOver { host: "h".into(), session: session.into(), n: 1, count: 0 }
+    }
+
+    fn number(waiting: Option<Waiting>) -> Option<u64> {
+        match waiting? {
+            Waiting::HandOver(batch) => Some(batch.batch),
+            Waiting::HandedOver { .. } => None,
+        }
+    }
+
+    #[test]
+    fn i3_the_word_that_there_are_no_more_waits_for_the_batches_before_it() {
+        let now = Instant::now();
+        let mut window = Window::default();
+        for n in 0..20 {
+            window.push(batch("first", n, 50));
+            assert!(window.next(now).is_some());
+        }
+        window.push(batch("late", 1, 1));
+        window.push(word("late"));
+        window.push(word("nothing stored"));
+        assert_eq!(window.next(now), Some(word("nothing stored")));
+        assert_eq!(window.next(now), None);
+        window.taken(&"first".into(), 0);
+        assert_eq!(window.next(now), Some(batch("late", 1, 1)));
+        assert_eq!(window.next(now), Some(word("late")));
     }
 
     #[test]
@@ -119,7 +189,7 @@ mod tests {
         }
         assert_eq!(sent, 20);
         window.taken(&"s".into(), 3);
-        assert_eq!(window.next(start).map(|b| b.batch), Some(20));
+        assert_eq!(number(window.next(start)), Some(20));
         assert!(window.next(start).is_none());
         window.taken(&"s".into(), 3);
         assert!(window.next(start).is_none(), "a repetition frees nothing");
@@ -138,7 +208,7 @@ mod tests {
         assert!(window.next(start).is_none());
         window.ended("slow");
         assert_eq!(window.open, 0);
-        assert_eq!(window.next(start).map(|b| b.session), Some("fast".into()));
+        assert_eq!(window.next(start), Some(batch("fast", 1, 50)));
         for n in 2..21 {
             window.push(batch("fast", n, 50));
             assert!(window.next(start).is_some());

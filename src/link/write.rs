@@ -7,11 +7,6 @@ use crate::ns;
 use crate::shard::{HandOver, Send, Verdict};
 use crate::xml::escape_attribute;
 
-/// Bytes that the wrapping of one item in a hand-over adds to its stanza, at the most: the
-/// envelope of the message (three addresses of at most 3,071 bytes are far above what is
-/// seen) and of the item.
-pub const ITEM_OVERHEAD: usize = 2_048;
-
 /// One link's addresses.
 #[derive(Clone, Debug)]
 pub struct Writer {

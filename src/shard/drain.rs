@@ -1,6 +1,8 @@
 //! Handing stored messages over: in order, in batches, deleted only when taken
 //! (sections 3 and 4 of the intercept protocol).
 
+use std::sync::Arc;
+
 use crate::store::{Outcome, PageLimit, StoreError, StoredMessage, Write};
 use crate::time::Timestamp;
 use crate::words::{Bare, LinkId, MessageId};
@@ -13,12 +15,27 @@ use super::recipient::{Held, OPEN_BATCHES, Recipient, Session};
 /// Items a batch.
 const BATCH_ITEMS: usize = 50;
 
+/// Bytes that the wrapping of one item in a hand-over adds to its stanza, at the most: the
+/// envelope of the message and of the item.
+pub const ITEM_OVERHEAD: usize = 2_048;
+
 /// The rows of a page, sorted by what is to be done with them.
 #[derive(Default)]
 struct Sorted {
     items: Vec<Item>,
     expired: Vec<StoredMessage>,
     in_archive: Vec<MessageId>,
+    /// Rows that the server would not take, and their bytes.
+    oversized: Vec<(MessageId, usize)>,
+}
+
+/// What a session can take.
+#[derive(Clone, Copy)]
+struct Wants {
+    /// It reads the archive itself.
+    archive: bool,
+    /// Bytes of one stanza.
+    stanza_bytes: usize,
 }
 
 impl Machine {
@@ -74,7 +91,7 @@ impl Machine {
         }
         let limit = PageLimit { rows: BATCH_ITEMS, bytes: session.batch_bytes };
         let after = session.cursor;
-        recipient.reading = Some(session.id.clone());
+        recipient.reading = Some((session.id.clone(), after));
         self.effects.push(Effect::ReadPage { user: user.clone(), after, limit });
     }
 
@@ -82,16 +99,30 @@ impl Machine {
         &mut self,
         now: Timestamp,
         user: &Bare,
+        after: MessageId,
         rows: Result<Vec<StoredMessage>, StoreError>,
     ) {
         let Some(recipient) = self.recipients.get_mut(user) else {
             return;
         };
-        match (recipient.reading.clone(), rows) {
-            (Some(reader), Ok(rows)) => self.page_for(now, user, &reader, rows),
-            // A page that can't be read leaves the session as it is: its `available`
-            // comes again, and the reading with it.
-            _ => recipient.page_read(),
+        let Some((reader, asked)) = recipient.reading.clone() else {
+            return;
+        };
+        if asked != after {
+            // Asked for a session that is gone; the one for the present session is on its way.
+            return;
+        }
+        let wanted = recipient.session(&reader).is_some_and(|session| session.cursor == after);
+        match rows {
+            Ok(rows) if wanted => self.page_for(now, user, &reader, rows),
+            // The session is gone, or begins anew.
+            Ok(_) => {
+                recipient.page_read();
+                self.pump(user);
+            }
+            // The session stays as it is: its `available` comes again, and the reading
+            // with it.
+            Err(_) => recipient.page_read(),
         }
         self.forget_if_idle(user);
     }
@@ -105,13 +136,14 @@ impl Machine {
             return;
         };
         let Some(session) = recipient.session(reader) else {
-            recipient.page_read();
-            self.pump(user);
             return;
         };
         session.cursor = last;
-        let archive = session.archive;
-        let sorted = sort(recipient, archive, now, rows);
+        let wants = Wants { archive: session.archive, stanza_bytes: 2 * session.batch_bytes };
+        let sorted = sort(recipient, reader, wants, now, rows);
+        for (id, bytes) in sorted.oversized {
+            self.effects.push(Effect::Oversized { user: user.clone(), id, bytes });
+        }
         self.hand_over(user, reader, sorted.items);
         if let Some(recipient) = self.recipients.get_mut(user) {
             recipient.page_read();
@@ -181,10 +213,12 @@ impl Machine {
         let new: Vec<MessageId> = ids
             .iter()
             .copied()
-            .filter(|id| recipient.held.get(id) != Some(&Held::Deleting))
+            .filter(|id| !matches!(recipient.held.get(id), Some(Held::Deleting { .. })))
             .collect();
         for id in &new {
-            recipient.held.insert(*id, Held::Deleting);
+            let expires =
+                matches!(recipient.held.get(id), Some(Held::HandedOver { expiry: Some(_), .. }));
+            recipient.held.insert(*id, Held::Deleting { expires });
         }
         if ended {
             if let Some(at) = recipient.remove_session(&id) {
@@ -248,23 +282,24 @@ impl Machine {
 /// Sorts a page, and marks its rows as held.
 fn sort(
     recipient: &mut Recipient,
-    archive: bool,
+    reader: &str,
+    wants: Wants,
     now: Timestamp,
     rows: Vec<StoredMessage>,
 ) -> Sorted {
     let mut sorted = Sorted::default();
-    let Some(reader) = recipient.reading.clone() else {
-        return sorted;
-    };
+    let reader: Arc<str> = reader.into();
     for row in rows {
         if recipient.held.contains_key(&row.id) {
             continue;
         }
         if row.expiry.is_some_and(|expiry| expiry.at <= now) {
             sorted.expired.push(row);
-        } else if archive && row.archived {
-            recipient.held.insert(row.id, Held::Deleting);
+        } else if wants.archive && row.archived {
+            recipient.held.insert(row.id, Held::Deleting { expires: row.expiry.is_some() });
             sorted.in_archive.push(row.id);
+        } else if row.stanza.len() + ITEM_OVERHEAD > wants.stanza_bytes {
+            sorted.oversized.push((row.id, row.stanza.len()));
         } else {
             let session = reader.clone();
             recipient.held.insert(row.id, Held::HandedOver { session, expiry: row.expiry });

@@ -172,6 +172,15 @@ pub enum Effect {
     Send(Send),
     /// A message with an expiry is stored, or free again: look at the clock anew.
     Scheduled(Timestamp),
+    /// A stored message is larger than the server takes (now): it stays where it is.
+    Oversized {
+        /// Whose.
+        user: Bare,
+        /// The message.
+        id: MessageId,
+        /// Its bytes.
+        bytes: usize,
+    },
     /// A due message was dealt with, or is held by something that will see to it.
     DueTaken,
 }

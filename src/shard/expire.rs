@@ -84,7 +84,7 @@ impl Machine {
             Some(next) => self.reschedule(user, id, expiry, next),
             None => {
                 let recipient = self.recipients.entry(user.clone()).or_default();
-                recipient.held.insert(id, Held::Deleting);
+                recipient.held.insert(id, Held::Deleting { expires: true });
                 self.delete(user.clone(), vec![id], None);
             }
         }
@@ -111,9 +111,18 @@ impl Machine {
         let Some(recipient) = self.recipients.get_mut(&user) else {
             return;
         };
-        recipient.held.remove(&id);
+        // A page that is being read may still show the rule that has fired.
+        let reading = recipient.reading.is_some();
+        if reading {
+            recipient.held.insert(id, Held::Gone { ticks: 0 });
+        } else {
+            recipient.held.remove(&id);
+        }
         if let Some(session) = recipient.draining() {
-            session.cursor = MessageId::ZERO;
+            session.again |= reading;
+            if !reading {
+                session.cursor = MessageId::ZERO;
+            }
         }
         if let (Outcome::Done { .. }, Some(next)) = (outcome, next) {
             self.effects.push(Effect::Scheduled(next.at));

@@ -114,6 +114,17 @@ pub enum Sent {
     Failed,
 }
 
+/// A request whose result a link waits for.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The link.
+    pub link: LinkId,
+    /// The virtual host that asked.
+    pub host: Arc<str>,
+    /// The request's id on that link.
+    pub request: String,
+}
+
 /// Everything that a shard reacts to.
 #[derive(Debug)]
 pub enum Input {
@@ -125,14 +136,12 @@ pub enum Input {
     Taken(Taken),
     /// An account is gone; its messages go too (section 7).
     AccountRemoved {
-        /// The link that waits for the result.
-        link: LinkId,
-        /// The account's virtual host.
-        host: Arc<str>,
         /// The account.
         user: Bare,
-        /// The request's id on that link.
-        request: String,
+        /// When the server removed it; what was sent later is for a new account.
+        at: Timestamp,
+        /// Who is told when it is done.
+        asked: Asked,
     },
     /// A link has closed: its sessions and its undecided intercepts are forgotten.
     LinkDown(LinkId),
@@ -142,6 +151,8 @@ pub enum Input {
     Page {
         /// Whose.
         user: Bare,
+        /// After which id it was read.
+        after: MessageId,
         /// The rows, in order of their ids.
         rows: Result<Vec<StoredMessage>, StoreError>,
     },
@@ -156,6 +167,8 @@ pub enum Input {
     Found {
         /// Whose message.
         user: Bare,
+        /// The key that was looked for.
+        key: Key,
         /// `None`: not known. `Some(rule)`: stored before, with the rule that was met.
         known: Result<Option<Option<u16>>, StoreError>,
     },

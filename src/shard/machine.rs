@@ -14,7 +14,7 @@ use crate::words::{Bare, Expiry, Key, LinkId, MessageId};
 
 use super::accepted::Accepted;
 use super::effect::{Do, Effect, ToLink, Token, Verdict, WriteFor};
-use super::input::{Input, Intercept};
+use super::input::{Asked, Input, Intercept};
 use super::recipient::{Held, Recipient};
 use super::reply_to;
 
@@ -51,14 +51,6 @@ pub(super) enum Pending {
     },
 }
 
-/// A request whose result a link waits for.
-#[derive(Debug)]
-pub(super) struct Asked {
-    pub link: LinkId,
-    pub host: Arc<str>,
-    pub request: String,
-}
-
 /// An append under way, with the intercept that asked for it.
 #[derive(Debug)]
 pub(super) struct Append {
@@ -66,6 +58,15 @@ pub(super) struct Append {
     /// Stanzas that go with the verdict.
     pub sends: Vec<String>,
     pub expiry: Option<Expiry>,
+}
+
+/// An account that was removed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Removed {
+    /// By the server's clock, which also stamps intercepts.
+    pub at: Timestamp,
+    /// By our own: forgotten after H.
+    heard: Timestamp,
 }
 
 /// One shard.
@@ -77,8 +78,8 @@ pub struct Machine {
     pub(super) pending: HashMap<Token, Pending>,
     /// Appends under way, by key.
     pub(super) under_way: HashMap<Key, Token>,
-    /// Accounts that were removed, and when.
-    pub(super) removed: HashMap<Bare, Timestamp>,
+    /// Accounts that were removed.
+    pub(super) removed: HashMap<Bare, Removed>,
     pub(super) effects: Vec<Effect>,
     /// The appends that must not overtake each other.
     pub(super) run: Run,
@@ -110,10 +111,10 @@ impl Machine {
         match input {
             Input::Intercept(intercept) => self.intercept(now, intercept),
             Input::Count { user, rows } => self.counted(now, &user, rows),
-            Input::Found { user, known } => self.found(now, &user, known),
+            Input::Found { user, key, known } => self.found(now, &user, &key, known),
             Input::Available(available) => self.available(available),
             Input::Taken(taken) => self.taken(taken),
-            Input::Page { user, rows } => self.page(now, &user, rows),
+            Input::Page { user, after, rows } => self.page(now, &user, after, rows),
             Input::Due { user, row } => self.due(now, &user, row),
             Input::Sent { user, id, sent } => self.sent(&user, id, sent),
             Input::Written(outcomes) => {
@@ -121,10 +122,8 @@ impl Machine {
                     self.written(token, outcome);
                 }
             }
-            Input::AccountRemoved { link, host, user, request } => {
-                self.account_removed(now, user, Asked { link, host, request });
-            }
-            Input::LinkDown(link) => self.link_down(link),
+            Input::AccountRemoved { user, at, asked } => self.account_removed(now, user, at, asked),
+            Input::LinkDown(link) => self.link_down(now, link),
             Input::Tick => self.tick(now),
         }
         std::mem::take(&mut self.effects)
@@ -248,39 +247,45 @@ impl Machine {
         }
     }
 
-    fn account_removed(&mut self, now: Timestamp, user: Bare, asked: Asked) {
-        self.removed.insert(user.clone(), now);
+    fn account_removed(&mut self, now: Timestamp, user: Bare, at: Timestamp, asked: Asked) {
+        let removed = self.removed.entry(user.clone()).or_insert(Removed { at, heard: now });
+        removed.at = removed.at.max(at);
+        // What waits is considered anew: most of it was for the account that is gone.
         if let Some(recipient) = self.recipients.get_mut(&user) {
-            let waiting = std::mem::take(&mut recipient.waiting);
             recipient.asking = None;
-            for intercept in waiting {
-                self.verdict(&intercept, Do::Discarded, Vec::new());
-            }
         }
+        self.consider_waiting(now, &user, None);
         self.write(
             Write::RemoveAccount { recipient: user.clone() },
             Pending::AccountRemoved { user, asked },
         );
     }
 
-    fn link_down(&mut self, link: LinkId) {
+    fn link_down(&mut self, now: Timestamp, link: LinkId) {
         let users: Vec<Bare> = self.recipients.keys().cloned().collect();
         for user in users {
-            self.leave_link(link, &user);
+            self.leave_link(now, link, &user);
         }
     }
 
-    fn leave_link(&mut self, link: LinkId, user: &Bare) {
+    fn leave_link(&mut self, now: Timestamp, link: LinkId, user: &Bare) {
         let Some(recipient) = self.recipients.get_mut(user) else {
             return;
         };
         recipient.waiting.retain(|intercept| intercept.link != link);
+        if recipient.asking.is_some()
+            && recipient.asking.as_ref() != recipient.waiting.front().map(|i| &i.key)
+        {
+            // The answer that is on its way is about an intercept that is gone.
+            recipient.asking = None;
+        }
         let gone: Vec<Arc<str>> =
             recipient.sessions.iter().filter(|s| s.link == link).map(|s| s.id.clone()).collect();
         let earliest = gone.iter().filter_map(|id| recipient.remove_session(id)).min();
         if let Some(at) = earliest {
             self.effects.push(Effect::Scheduled(at));
         }
+        self.consider_waiting(now, user, None);
         self.pump(user);
         self.forget_if_idle(user);
     }
@@ -288,7 +293,7 @@ impl Machine {
     fn tick(&mut self, now: Timestamp) {
         self.accepted.tick(now);
         let memory = self.settings.memory;
-        self.removed.retain(|_, at| now.since(*at) <= memory);
+        self.removed.retain(|_, removed| now.since(removed.heard) <= memory);
         let users: Vec<Bare> = self.recipients.keys().cloned().collect();
         for user in users {
             self.tick_recipient(now, &user);
@@ -309,10 +314,11 @@ impl Machine {
             .iter_mut()
             .filter(|(_, held)| **held == Held::Undeleted)
             .map(|(id, held)| {
-                *held = Held::Deleting;
+                *held = Held::Deleting { expires: true };
                 *id
             })
             .collect();
+        recipient.tick();
         if !ids.is_empty() {
             self.delete(user.clone(), ids, None);
         }

@@ -16,8 +16,9 @@ pub mod reply_to;
 mod verdict;
 
 pub use actor::{Busy, DueEvent, Inputs, LinkSender, Outbox, ShardActor, ShardContext};
+pub use drain::ITEM_OVERHEAD;
 pub use effect::{Do, Effect, HandOver, Item, Send, ToLink, Token, Verdict, WriteFor};
-pub use input::{Available, Input, Intercept, Sent, Stage, Taken};
+pub use input::{Asked, Available, Input, Intercept, Sent, Stage, Taken};
 pub use machine::{Machine, Settings};
 
 #[cfg(test)]

@@ -25,8 +25,8 @@ pub struct Recipient {
     pub appends: u32,
     /// Sessions that are to get what is stored, in the order of their announcement.
     pub sessions: Vec<Session>,
-    /// The session for which a page is being read.
-    pub reading: Option<Arc<str>>,
+    /// The session for which a page is being read, and after which id.
+    pub reading: Option<(Arc<str>, MessageId)>,
     /// Rows that no page may hand over (again).
     pub held: BTreeMap<MessageId, Held>,
 }
@@ -51,7 +51,10 @@ pub enum Held {
         expiry: Option<Expiry>,
     },
     /// A client has it, or its expiry is carried out; the row is being deleted.
-    Deleting,
+    Deleting {
+        /// It has a rule that may be due.
+        expires: bool,
+    },
     /// The same, but the store could not delete it; tried again when time passes.
     Undeleted,
     /// The notice of its expiry is under way.
@@ -63,8 +66,12 @@ pub enum Held {
         /// The expiry clock waits for the end of it.
         clocked: bool,
     },
-    /// Gone from the store, but a page read before that may still show it.
-    Gone,
+    /// Gone from the store, but what was read before that may still show it: a page until
+    /// it is read, the expiry clock for so many ticks.
+    Gone {
+        /// Ticks to go.
+        ticks: u8,
+    },
 }
 
 /// A session that is to get what is stored.
@@ -134,8 +141,9 @@ impl Recipient {
 
     /// The store no longer has a row.
     pub fn gone(&mut self, id: MessageId) {
-        if self.reading.is_some() {
-            self.held.insert(id, Held::Gone);
+        let expires = self.held.get(&id) == Some(&Held::Deleting { expires: true });
+        if expires || self.reading.is_some() {
+            self.held.insert(id, Held::Gone { ticks: if expires { GONE_TICKS } else { 0 } });
         } else {
             self.held.remove(&id);
         }
@@ -144,6 +152,21 @@ impl Recipient {
     /// A page has been looked at: what was gone before it was read is gone for good.
     pub fn page_read(&mut self) {
         self.reading = None;
-        self.held.retain(|_, held| *held != Held::Gone);
+        self.held.retain(|_, held| *held != Held::Gone { ticks: 0 });
+    }
+
+    /// Time passes for what is gone.
+    pub fn tick(&mut self) {
+        for held in self.held.values_mut() {
+            if let Held::Gone { ticks } = held {
+                *ticks = ticks.saturating_sub(1);
+            }
+        }
+        if self.reading.is_none() {
+            self.page_read();
+        }
     }
 }
+
+/// How many ticks of a shard pass before the expiry clock has surely forgotten a row.
+const GONE_TICKS: u8 = 2;

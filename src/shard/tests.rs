@@ -61,7 +61,7 @@ impl History {
             n,
             user: BOB.into(),
             archive: session.starts_with("archive"),
-            batch_bytes: 1_000,
+            batch_bytes: 4_000,
         }))
     }
 
@@ -70,7 +70,18 @@ impl History {
     }
 
     fn rows(&mut self, rows: Vec<StoredMessage>) -> Vec<String> {
-        self.give(Input::Page { user: BOB.into(), rows: Ok(rows) })
+        let after = self.asked();
+        self.rows_after(after, rows)
+    }
+
+    fn rows_after(&mut self, after: MessageId, rows: Vec<StoredMessage>) -> Vec<String> {
+        self.give(Input::Page { user: BOB.into(), after, rows: Ok(rows) })
+    }
+
+    /// After which id the page was asked for that is being read.
+    fn asked(&self) -> MessageId {
+        let reading = self.machine.recipients.get(BOB).and_then(|bob| bob.reading.clone());
+        reading.map_or(MessageId::ZERO, |(_, after)| after)
     }
 
     fn taken(&mut self, session: &str, batch: u64, ids: &[u32], ended: bool) -> Vec<String> {
@@ -169,6 +180,7 @@ fn show(effect: &Effect) -> String {
         Effect::Send(send) => format!("send {} {}", send.key, show_reply(&send.stanza)),
         Effect::Scheduled(at) => format!("scheduled {}", at.as_micros() / 1_000_000 - 1_000_000),
         Effect::DueTaken => "due taken".into(),
+        Effect::Oversized { id, bytes, .. } => format!("oversized {}: {bytes}", id.counter()),
     }
 }
 
@@ -298,7 +310,7 @@ fn i2_what_would_be_delivered_is_looked_for_when_it_comes_again() {
     assert_eq!(effects, ["find k1"]);
     // What comes meanwhile waits behind it.
     assert!(h.held(|i| i.key = "k2".into()).is_empty());
-    let known = Input::Found { user: BOB.into(), known: Ok(Some(None)) };
+    let known = Input::Found { user: BOB.into(), key: "k1".into(), known: Ok(Some(None)) };
     assert_eq!(h.give(known), ["1: k1 offline stored", "#1 append 1 k2"]);
 
     let mut h = History::new();
@@ -306,7 +318,7 @@ fn i2_what_would_be_delivered_is_looked_for_when_it_comes_again() {
         i.again = true;
         i.sessions = vec![phone(1)];
     });
-    let known = Input::Found { user: BOB.into(), known: Ok(None) };
+    let known = Input::Found { user: BOB.into(), key: "k1".into(), known: Ok(None) };
     assert_eq!(h.give(known), ["1: k1 offline deliver"]);
 }
 
@@ -564,6 +576,9 @@ fn a_deletion_that_fails_is_tried_again_and_hands_nothing_over_twice() {
     assert_eq!(h.give(Input::Tick), ["#2 delete 1"]);
     h.outcome(2, Outcome::Done { rows: 1 });
     assert_eq!(h.page(&[]), ["1: handed over t 1: 0"]);
+    for _ in 0..2 {
+        h.give(Input::Tick);
+    }
     assert!(h.machine.recipients.is_empty());
 }
 
@@ -583,7 +598,11 @@ fn a_new_reason_reads_from_the_start_and_an_old_one_nothing() {
 fn a_page_that_cannot_be_read_is_read_when_the_session_asks_again() {
     let mut h = History::new();
     h.available("s", 1);
-    let failed = Input::Page { user: BOB.into(), rows: Err(crate::store::StoreError::Closed) };
+    let failed = Input::Page {
+        user: BOB.into(),
+        after: MessageId::ZERO,
+        rows: Err(crate::store::StoreError::Closed),
+    };
     assert!(h.give(failed).is_empty());
     assert_eq!(h.available("s", 1), ["read bob@h after 0"]);
 }
@@ -663,21 +682,111 @@ fn an_item_under_way_does_not_expire_until_its_session_ends() {
     assert_eq!(h.give(Input::Due { user: BOB.into(), row: later }), ["#1 delete 1", "due taken"]);
 }
 
+fn removed(at: Timestamp) -> Input {
+    let asked = Asked { link: LINK, host: "h".into(), request: "r".into() };
+    Input::AccountRemoved { user: BOB.into(), at, asked }
+}
+
 #[test]
 fn a_removed_account_loses_its_messages_and_what_was_sent_before() {
     let mut h = History::new();
-    let before = h.now;
-    let remove = Input::AccountRemoved {
-        link: LINK,
-        host: "h".into(),
-        user: BOB.into(),
-        request: "r".into(),
-    };
-    assert_eq!(h.at(1).give(remove), ["#1 remove bob@h"]);
+    let removal = h.now;
+    // The node hears of it ten seconds later, and once more.
+    assert_eq!(h.at(10).give(removed(removal)), ["#1 remove bob@h"]);
     assert_eq!(h.outcome(1, Outcome::Done { rows: 3 }), ["1: removed r true"]);
-    assert_eq!(h.held(|i| i.stamp = before), ["1: k1 offline discarded"]);
-    // The account may be made anew.
-    assert_eq!(h.at(2).held(|i| i.key = "k2".into()), ["#2 append 1 k2"]);
+    assert_eq!(h.held(|i| i.stamp = removal), ["1: k1 offline discarded"]);
+    h.at(20).give(removed(removal));
+    // The account was made anew before the node heard of it.
+    let later = seconds(1_000_005);
+    let effects = h.held(|i| {
+        i.key = "k2".into();
+        i.stamp = later;
+    });
+    assert_eq!(effects, ["#3 append 1 k2"]);
+}
+
+#[test]
+fn what_waits_for_the_store_when_its_account_is_removed_is_discarded() {
+    let mut h = History::with_quota(5);
+    h.held(|_| {});
+    let removal = h.now;
+    assert_eq!(h.at(1).give(removed(removal)), ["1: k1 offline discarded", "#1 remove bob@h"]);
+    assert_eq!(h.outcome(1, Outcome::Retry), ["1: removed r false"]);
+    assert!(h.give(Input::Count { user: BOB.into(), rows: Ok(0) }).is_empty());
+}
+
+#[test]
+fn i1_the_answer_of_a_look_up_is_for_its_own_key_only() {
+    let mut h = History::new();
+    let again = |i: &mut Intercept| {
+        i.again = true;
+        i.sessions = vec![phone(1)];
+    };
+    assert_eq!(h.held(again), ["find k1"]);
+    h.give(Input::LinkDown(LINK));
+    let effects = h.held(|i| {
+        again(i);
+        i.key = "k2".into();
+    });
+    assert_eq!(effects, ["find k2"]);
+    let stored =
+        |key: &str| Input::Found { user: BOB.into(), key: key.into(), known: Ok(Some(None)) };
+    assert!(h.give(stored("k1")).is_empty(), "nobody waits for that any more");
+    assert_eq!(h.give(stored("k2")), ["1: k2 offline stored"]);
+}
+
+#[test]
+fn i3_a_page_that_was_asked_for_before_the_link_dropped_is_not_taken_for_a_later_one() {
+    let mut h = History::new();
+    h.available("s", 1);
+    assert_eq!(h.page(&[1, 2]), ["1: batch 1 to s: 1 2", "read bob@h after 2"]);
+    h.give(Input::LinkDown(LINK));
+    assert!(h.available("s", 2).is_empty(), "a page is being read");
+    assert_eq!(h.page(&[3]), ["read bob@h after 0"], "what was lost with the link comes first");
+    assert_eq!(h.page(&[1, 2, 3]), ["1: batch 2 to s: 1 2 3", "read bob@h after 3"]);
+}
+
+#[test]
+fn i3_a_notify_that_fires_while_a_page_is_read_leaves_no_message_behind() {
+    let mut h = History::new();
+    let notify = rule("notify", "expire-at", "1970-01-12T13:46:40Z");
+    h.available("s", 1);
+    assert_eq!(h.rows(vec![expiring(1, 0, &notify)]), ["send s-1/0 notify", "read bob@h after 1"]);
+    let sent = Input::Sent { user: BOB.into(), id: MessageId::new(1, 1), sent: Sent::Done };
+    assert_eq!(h.give(sent), ["#1 expiry of 1: None"]);
+    assert!(h.outcome(1, Outcome::Done { rows: 1 }).is_empty(), "a page is being read");
+    assert_eq!(h.page(&[2]), ["1: batch 1 to s: 2", "read bob@h after 2"]);
+    assert_eq!(h.page(&[]), ["read bob@h after 0"]);
+    assert_eq!(h.page(&[1, 2]), ["1: batch 2 to s: 1"]);
+}
+
+#[test]
+fn r50_what_a_client_has_taken_does_not_expire_though_the_clock_had_read_it() {
+    let mut h = History::new();
+    h.available("s", 1);
+    let row = expiring(1, 5, &rule("alert", "expire-at", "1970-01-12T13:46:45Z"));
+    h.rows(vec![row.clone()]);
+    h.page(&[]);
+    h.taken("s", 1, &[1], false);
+    h.outcome(1, Outcome::Done { rows: 1 });
+    let due = || Input::Due { user: BOB.into(), row: row.clone() };
+    assert_eq!(h.at(6).give(due()), ["due taken"]);
+    for _ in 0..2 {
+        h.give(Input::Tick);
+    }
+    assert!(h.machine.recipients.is_empty());
+}
+
+#[test]
+fn a_message_that_the_server_would_not_take_stays_and_is_reported() {
+    let mut h = History::new();
+    h.available("s", 1);
+    let mut large = row(1);
+    large.stanza = vec![b' '; 9_000].into();
+    assert_eq!(
+        h.rows(vec![large, row(2)]),
+        ["oversized 1: 9000", "1: batch 1 to s: 2", "read bob@h after 2"]
+    );
 }
 
 #[test]
@@ -730,7 +839,7 @@ fn many_histories_end_with_nothing_under_way() {
         }
         let said = h.give(Input::LinkDown(LINK));
         collect(&mut h, said, &mut open, &mut random);
-        for _ in 0..3 {
+        for _ in 0..4 {
             let said = h.at(10_000).give(Input::Tick);
             collect(&mut h, said, &mut open, &mut random);
             while let Some(token) = open.pop() {
@@ -756,7 +865,8 @@ fn collect(h: &mut History, said: Vec<String>, open: &mut Vec<u64>, random: &mut
                 next.extend(h.give(Input::Count { user: BOB.into(), rows: Ok(rows) }));
             } else if effect.starts_with("find") {
                 let known = random.bool().then_some(None);
-                next.extend(h.give(Input::Found { user: BOB.into(), known: Ok(known) }));
+                let key = effect.rsplit(' ').next().unwrap().into();
+                next.extend(h.give(Input::Found { user: BOB.into(), key, known: Ok(known) }));
             } else if effect.starts_with("read") {
                 let after: u32 = effect.rsplit(' ').next().unwrap().parse().unwrap();
                 let ids: Vec<u32> = (after + 1..9).take(3).collect();

@@ -7,7 +7,7 @@ use crate::amp::{self, Action, Disposition, Facts, RuleSet, Session, StanzaError
 use crate::stanza::MessageType;
 use crate::store::{NewMessage, StoreError, Write};
 use crate::time::Timestamp;
-use crate::words::{Bare, Expiry};
+use crate::words::{Bare, Expiry, Key};
 
 use super::effect::{Do, Effect};
 use super::input::{Intercept, Stage};
@@ -64,29 +64,30 @@ impl Machine {
         }
     }
 
+    /// The answer of a look-up. One for an intercept that is gone meanwhile is ignored.
     pub(super) fn found(
         &mut self,
         now: Timestamp,
         user: &Bare,
+        key: &Key,
         known: Result<Option<Option<u16>>, StoreError>,
     ) {
-        let Some(recipient) = self.recipients.get_mut(user) else {
+        let Some(recipient) = self.recipients.get_mut(user) else { return };
+        if recipient.asking.as_ref() != Some(key)
+            || recipient.waiting.front().map(|first| &first.key) != Some(key)
+        {
             return;
-        };
-        let asked = recipient.asking.take();
-        let first = recipient.waiting.front().map(|i| i.key.clone());
+        }
+        recipient.asking = None;
         match known {
-            Ok(known) if asked.is_some() && asked == first => {
-                self.consider_waiting(now, user, Some(known));
-            }
-            Ok(_) => self.consider_waiting(now, user, None),
+            Ok(known) => self.consider_waiting(now, user, Some(known)),
             Err(_) => self.put_off(user),
         }
     }
 
     /// Decides what waited, until the store has to be asked again. `known` is about the
     /// first.
-    fn consider_waiting(
+    pub(super) fn consider_waiting(
         &mut self,
         now: Timestamp,
         user: &Bare,
@@ -133,7 +134,7 @@ impl Machine {
     }
 
     fn consider(&mut self, now: Timestamp, mut intercept: Box<Intercept>, known: Option<Known>) {
-        if self.removed.get(&intercept.to).is_some_and(|at| intercept.stamp <= *at) {
+        if self.removed.get(&intercept.to).is_some_and(|removed| intercept.stamp <= removed.at) {
             self.verdict(&intercept, Do::Discarded, Vec::new());
             return;
         }

@@ -16,8 +16,8 @@ pub struct Limits {
     /// Bytes of one stanza, of the stream's start tag, or of anything else that has to be
     /// held until it ends. A stanza of exactly so many bytes passes.
     pub stanza_bytes: usize,
-    /// Elements inside each other in one stanza, the stanza itself counted. Zero lets no
-    /// stanza pass.
+    /// Elements inside each other in one stanza, the stanza itself counted. One that goes
+    /// deeper is skipped: anyone who can write to the server could end the stream with it.
     pub depth: usize,
 }
 
@@ -29,6 +29,8 @@ pub enum Frame {
     Open(Bytes),
     /// A child of the stream, from its `<` to its `>`. Tags may still be mismatched.
     Stanza(Bytes),
+    /// A whole child of the stream that nests deeper than it may, left out.
+    TooDeep,
     /// The stream's end tag.
     Close,
 }
@@ -40,12 +42,6 @@ pub enum FrameError {
     #[error("more than {limit} bytes without an end")]
     TooLarge {
         /// [`Limits::stanza_bytes`]
-        limit: usize,
-    },
-    /// A stanza nests deeper than it may.
-    #[error("more than {limit} elements inside each other")]
-    TooDeep {
-        /// [`Limits::depth`]
         limit: usize,
     },
     /// A part of XML that XMPP leaves out: a comment, a processing instruction, a DTD.
@@ -69,7 +65,7 @@ impl FrameError {
     /// The stream error condition of RFC 6120 section 4.9.3 that says this.
     pub fn condition(&self) -> &'static str {
         match self {
-            FrameError::TooLarge { .. } | FrameError::TooDeep { .. } => "policy-violation",
+            FrameError::TooLarge { .. } => "policy-violation",
             FrameError::Restricted(_) | FrameError::UnknownEntity => "restricted-xml",
             FrameError::NotWellFormed(_) | FrameError::AfterClose => "not-well-formed",
             FrameError::NotUtf8 => "unsupported-encoding",
@@ -172,6 +168,7 @@ impl Framer {
         let text = rules::text(&bytes)?;
         match piece {
             Piece::Stanza => Ok(Some(Frame::Stanza(bytes))),
+            Piece::TooDeep => Ok(Some(Frame::TooDeep)),
             Piece::Declaration => check_declaration(text).map(|()| None),
             Piece::Open => {
                 self.root = root_name(&text[1..text.len() - 1]).into();
@@ -306,7 +303,7 @@ mod tests {
         let read = framer.buffer().as_ptr();
         let starts = drain(&mut framer).0.into_iter().map(|frame| match frame {
             Frame::Open(bytes) | Frame::Stanza(bytes) => bytes.as_ptr() as usize - read as usize,
-            Frame::Close => 0,
+            Frame::TooDeep | Frame::Close => 0,
         });
         assert!(starts.eq([0, OPEN.len(), OPEN.len() + 4]));
     }
@@ -497,14 +494,20 @@ mod tests {
     }
 
     #[test]
-    fn i7_depth_is_seen_at_the_tag_that_is_too_deep() {
-        let deep = "<a>".repeat(3) + "<a/>" + &"</a>".repeat(3);
-        assert_eq!(frames(&deep), (vec![Frame::Stanza(deep.into())], None));
-        for xml in ["<a>".repeat(4) + "<b", "<a>".repeat(100_000)] {
-            let error = error(xml);
-            assert_eq!(error, FrameError::TooDeep { limit: LIMITS.depth });
-            assert_eq!(error.condition(), "policy-violation");
-        }
+    fn i7_a_stanza_that_is_too_deep_is_left_out_and_the_stream_goes_on() {
+        let nested = |levels| "<a>".repeat(levels) + "<a/>" + &"</a>".repeat(levels);
+        let fits = nested(LIMITS.depth - 1);
+        let deep = nested(LIMITS.depth);
+        let all = format!("{deep}{fits}{deep}<b/>");
+        let expected = [
+            Frame::TooDeep,
+            Frame::Stanza(fits.into()),
+            Frame::TooDeep,
+            Frame::Stanza("<b/>".into()),
+        ];
+        assert_eq!(frames(all), (expected.into(), None));
+        let endless = error("<a>".repeat(100_000));
+        assert_eq!(endless, FrameError::TooLarge { limit: LIMITS.stanza_bytes });
     }
 
     #[test]

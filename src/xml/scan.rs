@@ -13,6 +13,8 @@ pub(super) enum Piece {
     Open,
     /// A whole child of the stream.
     Stanza,
+    /// A whole child of the stream that nests deeper than it may.
+    TooDeep,
     /// The end tag of the stream.
     Close,
 }
@@ -50,6 +52,8 @@ pub(super) struct Scanner {
     /// Elements open in the current stanza.
     depth: usize,
     max_depth: usize,
+    /// The current stanza has gone deeper.
+    too_deep: bool,
     /// The stream's start tag was seen.
     open: bool,
     /// Nothing at all came before this piece.
@@ -67,6 +71,7 @@ impl Scanner {
             state: State::Between,
             depth: 0,
             max_depth,
+            too_deep: false,
             open: false,
             first: true,
             #[cfg(test)]
@@ -154,20 +159,13 @@ impl Scanner {
             b'?' if self.first => State::Declaration(false),
             b'?' => return Err(FrameError::Restricted("processing instruction")),
             byte if rules::may_begin_tag(byte) => {
-                self.check_depth()?;
+                self.too_deep |= self.open && self.depth >= self.max_depth;
                 State::StartTag
             }
             _ => return Err(FrameError::NotWellFormed("'<' that begins no tag")),
         };
         self.go(self.at + 1, state);
         Ok(None)
-    }
-
-    fn check_depth(&self) -> Result<(), FrameError> {
-        if self.open && self.depth >= self.max_depth {
-            return Err(FrameError::TooDeep { limit: self.max_depth });
-        }
-        Ok(())
     }
 
     #[inline]
@@ -206,7 +204,11 @@ impl Scanner {
         if !empty {
             self.depth += 1;
         }
-        Ok((self.depth == 0).then_some(Piece::Stanza))
+        Ok((self.depth == 0).then(|| self.stanza()))
+    }
+
+    fn stanza(&mut self) -> Piece {
+        if std::mem::take(&mut self.too_deep) { Piece::TooDeep } else { Piece::Stanza }
     }
 
     #[inline]
@@ -243,7 +245,7 @@ impl Scanner {
             return Ok(Some(Piece::Close));
         }
         self.depth -= 1;
-        Ok((self.depth == 0).then_some(Piece::Stanza))
+        Ok((self.depth == 0).then(|| self.stanza()))
     }
 
     fn between(&mut self, bytes: &[u8]) -> Result<(), FrameError> {

@@ -17,8 +17,8 @@ use tokio::sync::oneshot;
 /// More than any test has.
 pub const ALL: PageLimit = PageLimit { rows: 100_000, bytes: 1 << 30 };
 
-/// Opens a store.
-pub type Open = fn(StoreSettings) -> BoxFuture<'static, Result<Arc<dyn Store>, StoreError>>;
+/// A store that is being opened.
+pub type Opening = BoxFuture<'static, Result<Arc<dyn Store>, StoreError>>;
 
 /// A database of its own, that can be opened again and again.
 pub struct Bed {
@@ -26,8 +26,8 @@ pub struct Bed {
     pub settings: StoreSettings,
     /// The wall time that the store sees.
     pub clock: TestClock,
-    /// What opens it.
-    pub open: Open,
+    /// Opens a store.
+    pub open: fn(StoreSettings) -> Opening,
     /// What must live as long as the database.
     pub _keep: Box<dyn std::any::Any>,
 }

@@ -169,12 +169,9 @@ pub async fn finds_keys_that_come_again(bed: Bed) {
     let first = NewMessage { key: "k".into(), met_rule: Some(2), ..message("bob", 1) };
     run(&*store, vec![Write::Append(first)]).await;
     let met = Outcome::Already { met_rule: Some(2) };
-    assert_eq!(
-        run(&*store, vec![again("bob", 2, "k"), again("bob", 3, "k")]).await,
-        [met.clone(), met.clone()]
-    );
+    assert_eq!(run(&*store, vec![again("bob", 2, "k")]).await, std::slice::from_ref(&met));
     assert_eq!(run(&*store, vec![delete("bob", &[1])]).await, [done(1)]);
-    assert_eq!(run(&*store, vec![again("bob", 3, "k")]).await, [met]);
+    assert_eq!(run(&*store, vec![again("bob", 3, "k")]).await, std::slice::from_ref(&met));
     // Whoever is sure that it is new is believed.
     let anew = NewMessage { key: "k".into(), ..message("bob", 4) };
     assert_eq!(run(&*store, vec![Write::Append(anew)]).await, [Outcome::Stored]);

@@ -89,18 +89,27 @@ impl ShardActor {
                 Effect::Write(write) => writes.push(write),
                 Effect::Scheduled(at) => self.wake(DueEvent::Scheduled(at)),
                 Effect::DueTaken => self.wake(DueEvent::Taken),
+                Effect::Oversized { user, id, bytes } => {
+                    metrics::counter!("amphora_oversized_total").increment(1);
+                    tracing::error!(
+                        user = &*user,
+                        %id,
+                        bytes,
+                        "a stored message is larger than the server takes and stays stored: raise the server's limit (`component_stanza_size_limit` in Prosody)"
+                    );
+                }
                 Effect::Send(send) => self.send(send, actor),
                 Effect::ReadPage { user, after, limit } => {
                     let page = self.context.store.page(user.clone(), after, limit);
-                    answer(actor, async move { Input::Page { user, rows: page.await } });
+                    answer(actor, async move { Input::Page { user, after, rows: page.await } });
                 }
                 Effect::Count { user } => {
                     let count = self.context.store.count(user.clone());
                     answer(actor, async move { Input::Count { user, rows: count.await } });
                 }
                 Effect::Find { user, key } => {
-                    let found = self.context.store.find(key);
-                    answer(actor, async move { Input::Found { user, known: found.await } });
+                    let found = self.context.store.find(key.clone());
+                    answer(actor, async move { Input::Found { user, key, known: found.await } });
                 }
             }
         }

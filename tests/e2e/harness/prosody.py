@@ -70,12 +70,13 @@ def lua(value):
 class Prosody:
     """One server. `options` are those of the virtual host (amphora_hold = 1, say)."""
 
-    def __init__(self, folder, *, module=True, hibernation=300, options=None, level="info"):
+    def __init__(self, folder, *, module=True, hibernation=300, options=None, level="info", stanza_limit=None):
         self.dir = Path(folder)
         self.module = module
         self.hibernation = hibernation
         self.options = dict(options or {})
         self.level = level
+        self.stanza_limit = stanza_limit
         self.host = HOST
         self.c2s = free_port()
         self.component_port = free_port()
@@ -100,7 +101,7 @@ class Prosody:
             component_port=self.component_port,
             level=self.level,
             hibernation=self.hibernation,
-            options="",
+            options=f"component_stanza_size_limit = {self.stanza_limit}" if self.stanza_limit else "",
             host=self.host,
             host_modules='  modules_enabled = { "amphora" }' if self.module else "",
             host_options="\n".join(f"  {key} = {lua(value)}" for key, value in options.items()),

@@ -1,0 +1,383 @@
+"""The interceptor in Prosody: what it holds, keeps, gates and reports, whatever goes wrong."""
+
+import asyncio
+import hashlib
+import resource
+import signal
+import time
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from harness.prosody import COMPONENT, HOST, SECRET
+from harness.stanzas import STREAMS, amp, message, new_id, parse_utc, rule
+from harness.steps import all_stored
+from harness.waiting import until
+
+ACCEPT = "jabber:component:accept"
+INTERCEPT = "urn:amphora:intercept:1"
+COMMANDS = "http://jabber.org/protocol/commands"
+
+
+class Component:
+    """A node that only listens, and says what the test makes it say."""
+
+    def __init__(self, server):
+        self._server = server
+        self.all = []
+        self._reader = self._writer = self._task = None
+        self._root = None
+
+    async def __aenter__(self):
+        self._reader, self._writer = await asyncio.open_connection(
+            "127.0.0.1", self._server.component_port, limit=1 << 24
+        )
+        self.write(
+            f"<?xml version='1.0'?><stream:stream xmlns='{ACCEPT}' xmlns:stream='{STREAMS}' "
+            f"to='{COMPONENT}'>"
+        )
+        self._task = asyncio.ensure_future(self._read())
+        await until(lambda: self._root is not None, "the stream's header")
+        proof = hashlib.sha1((self._root.get("id") + SECRET).encode()).hexdigest()
+        self.write(f"<handshake>{proof}</handshake>")
+        await until(lambda: self.all, "the handshake")
+        return self
+
+    async def __aexit__(self, *_):
+        self._task.cancel()
+        self._writer.transport.abort()
+
+    def write(self, text):
+        """Bytes as they are."""
+        self._writer.write(text.encode())
+
+    async def _read(self):
+        parser, depth = ET.XMLPullParser(events=("start", "end")), 0
+        while data := await self._reader.read(65536):
+            parser.feed(data)
+            for event, element in parser.read_events():
+                depth += 1 if event == "start" else -1
+                if event == "start" and depth == 1:
+                    self._root = element
+                elif event == "end" and depth == 1:
+                    self.all.append(element)
+
+    async def greet(self, window=1024):
+        """Greet, and wait for the answer."""
+        id = new_id("g")
+        self.write(
+            f"<iq type='set' from='{COMPONENT}' to='{HOST}' id='{id}'><greeting "
+            f"xmlns='{INTERCEPT}' version='1' node='n0' security='strict' window='{window}'/></iq>"
+        )
+        await until(lambda: any(e.get("id") == id for e in self.all), "the answer to the greeting")
+
+    def said(self, name):
+        """All elements of the protocol with that name, so far."""
+        return [found for e in self.all for found in e.iter(f"{{{INTERCEPT}}}{name}")]
+
+
+@pytest.fixture
+async def admin(clients):
+    """Loads, unloads and reloads the module as an administrator does."""
+
+    async def command(prosody, what):
+        prosody.account("admin")
+        client = await clients.login(prosody, f"admin@{HOST}", new_id("admin"), raw=True)
+        node = f"http://prosody.im/protocol/modules#{what}"
+        started = await client.iq(
+            f"<command xmlns='{COMMANDS}' node='{node}' action='execute'/>", type="set", to=HOST
+        )
+        session = started.find(f"{{{COMMANDS}}}command").get("sessionid")
+        field = "module" if what == "load" else "modules"
+        done = await client.iq(
+            f"<command xmlns='{COMMANDS}' node='{node}' action='complete' sessionid='{session}'>"
+            f"<x xmlns='jabber:x:data' type='submit'><field var='FORM_TYPE'><value>{node}</value>"
+            f"</field><field var='{field}'><value>amphora</value></field></x></command>",
+            type="set",
+            to=HOST,
+        )
+        note = done.find(f"{{{COMMANDS}}}command/{{{COMMANDS}}}note")
+        assert note.get("type") == "info" and "rror" not in (note.text or ""), note.text
+        await client.leave()
+
+    return command
+
+
+def nested(levels):
+    """So many elements in each other."""
+    return "<e xmlns='urn:example:deep'>" + "<e>" * (levels - 1) + "</e>" * levels
+
+
+async def test_a_message_that_no_node_could_read(workshop, clients):
+    """Too deep: refused by its form, where it would be held; what comes after it is not affected."""
+    prosody = workshop.prosody(options={"default_archive_policy": False})
+    workshop.node(prosody)
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk", raw=True)
+    for levels in (60, 130, 1000):
+        refused = a.send_xml(message(bob, "deep", payload=nested(levels)))
+        assert (await a.inbox.reply(refused)).condition == "policy-violation"
+        rules = amp(rule("notify", "deliver", "stored"))
+        refused = a.send_xml(message(bob, "deep", payload=rules + nested(levels)))
+        assert (await a.inbox.reply(refused)).condition == "policy-violation"
+    a.send_xml(message(bob, "as deep as can be", payload=nested(59)))
+    await all_stored(a, bob, "after it")
+    b = await clients.online(prosody, bob)
+    await b.inbox.reply(a.send_text(bob, "end"))
+    assert b.inbox.bodies() == ["as deep as can be", "after it", "end"]
+
+
+async def test_a_full_disk_of_the_spool(workshop, clients):
+    """What can't be written to the spool stays in memory; nothing is lost or told as lost."""
+    prosody = workshop.prosody(options={"amphora_hold": 0, "default_archive_policy": False})
+    node = workshop.node(prosody)
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk", raw=True)
+    node.stop()
+    pid = prosody.process.pid
+    unlimited = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (50_000, unlimited[1]))
+    for n in range(40):
+        a.send_text(bob, f"{n} " + "x" * 2000)
+        await a.drain()
+    await a.ping()
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
+    for n in range(40, 45):
+        a.send_text(bob, f"{n} " + "x" * 2000)
+    await a.ping()
+    (path,) = (prosody.dir / "data").rglob("amphora_spool.log")
+    await until(lambda: path.read_text().count("<body>") >= 45, "all of them in the spool")
+    prosody.kill()
+    prosody.start()
+    await asyncio.to_thread(node.start)
+    a = await clients.online(prosody, alice, "desk", raw=True)
+    b = await clients.online(prosody, bob)
+    await b.inbox.reply(a.send_text(bob, "end"))
+    numbers = [t.partition(" ")[0] for t in b.inbox.bodies()]
+    assert numbers == [str(n) for n in range(45)] + ["end"]
+
+
+async def test_little_memory_and_no_node(workshop, clients):
+    """More than may be held in memory goes to the spool at once, in order; nothing is refused."""
+    prosody = workshop.prosody(options={"amphora_held_messages": 5, "amphora_hold": 600})
+    node = workshop.node(prosody)
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk")
+    node.stop()
+    for n in range(50):
+        a.send_text(bob, str(n))
+    await a.ping()
+    await asyncio.to_thread(node.start)
+    b = await clients.online(prosody, bob)
+    await b.inbox.reply(a.send_text(bob, "end"))
+    assert b.inbox.bodies() == [str(n) for n in range(50)] + ["end"]
+    assert [m for m in a.inbox.messages() if m.type == "error"] == []
+
+
+async def test_the_next_owner_of_a_name(workshop, clients):
+    """What is written to a new account while the removal of the old one waits arrives."""
+    prosody = workshop.prosody()
+    node = workshop.node(prosody)
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk")
+    await all_stored(a, bob, "old")
+    node.stop()
+    a.send_text(bob, "held for the old one")
+    await a.ping()
+    await remove_account(prosody, clients, bob)
+    prosody.account(bob.partition("@")[0], {alice: "both"})
+    a.send_text(bob, "for the new one")
+    await a.ping()
+    await asyncio.to_thread(node.start)
+    b = await clients.online(prosody, bob, "new")
+    await b.inbox.reply(a.send_text(bob, "end"))
+    assert b.inbox.bodies() == ["for the new one", "end"]
+
+
+async def remove_account(prosody, clients, jid):
+    """The account's owner removes it."""
+    owner = await clients.login(prosody, jid, raw=True)
+    owner.write("<iq type='set' id='bye'><query xmlns='jabber:iq:register'><remove/></query></iq>")
+    await until(owner.closed.is_set, "the end of the session")
+
+
+async def test_the_time_of_a_removal(workshop, clients):
+    """It is that of the removal, at each repetition and over a restart of the server."""
+    prosody = workshop.prosody(options={"amphora_resend": 0.3})
+    (bob,) = prosody.people("bob")
+    before = time.time()
+    await remove_account(prosody, clients, bob)
+    after = time.time()
+    stamps = []
+    for _ in range(2):
+        async with Component(prosody) as node:
+            await node.greet()
+            await until(lambda node=node: len(node.said("account-removed")) >= 2, "it is repeated")
+            stamps += [(e.get("jid"), e.get("stamp")) for e in node.said("account-removed")]
+        prosody.stop()
+        prosody.start()
+    assert set(stamps) == {stamps[0]} and stamps[0][0] == bob
+    moment = stamps[0][1]
+    assert len(moment) == len("2026-11-22T05:00:00.123Z") and moment.endswith("Z")
+    assert before - 0.001 <= parse_utc(moment).timestamp() <= after
+
+
+async def test_refusals_take_as_long_when_a_pair_pauses(workshop, clients):
+    """I5: the refusal of a rule does not tell whether something of the sender's is undecided."""
+    prosody = workshop.prosody()
+    workshop.node(prosody)
+    fastest = {}
+    for kind in ("online", "away"):
+        times = []
+        for _ in range(6):
+            mallory, bob = prosody.people("mallory", "bob", friends=False)
+            m = await clients.online(prosody, mallory, "desk", raw=True)
+            if kind == "online":
+                await clients.online(prosody, bob)
+            harmless = amp(rule("drop", "deliver", "forward"))
+            curious = amp(rule("notify", "deliver", "stored"))
+            ids = [new_id() for _ in range(5)]
+            texts = [message(bob, "plain"), message(bob, "harmless", payload=harmless)]
+            texts += [message(bob, "curious", id=id, payload=curious) for id in ids]
+            start = time.monotonic()
+            m.write("".join(texts))
+            for id in ids:
+                await m.inbox.reply(id)
+            times.append(time.monotonic() - start)
+        fastest[kind] = min(times)
+    assert fastest["away"] < 0.25, fastest
+
+
+async def test_a_full_gate_beside_an_open_one(workshop, clients):
+    """I2: what overflows one device's gate comes to that device, and not twice to the other."""
+    prosody = workshop.prosody(options={"amphora_gate_messages": 5, "amphora_session_window": 4})
+    workshop.node(prosody)
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk")
+    for n in range(19):
+        a.send_text(bob, f"stored {n}")
+    await all_stored(a, bob, "stored 19")
+    phone = await clients.online(prosody, bob, "phone", raw=True, sm=True)
+    await phone.inbox.body_count(4)
+    tablet = await clients.online(prosody, bob, "tablet")
+    live = [f"live {n}" for n in range(17)]
+    for text in live:
+        a.send_text(bob, text)
+    assert await tablet.inbox.body_count(17) == live
+    phone.acks = True
+    phone.acknowledge(phone.handled)
+    await phone.inbox.reply(a.send_text(bob, "end"))
+    assert phone.inbox.bodies() == [f"stored {n}" for n in range(20)] + live + ["end"]
+    await tablet.ping()
+    assert tablet.inbox.bodies() == live + ["end"]
+
+
+async def test_rules_out_of_the_spool_keep_their_place(workshop, clients):
+    """I3: a message with rules that comes out of the spool is stored before what followed it."""
+    prosody = workshop.prosody(options={"amphora_hold": 1})
+    node = workshop.node(prosody)
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk")
+    await all_stored(a, bob, "0")
+    for n in range(1, 4):
+        node.process.signal(signal.SIGSTOP)
+        a.send_xml(message(bob, f"rules {n}", payload=amp(rule("notify", "deliver", "none"))))
+        a.send_text(bob, f"plain {n}")
+        a.send_text(bob, f"plainer {n}")
+        for _ in range(3):  # what was never sent would go back instead
+            await a.ping()
+        node.kill()
+        (path,) = (prosody.dir / "data").rglob("amphora_spool.log")
+        await until(lambda: path.read_text().count("<body>") == 3, "them in the spool")
+        await asyncio.to_thread(node.start)
+        await all_stored(a, bob, f"{n}")
+        await until(lambda: path.read_text() == "", "an empty spool")
+    b = await clients.online(prosody, bob)
+    await b.inbox.reply(a.send_text(bob, "end"))
+    wanted = ["0"]
+    for n in range(1, 4):
+        wanted += [f"rules {n}", f"plain {n}", f"plainer {n}", str(n)]
+    assert b.inbox.bodies() == wanted + ["end"]
+
+
+async def test_a_reload_amid_a_hand_over(workshop, clients, admin):
+    """It goes on: nothing comes twice, nothing stays behind, what waits in the gate comes last."""
+    prosody = workshop.prosody(options={"amphora_session_window": 60})
+    node = workshop.node(prosody)
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk")
+    for n in range(149):
+        a.send_text(bob, str(n))
+    await all_stored(a, bob, "149")
+    b = await clients.online(prosody, bob, raw=True, sm=True)
+    await b.inbox.body_count(60)
+    a.send_text(bob, "150")
+    await a.ping()
+    await admin(prosody, "reload")
+    b.acks = True
+    b.acknowledge(b.handled)
+    await b.inbox.body_count(151)
+    await b.inbox.reply(a.send_text(bob, "151"))
+    assert b.inbox.bodies() == [str(n) for n in range(152)]
+    await b.vanish()
+    again = await clients.online(prosody, bob, "tablet")
+    await again.inbox.reply(a.send_text(bob, "end"))
+    assert again.inbox.bodies() == ["end"]
+    assert "is gone" not in prosody.log, "the reload broke the link"
+    assert node.process.returncode() is None
+
+
+async def test_loaded_while_the_node_is_connected(workshop, clients, admin):
+    """The module asks for a greeting; the stream, which other hosts may use, stays as it is."""
+    prosody = workshop.prosody()
+    workshop.node(prosody)
+    alice, bob = prosody.people("alice", "bob")
+    await admin(prosody, "unload")
+    await admin(prosody, "load")
+    await until(lambda: prosody.log.count("Node n1 is there") == 2, "the second greeting")
+    assert prosody.log.count("successfully authenticated") == 1
+    a = await clients.online(prosody, alice, "desk")
+    await all_stored(a, bob, "x")
+    b = await clients.online(prosody, bob)
+    assert await b.inbox.body_count(1) == ["x"]
+
+
+async def test_sessions_that_end_without_a_node(workshop, clients):
+    """I6: a node is told of the end of those that it may know, and of no others."""
+    prosody = workshop.prosody(hibernation=1)
+    (bob,) = prosody.people("bob")
+    for n in range(5):
+        b = await clients.online(prosody, bob, f"r{n}", raw=True)
+        await b.leave()
+    async with Component(prosody) as node:
+        await node.greet()
+        known = await clients.online(prosody, bob, "known", raw=True)
+        await until(lambda: node.said("available"), "the announcement")
+        session = node.said("available")[0].get("session")
+        await known.leave()
+        await until(lambda: node.said("taken"), "its end")
+        assert {e.get("session") for e in node.said("taken")} == {session}
+        assert len({e.get("session") for e in node.said("available")}) == 1
+    async with Component(prosody) as node:
+        await node.greet()
+        last = await clients.online(prosody, bob, "last", raw=True)
+        await until(lambda: node.said("available"), "the announcement")
+        assert node.said("taken") == [], "that node forgot the session with its link"
+        await last.leave()
+
+
+async def test_a_session_without_presence(workshop, clients):
+    """A message with rules to the full JID of a session that has sent none reaches it (R33)."""
+    prosody = workshop.prosody()
+    workshop.node(prosody)
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk")
+    bot = await clients.login(prosody, bob, "bot", raw=True)
+    to = f"{bob}/bot"
+    a.send_xml(message(to, "1", payload=amp(rule("error", "deliver", "stored"))))
+    told = a.send_xml(message(to, "2", payload=amp(rule("notify", "deliver", "direct"))))
+    a.send_xml(message(to, "3", payload=amp(rule("drop", "match-resource", "other"))))
+    assert await bot.inbox.body_count(3) == ["1", "2", "3"]
+    assert (await a.inbox.reply(told)).status == "notify"
+    stored = a.send_xml(message(bob, "4", payload=amp(rule("error", "deliver", "stored"))))
+    assert (await a.inbox.reply(stored)).status == "error"
