@@ -4,7 +4,6 @@
 //! `cargo bench --bench store -- [--rows N] [--users N] [--size BYTES] [--rounds N]`
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -180,45 +179,80 @@ async fn store(
     (rate, waits[waits.len() / 2], waits[waits.len() * 99 / 100])
 }
 
-/// Reads and deletes some of what the bare inserts left, page by page.
+/// Reads some of what the bare inserts left, page by page, bare and through the store, then
+/// deletes it.
 async fn rest(dir: &Path, args: &Args) {
-    let store = Arc::new(SeaStore::open(StoreSettings::new(url(dir))).await.expect("opens"));
-    let users = args.users.min(500);
+    let users: Vec<Bare> = (0..args.users.min(500))
+        .map(|user| Bare::from(format!("user{user}@example.org")))
+        .collect();
     let began = Instant::now();
-    let (mut rows, mut reading) = (0, Duration::ZERO);
-    let mut answers = Vec::new();
-    for user in 0..users {
-        let recipient = Bare::from(format!("user{user}@example.org"));
+    let rows = bare_read(dir, &users).await as f64;
+    let bare = rows / began.elapsed().as_secs_f64();
+    println!("bare reads, {PAGE} a page               {bare:>8.0} rows/s");
+    let store = SeaStore::open(StoreSettings::new(url(dir))).await.expect("opens");
+    let began = Instant::now();
+    let mut pages = Vec::new();
+    for user in &users {
         let mut after = MessageId::ZERO;
         loop {
-            let since = Instant::now();
-            let limit = PageLimit { rows: 50, bytes: 256 * 1024 };
-            let page = store.page(recipient.clone(), after, limit).await.expect("reads");
-            reading += since.elapsed();
+            let limit = PageLimit { rows: PAGE, bytes: 256 * 1024 };
+            let page = store.page(user.clone(), after, limit).await.expect("reads");
             let Some(last) = page.last() else {
                 break;
             };
             after = last.id;
-            rows += page.len();
-            let ids = page.iter().map(|message| message.id).collect();
-            let (tell, told) = tokio::sync::oneshot::channel();
-            store.submit(Job {
-                writes: vec![Write::Delete { recipient: recipient.clone(), ids }],
-                done: Box::new(|outcomes| {
-                    let _ = tell.send(outcomes);
-                }),
-            });
-            answers.push(told);
+            pages.push((user, page.iter().map(|message| message.id).collect::<Vec<_>>()));
         }
+    }
+    let rate = rows / began.elapsed().as_secs_f64();
+    println!(
+        "store, pages                           {rate:>8.0} rows/s, {:.2} of bare",
+        rate / bare
+    );
+    let began = Instant::now();
+    let mut answers = Vec::new();
+    for (user, ids) in pages {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let done = Box::new(|outcomes| {
+            let _ = tell.send(outcomes);
+        });
+        store.submit(Job { writes: vec![Write::Delete { recipient: user.clone(), ids }], done });
+        answers.push(told);
     }
     for answer in answers {
         answer.await.expect("an answer");
     }
-    let rows = rows as f64;
-    println!(
-        "read and deleted by pages              {:>8.0} rows/s (reading alone {:.0} rows/s)",
-        rows / began.elapsed().as_secs_f64(),
-        rows / reading.as_secs_f64()
-    );
+    let rate = rows / began.elapsed().as_secs_f64();
+    println!("store, deletes by pages                {rate:>8.0} rows/s");
     store.close().await;
+}
+
+/// Rows of a page.
+const PAGE: usize = 50;
+
+/// Reads as little as can be, and tells how many rows.
+async fn bare_read(dir: &Path, users: &[Bare]) -> usize {
+    let options = SqliteConnectOptions::new().filename(dir.join("amphora.db"));
+    let mut connection = SqliteConnection::connect_with(&options).await.expect("connects");
+    let mut rows = 0;
+    for user in users {
+        let mut after = 0;
+        loop {
+            let page: Vec<(i64, String, String, Vec<u8>)> = sqlx::query_as(
+                "SELECT id, \"key\", sender, stanza FROM offline_message \
+                 WHERE recipient = ? AND id > ? ORDER BY id LIMIT 50",
+            )
+            .bind(&**user)
+            .bind(after)
+            .fetch_all(&mut connection)
+            .await
+            .expect("reads");
+            let Some(last) = page.last() else {
+                break;
+            };
+            after = last.0;
+            rows += page.len();
+        }
+    }
+    rows
 }

@@ -32,10 +32,15 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What all parts of a store see.
-#[derive(Debug, Default)]
 pub(super) struct Shared {
     pub(super) load: Arc<Load>,
     pub(super) healthy: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn new() -> Self {
+        Shared { load: Arc::new(Load::new()), healthy: AtomicBool::new(false) }
+    }
 }
 
 /// Owns the connection that writes, from its opening to its end.
@@ -73,7 +78,7 @@ impl Committer {
         shared.healthy.store(true, Ordering::Relaxed);
         metrics::healthy(true);
         // Also when this thread panics, nobody is told that all is well.
-        let _unhealthy = Unhealthy(shared.clone());
+        let unhealthy = Unhealthy(shared.clone());
         let _ = ready.send(Ok((readers, epoch)));
         let append_limit = settings.append_limit;
         let queue = Queue::new(shared.load.clone(), append_limit);
@@ -81,7 +86,7 @@ impl Committer {
         let mut run = Run { writer, shared, inbox, append_limit, pause: FIRST_PAUSE, end: None };
         run.until_closed().await;
         run.writer.close().await;
-        drop(lock);
+        drop((lock, unhealthy));
         ending.send_replace(true);
     }
 }

@@ -2,18 +2,37 @@
 
 use std::time::Duration;
 
-use metrics::{counter, gauge, histogram};
+use metrics::{Counter, counter, gauge, histogram};
 
 use super::job::Outcome;
 
-/// A write was answered.
-pub(super) fn outcome(outcome: &Outcome) {
-    match outcome {
-        Outcome::Stored => counter!("amphora_store_appends_total").increment(1),
-        Outcome::Already { .. } => counter!("amphora_store_already_total").increment(1),
-        Outcome::Retry => counter!("amphora_store_retries_total").increment(1),
-        Outcome::Refused(_) => counter!("amphora_store_refused_total").increment(1),
-        Outcome::Done { .. } => {}
+/// Counters of what happens with every write, looked up once.
+pub(super) struct Outcomes {
+    appends: Counter,
+    already: Counter,
+    retries: Counter,
+    refused: Counter,
+}
+
+impl Outcomes {
+    pub(super) fn new() -> Self {
+        Outcomes {
+            appends: counter!("amphora_store_appends_total"),
+            already: counter!("amphora_store_already_total"),
+            retries: counter!("amphora_store_retries_total"),
+            refused: counter!("amphora_store_refused_total"),
+        }
+    }
+
+    /// A write was answered.
+    pub(super) fn count(&self, outcome: &Outcome) {
+        match outcome {
+            Outcome::Stored => self.appends.increment(1),
+            Outcome::Already { .. } => self.already.increment(1),
+            Outcome::Retry => self.retries.increment(1),
+            Outcome::Refused(_) => self.refused.increment(1),
+            Outcome::Done { .. } => {}
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,13 +31,18 @@ const BATCH_ROWS: usize = 1024;
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
 
 /// How much waits: counted up where jobs are submitted, down where they are answered.
-#[derive(Debug, Default)]
 pub(super) struct Load {
     appends: AtomicUsize,
     bytes: AtomicUsize,
+    outcomes: metrics::Outcomes,
 }
 
 impl Load {
+    pub(super) fn new() -> Self {
+        let outcomes = metrics::Outcomes::new();
+        Load { appends: AtomicUsize::new(0), bytes: AtomicUsize::new(0), outcomes }
+    }
+
     /// Takes the job in, or says that it is too much. A job that alone is too much is taken
     /// when nothing else waits.
     pub(super) fn admit(&self, writes: &[Write]) -> bool {
@@ -156,7 +162,7 @@ impl Submitted {
                 load.leave(message);
                 message.run.give_up();
             }
-            metrics::outcome(&Outcome::Retry);
+            load.outcomes.count(&Outcome::Retry);
         }
         (self.done)(vec![Outcome::Retry; self.tasks.len()]);
     }
@@ -183,7 +189,11 @@ impl Answers {
     fn finish(&mut self) {
         if let Some(done) = self.done.take() {
             let outcomes = self.outcomes.drain(..);
-            done(outcomes.map(|outcome| outcome.unwrap_or(Outcome::Retry)).collect());
+            let outcomes = outcomes.map(|outcome| outcome.unwrap_or(Outcome::Retry)).collect();
+            // One caller's mistake must not end the store for the others.
+            if catch_unwind(AssertUnwindSafe(|| done(outcomes))).is_err() {
+                tracing::error!("whoever was told the outcomes of a job panicked");
+            }
         }
     }
 }
@@ -212,7 +222,7 @@ impl Waiting {
                 message.run.give_up();
             }
         }
-        metrics::outcome(&outcome);
+        self.load.outcomes.count(&outcome);
         self.answers.borrow_mut().give(self.place, outcome);
     }
 }
@@ -385,7 +395,7 @@ mod tests {
 
     /// A queue of jobs that have waited for so long.
     fn queue(jobs: Vec<(Vec<Task>, Duration)>) -> (Queue, Told) {
-        let mut queue = Queue::new(Arc::new(Load::default()), LIMIT);
+        let mut queue = Queue::new(Arc::new(Load::new()), LIMIT);
         let (tell, told) = std::sync::mpsc::channel();
         for (job, (tasks, age)) in jobs.into_iter().enumerate() {
             let tell = tell.clone();

@@ -1,5 +1,6 @@
 //! The store in a database that sea-orm knows.
 
+use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -25,7 +26,6 @@ const PURGE: u64 = 500;
 /// Offline messages in SQLite.
 ///
 /// Dropped without [`Store::close`], it finishes what is queued on its own.
-#[derive(Debug)]
 pub struct SeaStore {
     inlet: Inlet,
     readers: DatabaseConnection,
@@ -33,11 +33,17 @@ pub struct SeaStore {
     ended: watch::Receiver<bool>,
 }
 
+impl fmt::Debug for SeaStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SeaStore").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
 impl SeaStore {
     /// Opens the database, makes it if it is not there, brings its tables up to date, and
     /// raises the epoch.
     pub async fn open(settings: StoreSettings) -> Result<SeaStore, StoreError> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new());
         let (sender, jobs) = mpsc::unbounded_channel();
         let (ending, ended) = watch::channel(false);
         let (tell, told) = oneshot::channel();
@@ -50,7 +56,7 @@ impl SeaStore {
 }
 
 /// Where jobs go in, until the store closes.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Inlet {
     sender: Arc<RwLock<Option<mpsc::UnboundedSender<Submitted>>>>,
     shared: Arc<Shared>,

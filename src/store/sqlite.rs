@@ -132,8 +132,9 @@ struct Text {
 }
 
 impl Texts {
-    /// Numbers of rows. Beyond the largest more rows a statement gain nothing.
-    const ROWS: [usize; 4] = [256, 64, 8, 1];
+    /// Numbers of rows. Beyond the largest more rows a statement gain nothing; between them,
+    /// few statements make up any number.
+    const ROWS: [usize; 9] = [256, 128, 64, 32, 16, 8, 4, 2, 1];
 
     pub(super) fn new() -> Self {
         Texts(Self::ROWS.map(Text::new).into())
