@@ -315,11 +315,14 @@ impl<'a> Reader<'a> {
                     let end = self.position();
                     let bytes = self.stanza.slice(begin..end);
                     let begin = bytes.iter().position(|b| *b == b'<').unwrap_or(0);
-                    let attrs = Attributes::of(&child)?;
-                    inside.from = attrs.get("from").map(str::to_owned);
-                    inside.to = attrs.get("to").map(str::to_owned);
-                    inside.id = attrs.get("id").map(str::to_owned);
-                    inside.message = Some(Message::parse(bytes.slice(begin..), host));
+                    let message = Message::parse(bytes.slice(begin..), host);
+                    if message.is_err() {
+                        let attrs = Attributes::of(&child)?;
+                        inside.from = attrs.get("from").map(str::to_owned);
+                        inside.to = attrs.get("to").map(str::to_owned);
+                        inside.id = attrs.get("id").map(str::to_owned);
+                    }
+                    inside.message = Some(message);
                 }
                 _ => {}
             }
