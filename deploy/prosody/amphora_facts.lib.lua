@@ -155,7 +155,9 @@ function facts.take_smacks_delay(stanza, bare)
 		if tag == last then return nil; end
 		return tag;
 	end);
-	return last.attr.stamp;
+	-- It claims to be mod_smacks' own, and may be the sender's all the same: only a time is taken.
+	local stamp = last.attr.stamp;
+	return stamp and stamp:match("^%d%d%d%d%-%d%d%-%d%dT%d%d:%d%d:%d%d%.?%d*Z$");
 end
 
 -- The message inside a carbon, and whether the user received or sent it.

@@ -660,7 +660,7 @@ return function (ctx)
 				.."' may-see-presence='"..tostring(held.may_see).."' archived='"..tostring(held.archived or false).."'>";
 		};
 		add_sessions(xml, held);
-		xml[#xml + 1] = "<forwarded xmlns='urn:xmpp:forward:0'><delay xmlns='urn:xmpp:delay' stamp='"..held.stamp.."'/>";
+		xml[#xml + 1] = "<forwarded xmlns='urn:xmpp:forward:0'><delay xmlns='urn:xmpp:delay' stamp='"..escape(held.stamp).."'/>";
 		xml[#xml + 1] = held.xml;
 		xml[#xml + 1] = "</forwarded></intercept>";
 		if not held.outstanding then
@@ -965,11 +965,14 @@ return function (ctx)
 		local n = ctx.spool:delete_user(bare);
 		for _, pair in pairs(user.pairs) do
 			local at = pair.head;
+			pair.first_rules = nil; -- nobody waits behind it any more
 			while at do
 				local after = at.next;
 				at.spooled = nil;
-				leave(at);
-				n = n + 1;
+				if not at.gone then
+					leave(at);
+					n = n + 1;
+				end
 				at = after;
 			end
 			for _, follower in ipairs(pair.free or {}) do

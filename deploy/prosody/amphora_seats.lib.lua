@@ -233,14 +233,21 @@ return function (ctx)
 	-- it waits in several, whether or not an open session has it as well: it is for a closed one.
 	local function empty_gates(bare)
 		local entries, emptied = {}, {};
+		local present = ctx.queue.routing(); -- the message that is being routed stays where it is
 		for _, session in pairs((bare_sessions[bare] or {}).sessions or {}) do
 			local seat = by_session[session];
 			if seat and not seat.waiting:empty() then
+				local stays = {};
 				for entry in function () return seat.waiting:pop(); end do
 					entry.seat = seat;
-					entries[#entries + 1] = entry;
+					local list = entry.copy and entry.copy == present and stays or entries;
+					list[#list + 1] = entry;
 				end
 				seat.waiting_bytes = 0;
+				for _, entry in ipairs(stays) do
+					seat.waiting:push(entry);
+					seat.waiting_bytes = seat.waiting_bytes + entry.bytes;
+				end
 				emptied[#emptied + 1] = seat;
 			end
 		end

@@ -162,7 +162,7 @@ function spool:pay()
 end
 
 local function message_line(bare, m)
-	return line_of("A", escape(bare), escape(m.key), m.stage, ("%.6f"):format(m.ord), m.stamp,
+	return line_of("A", escape(bare), escape(m.key), m.stage, ("%.6f"):format(m.ord), escape(m.stamp),
 		m.archived and "1" or "0", escape(m.from), escape(m.addressed), escape(m.xml));
 end
 
@@ -248,7 +248,7 @@ function spool:read(offset)
 	local fields = line and fields_of(line);
 	if not fields or fields[1] ~= "A" then return nil; end
 	return {
-		key = unescape(fields[3]), stage = fields[4], ord = tonumber(fields[5]), stamp = fields[6];
+		key = unescape(fields[3]), stage = fields[4], ord = tonumber(fields[5]), stamp = unescape(fields[6]);
 		archived = fields[7] == "1", from = unescape(fields[8]), addressed = unescape(fields[9]);
 		xml = unescape(fields[10]);
 	};

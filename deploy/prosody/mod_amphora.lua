@@ -608,7 +608,8 @@ end
 
 function module.unload()
 	queue.stopping = true;
-	seats.unload();
+	-- First, so that what waited for its pair goes into the gates and not past them.
 	queue.spool_all("The module is unloaded");
+	seats.unload();
 	spool:close();
 end

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc};
 
 use crate::amp::{self, Refusal, RuleSet, SecurityLevel, StanzaError};
-use crate::router::Route;
+use crate::router::{Everywhere, Route};
 use crate::shard::{
     Asked, Available, Do, ITEM_OVERHEAD, Input, Intercept, Sent, Stage, Taken, ToLink, Verdict,
     reply_to,
@@ -156,8 +156,8 @@ impl<'a> Session<'a> {
             while let Some(frame) = incoming.buffered()? {
                 match frame {
                     Frame::Stanza(stanza) => self.stanza(&stanza, &mut inputs)?,
-                    Frame::TooDeep => {
-                        tracing::warn!("a stanza that nests too deep is left out");
+                    Frame::TooDeep | Frame::TooLarge => {
+                        tracing::warn!("a stanza that is too deep or too large is left out");
                         metrics::counter!("amphora_stanzas_skipped_total").increment(1);
                     }
                     Frame::Close => return Err(LinkError::Closed),
@@ -241,8 +241,15 @@ impl<'a> Session<'a> {
 
     /// An interceptor that was loaded anew knows of no node until it is greeted.
     fn hello(&self, host: &str) {
-        if let Some(host) = self.state.borrow_mut().hosts.get_mut(host) {
-            *host = Host::default();
+        let Some(host) = self.host(host) else {
+            return;
+        };
+        let mut state = self.state.borrow_mut();
+        let known = state.hosts.insert(host.clone(), Host::default());
+        state.window.forget_host(&host);
+        drop(state);
+        if known.is_some_and(|known| known.greeted) {
+            self.context.router.do_send(Everywhere::HostDown(self.id, host));
         }
         self.greet();
         self.wake.notify_one();

@@ -28,6 +28,9 @@ const PING: Duration = Duration::from_secs(30);
 /// A request to send a notice that is not answered for so long has failed.
 const SEND: Duration = Duration::from_secs(30);
 
+/// Bytes that a server must read within the same time.
+const CHUNK: usize = 64 * 1024;
+
 /// Messages from shards that are written in one go.
 const OUT_BATCH: usize = 256;
 
@@ -58,9 +61,11 @@ impl Session<'_> {
             }
             let out = self.take_out();
             if !out.is_empty() {
-                // A peer that does not read is as good as gone.
-                let written = timeout(PING, sink.write_all(out.as_bytes())).await;
-                written.map_err(|_| LinkError::Silence(PING.as_secs()))??;
+                // A peer that does not read on is as good as gone.
+                for chunk in out.as_bytes().chunks(CHUNK) {
+                    let written = timeout(PING, sink.write_all(chunk)).await;
+                    written.map_err(|_| LinkError::Silence(PING.as_secs()))??;
+                }
             } else if closing {
                 return Err(LinkError::Stopping);
             }

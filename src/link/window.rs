@@ -113,6 +113,14 @@ impl Window {
         self.open -= freed;
     }
 
+    /// A host knows of no session any more: what waits for one is not sent.
+    pub fn forget_host(&mut self, host: &str) {
+        self.waiting.retain(|waiting| match waiting {
+            Waiting::HandOver(batch) => &*batch.host != host,
+            Waiting::HandedOver { host: of, .. } => &**of != host,
+        });
+    }
+
     fn forget_old(&mut self, now: Instant) {
         while let Some((at, key)) = self.order.front() {
             let gone = match self.sent.get(key) {

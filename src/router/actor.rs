@@ -3,6 +3,8 @@
 //! Its mailbox has no bound of its own, as the shards' have none: links watch their
 //! windows, and nothing else puts work in.
 
+use std::sync::Arc;
+
 use actix::{Actor, Addr, Context, Handler, Message, ResponseFuture};
 
 use crate::shard::{Busy, Input, Inputs, ShardActor};
@@ -16,11 +18,13 @@ use super::map::ShardMap;
 pub struct Route(pub Vec<(Bare, Input)>);
 
 /// Something that concerns every shard.
-#[derive(Message, Clone, Copy, Debug)]
+#[derive(Message, Clone, Debug)]
 #[rtype(result = "()")]
 pub enum Everywhere {
     /// A link has closed.
     LinkDown(LinkId),
+    /// An interceptor on a link was loaded anew.
+    HostDown(LinkId, Arc<str>),
 }
 
 /// How many intercepts and writes are under way in all shards.
@@ -69,9 +73,12 @@ impl Handler<Everywhere> for Router {
     type Result = ();
 
     fn handle(&mut self, what: Everywhere, _: &mut Self::Context) {
-        let Everywhere::LinkDown(link) = what;
         for shard in &self.shards {
-            shard.do_send(Inputs(vec![Input::LinkDown(link)]));
+            let input = match what.clone() {
+                Everywhere::LinkDown(link) => Input::LinkDown(link),
+                Everywhere::HostDown(link, host) => Input::HostDown { link, host },
+            };
+            shard.do_send(Inputs(vec![input]));
         }
     }
 }

@@ -145,6 +145,13 @@ pub enum Input {
     },
     /// A link has closed: its sessions and its undecided intercepts are forgotten.
     LinkDown(LinkId),
+    /// The interceptor of a host on a link was loaded anew: the same for that host.
+    HostDown {
+        /// The link.
+        link: LinkId,
+        /// The host.
+        host: Arc<str>,
+    },
     /// Writes that the store has decided.
     Written(Vec<(Token, Outcome)>),
     /// A page of a recipient's messages.

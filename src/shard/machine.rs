@@ -123,7 +123,8 @@ impl Machine {
                 }
             }
             Input::AccountRemoved { user, at, asked } => self.account_removed(now, user, at, asked),
-            Input::LinkDown(link) => self.link_down(now, link),
+            Input::LinkDown(link) => self.link_down(now, link, None),
+            Input::HostDown { link, host } => self.link_down(now, link, Some(&host)),
             Input::Tick => self.tick(now),
         }
         std::mem::take(&mut self.effects)
@@ -249,7 +250,9 @@ impl Machine {
 
     fn account_removed(&mut self, now: Timestamp, user: Bare, at: Timestamp, asked: Asked) {
         let removed = self.removed.entry(user.clone()).or_insert(Removed { at, heard: now });
-        removed.at = removed.at.max(at);
+        if at > removed.at {
+            *removed = Removed { at, heard: now };
+        }
         // What waits is considered anew: most of it was for the account that is gone.
         if let Some(recipient) = self.recipients.get_mut(&user) {
             recipient.asking = None;
@@ -261,26 +264,32 @@ impl Machine {
         );
     }
 
-    fn link_down(&mut self, now: Timestamp, link: LinkId) {
+    /// A link, or one host on it, knows of nothing any more.
+    fn link_down(&mut self, now: Timestamp, link: LinkId, host: Option<&str>) {
         let users: Vec<Bare> = self.recipients.keys().cloned().collect();
         for user in users {
-            self.leave_link(now, link, &user);
+            self.leave_link(now, link, host, &user);
         }
     }
 
-    fn leave_link(&mut self, now: Timestamp, link: LinkId, user: &Bare) {
+    fn leave_link(&mut self, now: Timestamp, link: LinkId, host: Option<&str>, user: &Bare) {
+        let is_gone = |l: LinkId, h: &str| l == link && host.is_none_or(|host| host == h);
         let Some(recipient) = self.recipients.get_mut(user) else {
             return;
         };
-        recipient.waiting.retain(|intercept| intercept.link != link);
+        recipient.waiting.retain(|i| !is_gone(i.link, &i.host));
         if recipient.asking.is_some()
             && recipient.asking.as_ref() != recipient.waiting.front().map(|i| &i.key)
         {
             // The answer that is on its way is about an intercept that is gone.
             recipient.asking = None;
         }
-        let gone: Vec<Arc<str>> =
-            recipient.sessions.iter().filter(|s| s.link == link).map(|s| s.id.clone()).collect();
+        let gone: Vec<Arc<str>> = recipient
+            .sessions
+            .iter()
+            .filter(|s| is_gone(s.link, &s.host))
+            .map(|s| s.id.clone())
+            .collect();
         let earliest = gone.iter().filter_map(|id| recipient.remove_session(id)).min();
         if let Some(at) = earliest {
             self.effects.push(Effect::Scheduled(at));

@@ -633,6 +633,20 @@ fn a_link_that_closes_takes_its_sessions_and_its_undecided_intercepts() {
 }
 
 #[test]
+fn an_interceptor_that_is_loaded_anew_gets_everything_again() {
+    let mut h = History::new();
+    h.available("old", 1);
+    assert_eq!(h.page(&[1]), ["1: batch 1 to old: 1", "read bob@h after 1"]);
+    assert_eq!(h.page(&[2]), ["1: batch 2 to old: 2"]);
+    let down = |host: &str| Input::HostDown { link: LINK, host: host.into() };
+    assert!(h.give(down("other")).is_empty());
+    assert!(h.available("new", 1).is_empty(), "the old session comes first");
+    assert_eq!(h.give(down("h")), Vec::<String>::new());
+    assert_eq!(h.available("new", 1), ["read bob@h after 0"]);
+    assert_eq!(h.page(&[1, 2]), ["1: batch 3 to new: 1 2", "read bob@h after 2"]);
+}
+
+#[test]
 fn r38_an_expired_message_is_not_handed_over() {
     let mut h = History::new();
     h.available("s", 1);

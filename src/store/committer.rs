@@ -199,7 +199,7 @@ impl Run {
                 self.recovered();
                 self.answer(batch.into_iter().zip(outcomes));
             }
-            Err(error) if concerns_rows(&error) => {
+            Err(error) if concerns_rows(&error) && !batch.is_empty() => {
                 tracing::error!(%error, "a transaction failed; finding out for which write");
                 self.transact_one_by_one(batch).await;
             }

@@ -14,7 +14,8 @@ use super::scan::{Piece, Scanner, white_space};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Bytes of one stanza, of the stream's start tag, or of anything else that has to be
-    /// held until it ends. A stanza of exactly so many bytes passes.
+    /// held until it ends. A stanza of exactly so many bytes passes; a larger one is skipped,
+    /// as one that is too deep is.
     pub stanza_bytes: usize,
     /// Elements inside each other in one stanza, the stanza itself counted. One that goes
     /// deeper is skipped: anyone who can write to the server could end the stream with it.
@@ -31,6 +32,8 @@ pub enum Frame {
     Stanza(Bytes),
     /// A whole child of the stream that nests deeper than it may, left out.
     TooDeep,
+    /// A child of the stream that has more bytes than it may, left out.
+    TooLarge,
     /// The stream's end tag.
     Close,
 }
@@ -92,6 +95,8 @@ pub struct Framer {
     /// The root's name as written, once its start tag was seen.
     root: Vec<u8>,
     closed: bool,
+    /// The stanza that is open is larger than it may be.
+    skipping: bool,
     failed: Option<FrameError>,
 }
 
@@ -104,6 +109,7 @@ impl Framer {
             limits,
             root: Vec::new(),
             closed: false,
+            skipping: false,
             failed: None,
         }
     }
@@ -140,16 +146,43 @@ impl Framer {
                 return Err(FrameError::AfterClose);
             }
             let limit = self.limits.stanza_bytes;
-            let within = &self.buffer[..self.buffer.len().min(limit)];
+            let end = if self.skipping { usize::MAX } else { limit };
+            let within = &self.buffer[..self.buffer.len().min(end)];
             let Some((piece, length)) = self.scanner.run(within)? else {
-                let full = self.buffer.len() > limit;
-                return if full { Err(FrameError::TooLarge { limit }) } else { Ok(None) };
+                if self.buffer.len() <= limit && !self.skipping {
+                    return Ok(None);
+                }
+                let all = within.len() == self.buffer.len();
+                self.skip()?;
+                if all {
+                    return Ok(None);
+                }
+                continue;
             };
             let bytes = self.buffer.split_to(length).freeze();
+            if std::mem::take(&mut self.skipping) {
+                return Ok(Some(Frame::TooLarge));
+            }
             if let Some(frame) = self.frame(piece, bytes)? {
                 return Ok(Some(frame));
             }
         }
+    }
+
+    /// Lets go of what was looked at of a stanza that is too large.
+    fn skip(&mut self) -> Result<(), FrameError> {
+        let limit = self.limits.stanza_bytes;
+        if !self.scanner.is_in_stanza() {
+            return Err(FrameError::TooLarge { limit });
+        }
+        self.skipping = true;
+        let done = self.scanner.forget();
+        // What can't be let go of is one endless reference.
+        if done == 0 && self.buffer.len() > limit {
+            return Err(FrameError::TooLarge { limit });
+        }
+        self.buffer.advance(done);
+        Ok(())
     }
 
     /// Between stanzas white space keeps a connection alive and means nothing.
@@ -303,7 +336,7 @@ mod tests {
         let read = framer.buffer().as_ptr();
         let starts = drain(&mut framer).0.into_iter().map(|frame| match frame {
             Frame::Open(bytes) | Frame::Stanza(bytes) => bytes.as_ptr() as usize - read as usize,
-            Frame::TooDeep | Frame::Close => 0,
+            Frame::TooDeep | Frame::TooLarge | Frame::Close => 0,
         });
         assert!(starts.eq([0, OPEN.len(), OPEN.len() + 4]));
     }
@@ -443,7 +476,8 @@ mod tests {
         let exact = format!("<a>{}</a>", "x".repeat(LIMITS.stanza_bytes - 7));
         assert_eq!(frames(&exact), (vec![Frame::Stanza(exact.into())], None));
         let more = format!("<a>{}</a>", "x".repeat(LIMITS.stanza_bytes - 6));
-        let error = error(more);
+        assert_eq!(frames(more), (vec![Frame::TooLarge], None));
+        let error = error(format!("</{}", "x".repeat(LIMITS.stanza_bytes)));
         assert_eq!(error, FrameError::TooLarge { limit: LIMITS.stanza_bytes });
         assert_eq!(error.condition(), "policy-violation");
     }
@@ -464,19 +498,18 @@ mod tests {
         for beginning in beginnings {
             let mut framer = Framer::new(LIMITS);
             framer.push(beginning.as_bytes());
-            let mut pushed = 0;
-            let error = loop {
-                match framer.next() {
-                    Err(error) => break error,
-                    Ok(Some(_)) => {}
-                    Ok(None) => {
-                        framer.push(b"0");
-                        pushed += 1;
-                        assert!(pushed <= LIMITS.stanza_bytes, "{beginning}");
-                    }
+            // Refused, or skipped without being kept.
+            for _ in 0..3 * LIMITS.stanza_bytes {
+                while let Ok(Some(_)) = framer.next() {}
+                framer.push(b"0");
+                assert!(framer.buffer().len() <= LIMITS.stanza_bytes + 1, "{beginning}");
+                if let Some(error) = &framer.failed {
+                    assert_eq!(*error, FrameError::TooLarge { limit: LIMITS.stanza_bytes });
+                    break;
                 }
-            };
-            assert_eq!(error, FrameError::TooLarge { limit: LIMITS.stanza_bytes }, "{beginning}");
+            }
+            let in_stanza = beginning.contains("<a") && !beginning.contains('&');
+            assert_eq!(framer.failed.is_some(), !in_stanza, "{beginning}");
         }
     }
 
@@ -506,8 +539,41 @@ mod tests {
             Frame::Stanza("<b/>".into()),
         ];
         assert_eq!(frames(all), (expected.into(), None));
-        let endless = error("<a>".repeat(100_000));
-        assert_eq!(endless, FrameError::TooLarge { limit: LIMITS.stanza_bytes });
+    }
+
+    #[test]
+    fn i7_a_stanza_that_is_too_large_is_left_out_and_the_stream_goes_on() {
+        let large = |inside: &str| format!("<a>{}</a>", inside.repeat(LIMITS.stanza_bytes));
+        for inside in ["x", "<b/>", "<b c='d'>e</b>", "&amp;", "<![CDATA[]]]]>", "<b c='&#65;'/>"] {
+            let all = format!("{}<b/>{}<c/>", large(inside), large(inside));
+            let expected = [
+                Frame::TooLarge,
+                Frame::Stanza("<b/>".into()),
+                Frame::TooLarge,
+                Frame::Stanza("<c/>".into()),
+            ];
+            assert_eq!(frames(&all), (expected.clone().into(), None), "{inside}");
+            let mut framer = Framer::new(LIMITS);
+            framer.push(OPEN.as_bytes());
+            assert_eq!(drain(&mut framer).1, None);
+            let mut seen = Vec::new();
+            for part in all.as_bytes().chunks(7) {
+                framer.push(part);
+                seen.extend(drain(&mut framer).0);
+                assert!(framer.buffer().len() <= LIMITS.stanza_bytes + 7);
+            }
+            assert_eq!(seen, expected, "{inside}");
+        }
+        // An endless tag of the stanza itself, and one of the stream's.
+        let wide = format!("<a b='{}'/><c/>", "x".repeat(2 * LIMITS.stanza_bytes));
+        let expected = vec![Frame::TooLarge, Frame::Stanza("<c/>".into())];
+        assert_eq!(frames(wide), (expected, None));
+        let limit = LIMITS.stanza_bytes;
+        for endless in
+            [format!("</{}", "x".repeat(2 * limit)), format!("<a>&{}", "x".repeat(2 * limit))]
+        {
+            assert_eq!(error(endless), FrameError::TooLarge { limit });
+        }
     }
 
     #[test]

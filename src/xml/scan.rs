@@ -89,6 +89,25 @@ impl Scanner {
         self.first = false;
     }
 
+    /// Whether it stands in a child of the stream.
+    pub(super) fn is_in_stanza(&self) -> bool {
+        let closing = self.depth == 0 && self.state == State::EndTag;
+        self.open && self.state != State::Between && !closing
+    }
+
+    /// How many of the bytes given before are not needed any more; the next call of
+    /// [`Scanner::run`] begins behind them.
+    pub(super) fn forget(&mut self) -> usize {
+        // The byte before the present one may be asked for.
+        let mut done = self.at.saturating_sub(1);
+        if let State::Reference { start, .. } = &mut self.state {
+            done = done.min(*start);
+            *start -= done;
+        }
+        self.at -= done;
+        done
+    }
+
     /// Goes on to the end of the piece, or of the bytes. `bytes` begins with what was
     /// given before. Returns the piece and its length; the next call is about what
     /// follows it.
