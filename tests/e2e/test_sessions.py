@@ -254,3 +254,36 @@ async def test_vanishing_again_and_again(prosody, node, clients):
     last = await clients.online(prosody, bob, "last")
     await last.inbox.reply(a.send_text(bob, "end"))
     assert last.inbox.bodies() == ["end"]
+
+
+async def test_a_delay_that_claims_to_be_the_servers_own_writes_nothing_on_the_link(
+    prosody, node, clients
+):
+    """I7, D6: what comes back undelivered carries the server's own stamp, which a sender can
+    forge. It is a time or nothing: neither markup in it nor a line break reaches node or spool."""
+    alice, bob, victim = prosody.people("alice", "bob", "victim")
+    a = await clients.online(prosody, alice, "desk", raw=True)
+    a.send_text(victim, "precious")
+    await all_stored(a, victim, "kept")
+    b = await clients.online(prosody, bob, "phone", raw=True, sm=True)
+    host = bob.partition("@")[2]
+    removal = (
+        f"x'/></forwarded></intercept></message><iq type='set' id='1' from='{host}' to='amp.{host}'>"
+        f"<account-removed xmlns='urn:amphora:intercept:1' jid='{victim}'/></iq><message><a b='"
+    )
+    for number, stamp in enumerate(["'", removal, "x\ny", "<"]):
+        quoted = "".join(f"&#{ord(c)};" for c in stamp)
+        delay = f"<delay xmlns='urn:xmpp:delay' from='{bob}' stamp='{quoted}'/>"
+        hint = "<no-store xmlns='urn:xmpp:hints'/>" if number % 2 else ""
+        a.write(message(bob, f"forged {number}", payload=hint + delay))
+    a.send_text(bob, "last")
+    await b.inbox.body_count(5)
+    await b.vanish()
+    again = await clients.online(prosody, bob, "desk")
+    await again.inbox.until(lambda box: "last" in box.bodies(), "what was not acknowledged")
+    v = await clients.online(prosody, victim, "desk")
+    await v.inbox.body_count(2)
+    assert v.inbox.bodies() == ["precious", "kept"]
+    a.send_text(victim, "live")
+    await v.inbox.body_count(3)
+    assert "link down" not in node.output()
