@@ -377,10 +377,13 @@ return function (ctx)
 		for _, user in pairs(users) do
 			for _, pair in pairs(user.pairs) do list[#list + 1] = pair; end
 		end
-		for _, pair in ipairs(list) do
-			if not spool_pair(pair) then break; end
-		end
+		local ok, err = xpcall(function ()
+			for _, pair in ipairs(list) do
+				if not spool_pair(pair) then break; end
+			end
+		end, debug.traceback);
 		spooling = nil;
+		if not ok then module:log("error", "While held messages went to the spool: %s", err); end
 		if spooled_count + bounced_count > 0 then
 			module:log("info", "%s: %d held messages went to the spool, %d with rules back to their senders; "
 				.."%d messages are in the spool", why, spooled_count, bounced_count, ctx.spool.live);

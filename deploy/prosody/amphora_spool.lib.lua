@@ -242,9 +242,18 @@ function spool:release(bare, handle)
 	if index < q.next then q.next = index; end
 end
 
+-- The message of a line; or nil, and why it could not be read if that may be otherwise later.
 function spool:read(offset)
-	if not self.reader or not self.reader:seek("set", offset) then return nil; end
-	local line = self.reader:read("L");
+	local err;
+	if not self.reader then
+		self.reader, err = io.open(self.path, "rb");
+		if not self.reader then return nil, err; end
+	end
+	local place, line;
+	place, err = self.reader:seek("set", offset);
+	if not place then return nil, err; end
+	line, err = self.reader:read("L");
+	if err then return nil, err; end
 	local fields = line and fields_of(line);
 	if not fields or fields[1] ~= "A" then return nil; end
 	return {
@@ -268,12 +277,16 @@ function spool:load(bare)
 		local q = self.users[bare];
 		local handle = { offset = q[q.next], ord = q.ords[q.next] };
 		self.handles[handle.offset] = handle;
-		local m = self:read(handle.offset);
+		local m, err = self:read(handle.offset);
 		if m then
 			m.ord = handle.ord;
 			return m, handle;
+		elseif err then
+			self.log("error", "%s can't be read, its messages stay in it: %s", self.path, err);
+			self.handles[handle.offset] = nil;
+			return nil;
 		end
-		self.log("error", "%s: the message at offset %d can't be read, it is left out", self.path, handle.offset);
+		self.log("error", "%s: the message at offset %d is damaged, it is left out", self.path, handle.offset);
 		self:delete(bare, handle);
 	end
 end

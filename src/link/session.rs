@@ -36,11 +36,17 @@ use super::write::Writer;
 pub(super) const DEFAULT_MAX_STANZA: usize = 512 * 1024;
 
 /// One host on a link.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Host {
     pub greeted: bool,
     pub asked: Option<Instant>,
     pub max_stanza: usize,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Host { greeted: false, asked: None, max_stanza: DEFAULT_MAX_STANZA }
+    }
 }
 
 #[derive(Debug)]
@@ -168,7 +174,7 @@ impl<'a> Session<'a> {
                 self.context.router.do_send(Route(std::mem::take(&mut inputs)));
             }
             let unanswered = self.state.borrow().unanswered.len();
-            metrics::gauge!("amphora_intercepts_unanswered").set(unanswered as f64);
+            metrics::gauge!("amphora_intercepts_unanswered", "component" => self.settings.component.to_string()).set(unanswered as f64);
             if unanswered > TOO_MANY_INTERCEPTS {
                 return Err(LinkError::Window(TOO_MANY_INTERCEPTS));
             }
