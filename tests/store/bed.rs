@@ -61,7 +61,7 @@ pub fn at(second: i64) -> Timestamp {
 }
 
 /// How many messages a recipient has.
-pub async fn stored(store: &dyn Store, recipient: Bare) -> u64 {
+pub async fn count(store: &dyn Store, recipient: Bare) -> u64 {
     store.usage(recipient, Detail::Messages).await.unwrap().all.messages
 }
 

@@ -130,10 +130,10 @@ pub async fn keeps_recipients_apart(bed: Bed) {
     let outcomes = run(&*store, writes.collect()).await;
     assert_eq!(outcomes, vec![Outcome::Stored; names.len()]);
     for name in names {
-        assert_eq!(stored(&*store, bare(name)).await, 1, "{name}");
+        assert_eq!(count(&*store, bare(name)).await, 1, "{name}");
         assert_eq!(ids(&*store, name).await, [1], "{name}");
     }
-    assert_eq!(stored(&*store, bare("bob")).await, 0);
+    assert_eq!(count(&*store, bare("bob")).await, 0);
     store.close().await;
 }
 
@@ -186,7 +186,7 @@ pub async fn finds_keys_that_come_again(bed: Bed) {
         run(&*store, vec![again("bob", 8, "new"), again("bob", 9, "newer")]).await,
         [already(), Outcome::Stored]
     );
-    assert_eq!(stored(&*store, bare("bob")).await, 2);
+    assert_eq!(count(&*store, bare("bob")).await, 2);
     store.close().await;
 }
 
@@ -272,7 +272,7 @@ pub async fn keeps_the_order_of_a_recipient(bed: Bed) {
     for (told, expected) in told {
         assert_eq!(told.await.unwrap(), [expected]);
     }
-    assert_eq!(stored(&*store, bare("zoe")).await, 0);
+    assert_eq!(count(&*store, bare("zoe")).await, 0);
     store.close().await;
 }
 
@@ -294,7 +294,7 @@ pub async fn refuses_only_the_row_that_cannot_be_stored(bed: Bed) {
             other => panic!("{place}: {other:?}"),
         }
     }
-    assert_eq!(stored(&*store, bare("bob")).await, 996);
+    assert_eq!(count(&*store, bare("bob")).await, 996);
     assert!(store.healthy());
     store.close().await;
 }
@@ -373,9 +373,9 @@ pub async fn deletes_and_counts(bed: Bed) {
     )
     .await;
     assert_eq!(outcomes, [done(300), done(0), done(0), done(1), done(0)]);
-    assert_eq!(stored(&*store, bare("bob")).await, 399);
+    assert_eq!(count(&*store, bare("bob")).await, 399);
     assert_eq!(run(&*store, vec![remove("bob"), remove("nobody")]).await, [done(399), done(0)]);
-    assert_eq!(stored(&*store, bare("bob")).await, 0);
+    assert_eq!(count(&*store, bare("bob")).await, 0);
     assert_eq!(ids(&*store, "eve").await, [1]);
     store.close().await;
 }
@@ -452,7 +452,7 @@ pub async fn survives_a_restart(bed: Bed) {
         let store = bed.open().await;
         assert!(store.epoch() > last && store.epoch() <= MessageId::MAX_EPOCH);
         last = store.epoch();
-        assert_eq!(stored(&*store, bare("bob")).await, start - 1);
+        assert_eq!(count(&*store, bare("bob")).await, start - 1);
         let id = MessageId::new(store.epoch(), 0);
         let message = NewMessage { id, ..message("bob", last.into()) };
         // Not waited for: a store that closes finishes what it has.
@@ -498,7 +498,7 @@ pub async fn takes_from_many_at_once(bed: Bed) {
         assert_eq!(ids, (1..=EACH).collect::<Vec<_>>());
     }
     // Each key once, whoever came first.
-    assert_eq!(stored(&*store, bare("shared")).await, EACH as u64);
+    assert_eq!(count(&*store, bare("shared")).await, EACH as u64);
     store.close().await;
 }
 
