@@ -9,7 +9,7 @@ from harness.prober import GROUPS, Prober
 from harness.prosody import HOST
 
 #: Who is full already.
-FULL = {group: f"full-{group}@{HOST}" for group in GROUPS}
+FULL = {group: f"full{group}@{HOST}" for group in GROUPS}
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,9 @@ class Stage:
     by the order of a pair all before it, was dealt with.
     """
 
-    def __init__(self, server, clients, group):
-        self.server, self.clients, self.group = server, clients, group
-        self.mallory, self.bob = server.people("mallory", "bob", friends=False)
+    def __init__(self, bed, clients, group):
+        (self.server, self.node), self.clients, self.group = bed, clients, group
+        self.mallory, self.bob = self.server.people("mallory", "bob", friends=False)
         self.m = self.b = None
 
     async def _online(self, resource="phone", **settings):
@@ -84,6 +84,7 @@ class Stage:
         self.m.send_text(self.bob, "the only one")
         refused = self.m.send_text(self.bob, "one too many")
         await self._bounces(refused)
+        assert 'amphora_over_quota_total{answer="error"}' in self.node.http_get("/metrics")
         return self._bounces
 
     async def blocking(self):
@@ -130,10 +131,9 @@ SITUATIONS = [
 @pytest.mark.parametrize("group", GROUPS)
 async def test_a_prober_learns_nothing(bed, clients, group):
     """R69, R72: the same stanzas in the same order, for every recipient; and only refusals."""
-    server, _ = bed
     probes = GROUPS[group]
     results = await asyncio.gather(
-        *(Stage(server, clients, group).probed(name, probes) for name in SITUATIONS)
+        *(Stage(bed, clients, group).probed(name, probes) for name in SITUATIONS)
     )
     expected = [probe for probe in probes for _ in range(2) if probe.refused]
     for name, (at_once, came) in zip(SITUATIONS, results, strict=True):
