@@ -5,8 +5,11 @@ import asyncio
 
 import pytest
 
+from harness.fake_server import INTERCEPT, FakeServer, intercept
 from harness.prober import GROUPS, Prober
 from harness.prosody import HOST
+from harness.stanzas import amp, message, new_id, rule, utc
+from harness.steps import all_stored
 
 #: Who is full already.
 FULL = {group: f"full{group}@{HOST}" for group in GROUPS}
@@ -148,3 +151,111 @@ def difference(these, those):
         if this != that:
             return f"{this}\n instead of\n{that}"
     return f"{len(these)} answers: {these[len(those):]}"
+
+
+@pytest.mark.parametrize("type", ["headline", "other"])
+async def test_a_session_that_dies_tells_nothing(workshop, clients, type):
+    """I5: no error tells that somebody was there, but had not acknowledged it when he went."""
+    server = workshop.prosody(hibernation=1)
+    workshop.node(server)
+    mallory, bob = server.people("mallory", "bob", friends=False)
+    m = await clients.online(server, mallory, "desk", raw=True)
+    b = await clients.online(server, bob, raw=True, sm=True)
+    rules = amp(rule("drop", "deliver", "stored"))
+    id = m.send_xml(message(f"{bob}/phone", "probe", type=type, payload=rules))
+    # the server tells of one without rules, as it always did
+    plain = m.send_xml(message(f"{bob}/phone", "plain", type=type))
+    await b.inbox.reply(plain)
+    assert b.inbox.bodies() == ["probe", "plain"]
+    await b.vanish()
+    assert (await m.inbox.reply(plain)).condition == "recipient-unavailable"
+    await m.ping()
+    assert m.inbox.with_id(id) == []
+
+
+async def test_a_right_that_was_lost_when_the_time_comes(bed, clients):
+    """R69, R72: the notice of an expiry is withheld, the rule carried out."""
+    server, _ = bed
+    alice, bob, carol = server.people("alice", "bob", "carol")
+    a = await clients.online(server, alice, "desk", raw=True)
+    c = await clients.online(server, carol, "desk", raw=True)
+    ids = {}
+    for action, when in [("alert", utc(4)), ("error", utc(4)), ("notify", utc(4))]:
+        rules = amp(rule(action, "expire-at", when))
+        ids[action] = a.send_xml(message(bob, action, payload=rules))
+    await all_stored(a, bob)
+    b = await clients.login(server, bob, "phone", raw=True)
+    b.write(f"<presence to='{alice}' type='unsubscribed'/>")
+    await b.ping()
+    await b.vanish()
+    # a later one of somebody who has kept the right
+    mark = c.send_xml(message(bob, "mark", payload=amp(rule("alert", "expire-at", utc(5)))))
+    assert (await c.inbox.reply(mark)).status == "alert"
+    await a.ping()
+    assert all(a.inbox.with_id(id) == [] for id in ids.values())
+    b = await clients.online(server, bob)
+    await b.inbox.reply(a.send_text(bob, "end"))
+    assert b.inbox.bodies() == ["notify", "mark", "end"]
+
+
+def children(verdict):
+    """What is sent with a verdict."""
+    return verdict.findall(f"{{{INTERCEPT}}}send")
+
+
+@pytest.fixture
+async def link(workshop):
+    """A node on a server that lets a right come and go."""
+    async with FakeServer() as server:
+        node = workshop.node(server, start=False).spawn()
+        yield await server.greeted()
+        node.stop()
+
+
+NOTIFY, ALERT, DROP = (amp(rule(a, "deliver", "stored")) for a in ("notify", "alert", "drop"))
+UNREADABLE = "<amp xmlns='http://jabber.org/protocol/amp'>" + "<x/>" * 120_000 + "</amp>"
+LARGE = f"<x>{'x' * 523_000}</x>"
+
+
+@pytest.mark.parametrize(
+    "payload, said, told",
+    [
+        (NOTIFY, "stored", True),
+        (ALERT, "discarded", True),
+        (LARGE + DROP, "discarded", True),
+        (UNREADABLE, "discarded", True),
+        (DROP.replace("stored", "none"), "stored", False),
+    ],
+    ids=["notify", "alert", "too large", "unreadable", "drop"],
+)
+async def test_a_right_that_was_lost_on_the_way_to_storage(link, payload, said, told):
+    """R69, R72: the rules are carried out, and nothing goes back to their sender."""
+    for right in ("true", "false"):
+        key = new_id("k")
+        link.write(intercept(f"bob@{HOST}", "x", key=key, payload=payload, may_see_presence=right))
+        verdict = await link.verdict(key)
+        assert verdict.get("do") == said
+        assert len(children(verdict)) == (told and right == "true"), right
+
+
+async def test_what_goes_on_in_silence(link):
+    """I5: only a message with rules, whose sender has no right; there or not."""
+    for rules, right, account, silent in [
+        (DROP.replace("stored", "gateway"), "false", "true", "true"),
+        (DROP.replace("stored", "gateway"), "false", "false", "true"),
+        (DROP.replace("stored", "gateway"), "true", "false", None),
+    ]:
+        key = new_id("k")
+        settings = {"may_see_presence": right, "account": account}
+        link.write(
+            intercept(f"bob@{HOST}", "x", key=key, stage="rules", payload=rules, **settings)
+        )
+        verdict = await link.verdict(key)
+        assert (verdict.get("do"), verdict.get("silent")) == ("deliver", silent)
+    # without rules there is nothing to be silent about
+    for right in ("true", "false"):
+        key = new_id("k")
+        settings = {"may_see_presence": right, "account": "false"}
+        link.write(intercept(f"bob@{HOST}", "x", key=key, **settings))
+        verdict = await link.verdict(key)
+        assert verdict.get("do") == "discarded" and len(children(verdict)) == 1
