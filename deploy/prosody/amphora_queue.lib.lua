@@ -477,6 +477,7 @@ return function (ctx)
 			key = key, user = user, from = from, addressed = stanza.attr.to;
 			stage = "rules", stamp = facts.timestamp(), xml = xml, bytes = #xml, stanza = stanza;
 			ord = new_ord(), may_see = facts.may_see_presence(user.username, from);
+			seen_at = time_now(), seen_gen = link.gen;
 		};
 		insert(held);
 		if held.may_see then
@@ -663,8 +664,8 @@ return function (ctx)
 	local function send(held)
 		local user, now = held.user, time_now();
 		local rules = held.stage == "rules";
-		if rules and held.gen then held.may_see = facts.may_see_presence(user.username, held.from); end
-		if held.stage ~= "rules" or held.may_see == nil then
+		-- A right that was looked up when the message came counts for its first sending soon after.
+		if not (rules and held.seen_at and held.seen_gen == link.gen and now - held.seen_at < 1) or held.ever_sent then
 			held.may_see = facts.may_see_presence(user.username, held.from);
 		end
 		if rules then held.takers = takers(held); end

@@ -153,6 +153,14 @@ def difference(these, those):
     return f"{len(these)} answers: {these[len(those):]}"
 
 
+async def unfriend(server, clients, bob, alice):
+    """Bob, who stays away, lets Alice see his presence no more."""
+    b = await clients.login(server, bob, "phone", raw=True)
+    b.write(f"<presence to='{alice}' type='unsubscribed'/>")
+    await b.ping()
+    await b.vanish()
+
+
 @pytest.mark.parametrize("type", ["headline", "other"])
 async def test_a_session_that_dies_tells_nothing(workshop, clients, type):
     """I5: no error tells that somebody was there, but had not acknowledged it when he went."""
@@ -184,10 +192,7 @@ async def test_a_right_that_was_lost_when_the_time_comes(bed, clients):
         rules = amp(rule(action, "expire-at", when))
         ids[action] = a.send_xml(message(bob, action, payload=rules))
     await all_stored(a, bob)
-    b = await clients.login(server, bob, "phone", raw=True)
-    b.write(f"<presence to='{alice}' type='unsubscribed'/>")
-    await b.ping()
-    await b.vanish()
+    await unfriend(server, clients, bob, alice)
     # a later one of somebody who has kept the right
     mark = c.send_xml(message(bob, "mark", payload=amp(rule("alert", "expire-at", utc(5)))))
     assert (await c.inbox.reply(mark)).status == "alert"
@@ -196,6 +201,21 @@ async def test_a_right_that_was_lost_when_the_time_comes(bed, clients):
     b = await clients.online(server, bob)
     await b.inbox.reply(a.send_text(bob, "end"))
     assert b.inbox.bodies() == ["notify", "mark", "end"]
+
+
+async def test_a_right_that_was_lost_while_no_node_was_there(workshop, clients):
+    """R72: what counts is the right when a node is asked, not when the message came."""
+    server = workshop.prosody(options={"amphora_hold": 600})
+    node = workshop.node(server)
+    alice, bob = server.people("alice", "bob")
+    a = await clients.online(server, alice, "desk", raw=True)
+    node.stop()
+    rules = amp(rule("alert", "deliver", "stored"))
+    id = a.send_xml(message(bob, "x", payload=rules))
+    await a.ping()
+    await unfriend(server, clients, bob, alice)
+    await asyncio.to_thread(node.start)
+    assert (await a.inbox.reply(id)).condition == "not-acceptable"
 
 
 def children(verdict):
