@@ -21,11 +21,11 @@ pub mod support;
 #[cfg(test)]
 mod testing;
 
-pub use check::{MAX_RULES, MAX_VALUE, Refusal, check};
+pub use check::{MAX_ECHO, MAX_RULES, MAX_VALUE, Refusal, check};
 pub use decide::decide;
 pub use disposition::{Disposition, Facts, Session, default_disposition};
 pub use error::StanzaError;
 pub use expiry::next_expiry;
-pub use permit::{SecurityLevel, permit};
+pub use permit::{SecurityLevel, is_silent, permit};
 pub use reply::{Envelope, bounce, refusal_reply, rule_reply};
 pub use rule::{Action, Condition, Deliver, MatchResource, Rule, RuleSet};

@@ -23,7 +23,10 @@ security_level = "{security}"
 
 [store]
 url = "{url}"
+
+[quota]
 messages_per_user = {per_user}
+{quota}
 
 [http]
 listen = "127.0.0.1:{http}"
@@ -59,6 +62,7 @@ class Node:
             "security": "strict",
             "url": f"sqlite://{self.database}",
             "per_user": 0,
+            "quota": "",
             "http": self.http,
             "address": f"127.0.0.1:{server.component_port}",
             "component": COMPONENT,
@@ -169,6 +173,14 @@ class Node:
             return text
 
         return wait_for(found, f"a line with {words} in the node's log:\n{self.log[-3000:]}", seconds)
+
+    def rows(self):
+        """How many messages its database holds, read from outside."""
+        try:
+            with sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=5) as database:
+                return database.execute("select count(*) from offline_message").fetchone()[0]
+        except sqlite3.OperationalError:
+            return 0
 
     def command(self, *arguments):
         """Run `amphora <arguments>` to its end: (code, output)."""
