@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 import resource
 import time
 import xml.etree.ElementTree as ET
@@ -69,6 +70,11 @@ class Component:
             f"xmlns='{INTERCEPT}' version='1' node='n0' security='strict' window='{window}'/></iq>"
         )
         await until(lambda: any(e.get("id") == id for e in self.all), "the answer to the greeting")
+
+    def say(self, element):
+        """Send an element of the protocol."""
+        element = re.sub(r"^<([a-z-]+)", rf"<\1 xmlns='{INTERCEPT}'", element)
+        self.write(f"<message from='{COMPONENT}' to='{HOST}'>{element}</message>")
 
     def said(self, name):
         """All elements of the protocol with that name, so far."""
@@ -275,6 +281,50 @@ async def test_a_full_gate_beside_an_open_one(workshop, clients):
     assert phone.inbox.bodies() == [f"stored {n}" for n in range(20)] + live + ["end"]
     await tablet.ping()
     assert tablet.inbox.bodies()[1:] == live + ["end"]
+
+
+async def test_what_a_gate_gave_back_is_for_its_session(workshop, clients):
+    """I2, I3: a message out of a full gate that is stored after the session was answered: the
+    session whose gate is closed is announced again, and none of those that had it live."""
+    prosody = workshop.prosody(options={"amphora_gate_messages": 2})
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk", raw=True)
+    async with Component(prosody) as node:
+        await node.greet()
+
+        def announced(resource):
+            found = [e for e in node.said("available") if e.get("jid") == f"{bob}/{resource}"]
+            return found[-1] if found else None
+
+        def answer(resource):
+            seat = announced(resource)
+            node.say(f"<handed-over session='{seat.get('session')}' n='{seat.get('n')}' count='0'/>")
+
+        phone = await clients.online(prosody, bob, "phone", raw=True)
+        others = [f"tablet{n}" for n in range(6)]
+        tablets = [await clients.online(prosody, bob, other, raw=True) for other in others]
+        everybody = [*others, "phone"]
+        await until(lambda: None not in map(announced, everybody), "the announcements")
+        for other, tablet in zip(others, tablets):
+            answer(other)
+            await tablet.inbox.reply(tablet.send_text(f"{bob}/{other}", "its gate is open"))
+        for n in range(3):
+            a.send_text(bob, str(n))
+        await until(lambda: len(node.said("intercept")) == 2, "what was in the full gate")
+        assert [e.get("stage") for e in node.said("intercept")] == 2 * ["undelivered"]
+        answer("phone")
+        node.say(
+            "<verdicts>"
+            + "".join(
+                f"<verdict key='{e.get('key')}' stage='undelivered' do='stored'/>"
+                for e in node.said("intercept")
+            )
+            + "</verdicts>"
+        )
+        await until(lambda: announced("phone").get("n") == "2", "the phone again")
+        assert [announced(other).get("n") for other in others] == 6 * ["1"]
+        answer("phone")
+        assert await phone.inbox.body_count(1) == ["2"]
 
 
 async def test_rules_out_of_the_spool_keep_their_place(workshop, clients):
