@@ -99,6 +99,7 @@ impl Session<'_> {
             ToLink::Deleted { host, session, batch } => {
                 self.writer.deleted(&mut state.out, &host, &session, batch);
             }
+            ToLink::Retrieved(retrieved) => state.window.push(Waiting::Retrieved(retrieved)),
             ToLink::AccountRemoved { host, request, done } => {
                 if done {
                     self.writer.result(&mut state.out, &host, &request);
@@ -166,11 +167,15 @@ impl Session<'_> {
             match waiting {
                 Waiting::HandOver(batch) => {
                     let items = batch.items.len() as u64;
-                    metrics::counter!("amphora_handed_over_total").increment(items);
+                    let what = ["amphora_handed_over_total", "amphora_shown_total"];
+                    metrics::counter!(what[usize::from(batch.view)]).increment(items);
                     self.writer.hand_over(&mut state.out, &batch);
                 }
                 Waiting::HandedOver { host, session, n, count } => {
                     self.writer.handed_over(&mut state.out, &host, &session, n, count);
+                }
+                Waiting::Retrieved(retrieved) => {
+                    self.writer.retrieved(&mut state.out, &retrieved);
                 }
             }
         }

@@ -9,6 +9,7 @@ use crate::time::Timestamp;
 use crate::words::{Bare, Key, LinkId, MessageId};
 
 use super::input::Stage;
+use super::retrieve::{Look, Retrieved};
 
 /// Ties the outcome of a write to what waits for it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -74,6 +75,8 @@ pub struct HandOver {
     pub session: Arc<str>,
     /// Its number, unique on this node for ever.
     pub batch: u64,
+    /// Shown because they were asked for (section 6): they stay stored when taken.
+    pub view: bool,
     /// In order.
     pub items: Vec<Item>,
 }
@@ -116,6 +119,8 @@ pub enum ToLink {
     },
     /// A stanza of the host's own to be routed: the notice of an expiry.
     Send(Send),
+    /// The answer to a user who asked for his messages.
+    Retrieved(Retrieved),
 }
 
 /// A stanza that answers no intercept (section 5 of the intercept protocol).
@@ -155,6 +160,13 @@ pub enum Effect {
         after: MessageId,
         /// How much at the most.
         limit: PageLimit,
+    },
+    /// Show a recipient's messages to himself.
+    Look {
+        /// Whose.
+        user: Bare,
+        /// Which of them, and how much of each.
+        look: Look,
     },
     /// Count a recipient's messages.
     Count {

@@ -7,6 +7,7 @@ use crate::time::Timestamp;
 use crate::words::{Expiry, Key, LinkId, MessageId};
 
 use super::input::Intercept;
+use super::retrieve::Retrievals;
 
 /// Batches that one session may have unconfirmed: the next is sent before the first
 /// is confirmed, and a client's stream management queue is not overrun.
@@ -29,6 +30,8 @@ pub struct Recipient {
     pub reading: Option<(Arc<str>, MessageId)>,
     /// Rows that no page may hand over (again).
     pub held: BTreeMap<MessageId, Held>,
+    /// What the recipient has asked to see, or to be removed.
+    pub retrievals: Retrievals,
 }
 
 /// A number of rows, and when it was read.
@@ -110,6 +113,7 @@ impl Recipient {
             && self.sessions.is_empty()
             && self.reading.is_none()
             && self.held.is_empty()
+            && self.retrievals.is_idle()
     }
 
     /// The session whose turn it is.
@@ -141,6 +145,7 @@ impl Recipient {
 
     /// The store no longer has a row.
     pub fn gone(&mut self, id: MessageId) {
+        self.retrievals.gone(id);
         let expires = self.held.get(&id) == Some(&Held::Deleting { expires: true });
         if expires || self.reading.is_some() {
             self.held.insert(id, Held::Gone { ticks: if expires { GONE_TICKS } else { 0 } });

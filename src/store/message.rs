@@ -29,6 +29,24 @@ pub struct StoredMessage {
     pub stanza: Bytes,
 }
 
+/// What a list of messages shows of one, without its stanza.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Header {
+    /// Its place among the recipient's.
+    pub id: MessageId,
+    /// The full JID of the original sender.
+    pub sender: String,
+    /// When the next `expire-at` rule may fire.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl From<StoredMessage> for Header {
+    fn from(message: StoredMessage) -> Self {
+        let expires_at = message.expiry.map(|expiry| expiry.at);
+        Header { id: message.id, sender: message.sender, expires_at }
+    }
+}
+
 /// How much is read at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PageLimit {

@@ -29,7 +29,7 @@ use crate::words::{Bare, Key, MessageId};
 
 pub use error::StoreError;
 pub use job::{Done, Job, NewMessage, Outcome, Run, Write};
-pub use message::{DueMessage, DuePosition, PageLimit, Purged, StoredMessage};
+pub use message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
 pub use sea::SeaStore;
 pub use settings::{Clock, StoreSettings};
 
@@ -49,6 +49,15 @@ pub trait Store: Send + Sync + 'static {
         after: MessageId,
         limit: PageLimit,
     ) -> BoxFuture<'static, Result<Vec<StoredMessage>, StoreError>>;
+
+    /// The same without their stanzas: `rows` of them at most, and at least one if there is
+    /// one.
+    fn headers(
+        &self,
+        recipient: Bare,
+        after: MessageId,
+        rows: usize,
+    ) -> BoxFuture<'static, Result<Vec<Header>, StoreError>>;
 
     /// How many messages a recipient has.
     fn count(&self, recipient: Bare) -> BoxFuture<'static, Result<u64, StoreError>>;

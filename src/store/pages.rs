@@ -8,7 +8,7 @@ use sea_orm::{
 };
 
 use super::error::StoreError;
-use super::message::{DueMessage, DuePosition, PageLimit, StoredMessage};
+use super::message::{DueMessage, DuePosition, Header, PageLimit, StoredMessage};
 use super::sqlite::{self, Fault};
 use super::{metrics, row};
 use crate::time::Timestamp;
@@ -19,6 +19,9 @@ const SCAN: u64 = 1000;
 
 /// Rows that are read one by one where the database is damaged.
 const DAMAGED: u64 = 64;
+
+/// Bytes of stanzas that are read with them for the sake of a list.
+const DAMAGED_BYTES: usize = 1 << 20;
 
 /// See [`super::Store::page`].
 pub(super) async fn page(
@@ -44,6 +47,55 @@ pub(super) async fn page(
         }
         after = *last;
     }
+}
+
+/// See [`super::Store::headers`].
+pub(super) async fn headers(
+    database: DatabaseConnection,
+    recipient: Bare,
+    mut after: MessageId,
+    rows: usize,
+) -> Result<Vec<Header>, StoreError> {
+    let most = u64::try_from(rows).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64);
+    loop {
+        let next = Entity::find()
+            .select_only()
+            .columns([C::Recipient, C::Id, C::Sender, C::ExpiresAt])
+            .filter(C::Recipient.eq(&*recipient))
+            .filter(C::Id.gt(after.0))
+            .order_by_asc(C::Id)
+            .limit(most);
+        let found = match query(&database, next).await {
+            // A page has those that can be read.
+            Err(error) if sqlite::fault(&error) == Fault::Damage => {
+                let limit = PageLimit { rows, bytes: DAMAGED_BYTES };
+                let messages = page(database, recipient, after, limit).await?;
+                return Ok(messages.into_iter().map(Header::from).collect());
+            }
+            found => found.map_err(failed)?,
+        };
+        let headers: Vec<Header> = found.iter().filter_map(header).collect();
+        let last = found.last().and_then(|row| row.try_get("", "id").ok()).map(MessageId);
+        match last {
+            Some(last) if headers.is_empty() => after = last,
+            _ => return Ok(headers),
+        }
+    }
+}
+
+fn header(row: &QueryResult) -> Option<Header> {
+    let id = MessageId(row.try_get("", "id").unwrap_or_default());
+    let read = || {
+        let expires_at: Option<i64> = row.try_get("", "expires_at")?;
+        let expires_at = expires_at.map(Timestamp::from_micros);
+        Ok::<_, DbErr>(Header { id, sender: row.try_get("", "sender")?, expires_at })
+    };
+    read()
+        .inspect_err(|error| {
+            let recipient: String = row.try_get("", "recipient").unwrap_or_default();
+            set_aside(&recipient, id, &error.to_string());
+        })
+        .ok()
 }
 
 /// See [`super::Store::count`].
