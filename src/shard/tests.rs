@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+mod retrieve;
+
 use super::*;
 use crate::amp::{self, Session};
 use crate::stanza::Message;
@@ -175,6 +177,7 @@ fn show(effect: &Effect) -> String {
         Effect::Link(link, what) => format!("{}: {}", link.0, show_link(what)),
         Effect::Write(WriteFor { token, write }) => format!("#{} {}", token.0, show_write(write)),
         Effect::ReadPage { user, after, .. } => format!("read {user} after {}", short(*after)),
+        Effect::Look { look, .. } => retrieve::show_look(look),
         Effect::Count { user } => format!("count {user}"),
         Effect::Find { key, .. } => format!("find {key}"),
         Effect::Send(send) => format!("send {} {}", send.key, show_reply(&send.stanza)),
@@ -198,7 +201,8 @@ fn show_link(what: &ToLink) -> String {
         }
         ToLink::HandOver(h) => {
             let ids: Vec<_> = h.items.iter().map(|i| short(i.id).to_string()).collect();
-            format!("batch {} to {}: {}", h.batch - BATCH, h.session, ids.join(" "))
+            let what = if h.view { "view" } else { "batch" };
+            format!("{what} {} to {}: {}", h.batch - BATCH, h.session, ids.join(" "))
         }
         ToLink::HandedOver { session, n, count, .. } => {
             format!("handed over {session} {n}: {count}")
@@ -206,6 +210,7 @@ fn show_link(what: &ToLink) -> String {
         ToLink::Deleted { session, batch, .. } => format!("deleted {session} {}", batch - BATCH),
         ToLink::AccountRemoved { request, done, .. } => format!("removed {request} {done}"),
         ToLink::Send(_) => "send".into(),
+        ToLink::Retrieved(retrieved) => retrieve::show_answer(retrieved),
     }
 }
 
