@@ -40,13 +40,6 @@ pub struct Header {
     pub expires_at: Option<Timestamp>,
 }
 
-impl From<StoredMessage> for Header {
-    fn from(message: StoredMessage) -> Self {
-        let expires_at = message.expiry.map(|expiry| expiry.at);
-        Header { id: message.id, sender: message.sender, expires_at }
-    }
-}
-
 /// How much is read at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PageLimit {

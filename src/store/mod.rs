@@ -51,7 +51,7 @@ pub trait Store: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<Vec<StoredMessage>, StoreError>>;
 
     /// The same without their stanzas: `rows` of them at most, and at least one if there is
-    /// one.
+    /// one. A message is among them even if its stanza can't be read.
     fn headers(
         &self,
         recipient: Bare,

@@ -20,9 +20,6 @@ const SCAN: u64 = 1000;
 /// Rows that are read one by one where the database is damaged.
 const DAMAGED: u64 = 64;
 
-/// Bytes of stanzas that are read with them for the sake of a list.
-const DAMAGED_BYTES: usize = 1 << 20;
-
 /// See [`super::Store::page`].
 pub(super) async fn page(
     database: DatabaseConnection,
@@ -65,15 +62,7 @@ pub(super) async fn headers(
             .filter(C::Id.gt(after.0))
             .order_by_asc(C::Id)
             .limit(most);
-        let found = match query(&database, next).await {
-            // A page has those that can be read.
-            Err(error) if sqlite::fault(&error) == Fault::Damage => {
-                let limit = PageLimit { rows, bytes: DAMAGED_BYTES };
-                let messages = page(database, recipient, after, limit).await?;
-                return Ok(messages.into_iter().map(Header::from).collect());
-            }
-            found => found.map_err(failed)?,
-        };
+        let found = query(&database, next).await.map_err(failed)?;
         let headers: Vec<Header> = found.iter().filter_map(header).collect();
         let last = found.last().and_then(|row| row.try_get("", "id").ok()).map(MessageId);
         match last {

@@ -64,8 +64,11 @@ impl History {
     }
 
     fn found(&mut self, rows: Vec<StoredMessage>) -> Vec<String> {
-        let headers = rows.into_iter().map(Header::from).collect();
-        self.looked(Ok(Found::Headers(headers)))
+        let header = |row: StoredMessage| {
+            let expires_at = row.expiry.map(|expiry| expiry.at);
+            Header { id: row.id, sender: row.sender, expires_at }
+        };
+        self.looked(Ok(Found::Headers(rows.into_iter().map(header).collect())))
     }
 
     fn showed(&mut self, found: &[u32]) -> Vec<String> {
