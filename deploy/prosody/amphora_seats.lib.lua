@@ -442,7 +442,6 @@ return function (ctx)
 	-- The session that is to get what is stored: the one announced first, or the one with the
 	-- highest priority.
 	local function taker(bare)
-		if fetched_by_one(bare) then return nil; end
 		local user = bare_sessions[bare];
 		local best;
 		for _, session in pairs(user and user.sessions or {}) do

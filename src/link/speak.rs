@@ -167,8 +167,11 @@ impl Session<'_> {
             match waiting {
                 Waiting::HandOver(batch) => {
                     let items = batch.items.len() as u64;
-                    let what = ["amphora_handed_over_total", "amphora_shown_total"];
-                    metrics::counter!(what[usize::from(batch.view)]).increment(items);
+                    if batch.view {
+                        metrics::counter!("amphora_shown_total").increment(items);
+                    } else {
+                        metrics::counter!("amphora_handed_over_total").increment(items);
+                    }
                     self.writer.hand_over(&mut state.out, &batch);
                 }
                 Waiting::HandedOver { host, session, n, count } => {

@@ -38,6 +38,14 @@ def node(workshop, prosody):
     return workshop.node(prosody)
 
 
+@pytest.fixture(scope="module")
+def narrow(workshop):
+    """A server that writes ten messages ahead of the client's acknowledgements, and its node."""
+    server = workshop.prosody(hibernation=300, options={"amphora_session_window": 10})
+    workshop.node(server)
+    return server
+
+
 # ---------------------------------------------------------------------------- what clients do
 
 
@@ -123,6 +131,21 @@ def shown_bodies(client):
     return [body for _, body in shown(client)]
 
 
+async def fetching(client, number_of_messages):
+    """Ask for all, and wait until so many have come; the id of the request."""
+    id = new_id("fetch")
+    client.write(f"<iq type='get' id='{id}'>{offline('<fetch/>')}</iq>")
+    await client.inbox.until(lambda _: len(shown(client)) >= number_of_messages, "the window")
+    return id
+
+
+async def answer_to(client, id):
+    """The answer to a request that was written."""
+    with_id = lambda box: [s for s in box.all if s.id == id]  # noqa: E731
+    (answer,) = await client.inbox.until(with_id, f"the answer to {id}")
+    return answer
+
+
 async def flood(client, bodies, sender):
     """The client is available and gets exactly these, and then what is live."""
     end = new_id("end")
@@ -154,7 +177,8 @@ def texts(first, last=None):
 async def test_f1_the_feature_comes_and_goes_with_the_node(workshop, clients):
     """F1: the server lists it while a node is there; without one a request gets an error."""
     server = workshop.prosody()
-    a = await clients.login(server, *server.people("alice"), raw=True)
+    alice, bob = server.people("alice", "bob")
+    a = await clients.login(server, alice, raw=True)
 
     async def listed():
         answer = await a.iq(f"<query xmlns='{INFO}'/>", to=HOST)
@@ -165,6 +189,7 @@ async def test_f1_the_feature_comes_and_goes_with_the_node(workshop, clients):
     for payload in (disco(INFO), disco(ITEMS), offline("<fetch/>")):
         refused = await a.iq(payload)
         assert (refused.error.get("type"), refused.condition) == ("wait", "service-unavailable")
+        assert (await a.iq(payload, to=bob)).condition == "forbidden", "F5, with or without a node"
     node = workshop.node(server)
     assert await listed() == 1
     assert await count(a) == 0
@@ -286,8 +311,7 @@ async def test_f9_a_forged_sender(prosody, node, clients):
     a, bob = await store(prosody, clients, 1)
     id = new_id()
     a.write(f"<iq type='get' id='{id}' from='{bob}/phone'>{offline('<fetch/>')}</iq>")
-    with_id = lambda box: [s for s in box.all if s.id == id]  # noqa: E731
-    (answer,) = await a.inbox.until(with_id, "an answer")
+    answer = await answer_to(a, id)
     assert shown(a) == []
     assert answer.type in ("error", "result")
     b = await clients.login(prosody, bob, raw=True)
@@ -564,9 +588,7 @@ async def test_f8_a_client_that_stops_reading_holds_up_nobody_else(prosody, node
     """F8: its fetch goes on when it acknowledges; other sessions get their answers meanwhile."""
     a, bob = await store(prosody, clients, 250)
     slow = await clients.login(prosody, bob, "slow", raw=True, sm=True)
-    fetch = new_id("fetch")
-    slow.write(f"<iq type='get' id='{fetch}'>{offline('<fetch/>')}</iq>")
-    await slow.inbox.until(lambda _: len(shown(slow)) >= 100, "the window")
+    fetch = await fetching(slow, 100)
     quick = await clients.login(prosody, bob, "quick", raw=True)
     assert await count(quick) == 250
     assert (await quick.iq(offline("<fetch/>"))).type == "result"
@@ -576,7 +598,7 @@ async def test_f8_a_client_that_stops_reading_holds_up_nobody_else(prosody, node
     assert len(shown(slow)) <= 100, "more than its window"
     slow.acks = True
     slow.acknowledge(slow.handled)
-    await slow.inbox.until(lambda box: [s for s in box.all if s.id == fetch], "the result")
+    assert (await answer_to(slow, fetch)).type == "result"
     assert shown_bodies(slow) == texts(250)
 
 
@@ -772,36 +794,60 @@ async def test_f3_live_messages_of_a_client_that_acknowledges_nothing(workshop, 
 # ---------------------------------------------------------------------------- amid other things
 
 
-async def test_presence_falls_amid_a_fetch(prosody, node, clients):
+async def test_f6_the_result_waits_behind_the_messages(narrow, clients):
+    """F6: also where the client has to acknowledge before there is room for all of them."""
+    a, bob = await store(narrow, clients, 40)
+    b = await clients.login(narrow, bob, raw=True, sm=True)
+    id = await fetching(b, 10)
+    await b.ping()
+    assert shown_bodies(b) == texts(10) and not [s for s in b.inbox.all if s.id == id]
+    b.acks = True
+    b.acknowledge(b.handled)
+    answer = await answer_to(b, id)
+    assert answer.type == "result"
+    assert shown_bodies(b) == texts(40)
+    assert b.inbox.all[-1] is answer
+
+
+async def test_presence_falls_amid_a_fetch(narrow, clients):
     """F8: a fetch needs no presence, and goes on whatever the priority becomes."""
-    a, bob = await store(prosody, clients, 150)
-    b = await clients.login(prosody, bob, raw=True, sm=True)
+    a, bob = await store(narrow, clients, 150)
+    b = await clients.login(narrow, bob, raw=True, sm=True)
     assert await count(b) == 150
     await b.available(1)
-    id = new_id("fetch")
-    b.write(f"<iq type='get' id='{id}'>{offline('<fetch/>')}</iq>")
-    await b.inbox.until(lambda _: len(shown(b)) >= 90, "the window")
+    id = await fetching(b, 9)
     await b.available(-1)
     b.acks = True
     b.acknowledge(b.handled)
-    await b.inbox.until(lambda box: [s for s in box.all if s.id == id], "the result")
+    assert (await answer_to(b, id)).type == "result"
     assert shown_bodies(b) == texts(150)
+
+
+async def test_f8_resumption_amid_a_fetch(narrow, clients):
+    """F8: a client that resumes (XEP-0198) gets the rest and the result."""
+    a, bob = await store(narrow, clients, 120)
+    b = await clients.login(narrow, bob, raw=True, sm=True)
+    id = await fetching(b, 10)
+    b.acknowledge(b.handled)
+    await b.ping()
+    await b.vanish()
+    assert len(shown(b)) < 120
+    back = await clients.raw(narrow, bob, acks=True).resume(b)
+    assert (await answer_to(back, id)).type == "result"
+    assert shown_bodies(b) + shown_bodies(back) == texts(120)
 
 
 async def test_a_reload_amid_a_fetch(workshop, clients, admin):
     """F8: it goes on as if nothing had happened."""
-    server = workshop.prosody()
+    server = workshop.prosody(options={"amphora_session_window": 60})
     node = workshop.node(server)
     a, bob = await store(server, clients, 250)
     b = await clients.login(server, bob, raw=True, sm=True)
-    id = new_id("fetch")
-    b.write(f"<iq type='get' id='{id}'>{offline('<fetch/>')}</iq>")
-    await b.inbox.until(lambda _: len(shown(b)) >= 100, "the window")
+    id = await fetching(b, 60)
     await admin(server, "reload")
     b.acks = True
     b.acknowledge(b.handled)
-    (answer,) = await b.inbox.until(lambda box: [s for s in box.all if s.id == id], "the result")
-    assert answer.type == "result"
+    assert (await answer_to(b, id)).type == "result"
     assert shown_bodies(b) == texts(250)
     assert await count(b) == 250
     assert node.process.returncode() is None
@@ -809,15 +855,13 @@ async def test_a_reload_amid_a_fetch(workshop, clients, admin):
 
 async def test_an_unload_amid_a_fetch(workshop, clients, admin):
     """F8: never silence; the client is told to ask again."""
-    server = workshop.prosody()
+    server = workshop.prosody(options={"amphora_session_window": 60})
     workshop.node(server)
-    a, bob = await store(server, clients, 250)
+    a, bob = await store(server, clients, 70)
     b = await clients.login(server, bob, raw=True, sm=True)
-    id = new_id("fetch")
-    b.write(f"<iq type='get' id='{id}'>{offline('<fetch/>')}</iq>")
-    await b.inbox.until(lambda _: len(shown(b)) >= 100, "the window")
+    id = await fetching(b, 60)
     await admin(server, "unload")
-    (answer,) = await b.inbox.until(lambda box: [s for s in box.all if s.id == id], "an answer")
+    answer = await answer_to(b, id)
     assert (answer.error.get("type"), answer.condition) == ("wait", "service-unavailable")
 
 
@@ -827,13 +871,11 @@ async def test_the_node_is_killed_amid_a_fetch(workshop, clients):
     node = workshop.node(server)
     a, bob = await store(server, clients, 400)
     b = await clients.login(server, bob, raw=True, sm=True)
-    id = new_id("fetch")
-    b.write(f"<iq type='get' id='{id}'>{offline('<fetch/>')}</iq>")
-    await b.inbox.until(lambda _: len(shown(b)) >= 100, "the window")
+    id = await fetching(b, 100)
     node.kill()
     b.acks = True
     b.acknowledge(b.handled)
-    (answer,) = await b.inbox.until(lambda box: [s for s in box.all if s.id == id], "an answer")
+    answer = await answer_to(b, id)
     assert (answer.error.get("type"), answer.condition) == ("wait", "service-unavailable")
     part = shown_bodies(b)
     assert part == texts(len(part)) and len(part) < 400
