@@ -198,7 +198,8 @@ async def test_a_foreign_amp_is_not_ours(prosody, node, clients):
 
 
 async def test_per_hop(prosody, node, clients):
-    """R14, R42: in a per-hop set a match-resource rule is ignored, and the next one counts."""
+    """R14, R42: in a per-hop set a match-resource rule is ignored, and the next one counts;
+    R34, R39: deliver and expire-at may be in one."""
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk")
     rules = [("drop", "match-resource", "any"), ("alert", "expire-at", utc(-60))]
@@ -207,6 +208,10 @@ async def test_per_hop(prosody, node, clients):
     check_reply(
         reply, "alert", id=id, sender=f"{alice}/desk", recipient=bob, rule=rules[1]
     )
+    stored = ("error", "deliver", "stored")
+    id = a.send_xml(message(bob, "x", payload=amp(rule(*stored), per_hop="true")))
+    reply = await a.inbox.reply(id)
+    check_reply(reply, "error", id=id, sender=f"{alice}/desk", recipient=bob, rule=stored)
     # the same without per-hop is dropped by its first rule (R46: in silence)
     dropped = a.send_xml(message(bob, "x", payload=amp(*(rule(*r) for r in rules))))
     end = a.send_xml(message(bob, "x", payload=amp(rule(*rules[1]))))
