@@ -101,9 +101,15 @@ step_unit() {
     cargo test --locked --workspace
 }
 
+# Prosody's community modules, which Debian packs apart: push (mod_cloud_notify) is one.
+need_prosody_modules() {
+    [ -d /usr/lib/prosody/modules/mod_cloud_notify ] || apt_install prosody-modules
+}
+
 step_e2e() {
     local python
     need_prosody
+    need_prosody_modules
     python=$(make_venv tests/e2e/requirements.txt)
     if [ -z "${AMPHORA_BIN:-}" ]; then
         need_cargo

@@ -464,7 +464,7 @@ module:wrap_event("message/full", around_message);
 
 -- After push (1), before mod_offline (-1), which must not see it: what is stored is a node's.
 module:hook("message/offline/handle", function (event)
-	local ok, ret = xpcall(queue.intercept_offline, debug.traceback, event, event.username);
+	local ok, ret = xpcall(event.amphora or queue.intercept_offline, debug.traceback, event, event.username);
 	if ok then return ret; end
 	module:log("error", "While a message was taken for storage: %s", ret);
 end, 0);
@@ -475,7 +475,7 @@ module:hook("message/offline/broadcast", function () return true; end, -0.5);
 -- kept for the sender like a message.
 local function keep_notice(event)
 	local stanza = event.stanza;
-	if stanza.attr.type ~= "error" or not facts.is_notice(stanza) then return; end
+	if stanza.attr.type ~= "error" or not facts.notice_status(stanza) then return; end
 	local to = stanza.attr.to;
 	local username = jid_split(to);
 	if not username or full_sessions[to] or not facts.account_exists(username) then return; end
@@ -483,6 +483,16 @@ local function keep_notice(event)
 end
 module:hook("message/bare", keep_notice, -0.9);
 module:hook("message/full", keep_notice, -0.9);
+
+-- mod_csi_simple lets errors through to an inactive client at once. An alert says the same: the
+-- message did not arrive. A notification waits, like a receipt.
+module:hook("csi-is-stanza-important", function (event)
+	local stanza = event.stanza;
+	if st.is_stanza(stanza) and facts.notice_status(stanza) == "alert" then
+		event.reason = "delivery failure";
+		return true;
+	end
+end);
 
 -- ==================================================================================== discovery
 
@@ -534,11 +544,11 @@ local function import_offline()
 			for id, stanza, when in messages do
 				local key = "import-"..sha1(bare.."\0"..id.."\0"..tostring(when), true);
 				if complete and not known[key] then
-					facts.identify(stanza, bare, key);
+					local xml, archived = facts.seal(stanza, bare, key);
 					spool.max_ord = spool.max_ord + 1;
 					local handle = spool:append(bare, {
-						key = key, stage = "offline", ord = spool.max_ord, stamp = facts.timestamp(when);
-						from = stanza.attr.from or "", addressed = stanza.attr.to or bare, xml = facts.serialise(stanza);
+						key = key, stage = "offline", ord = spool.max_ord, stamp = facts.timestamp(when), archived = archived;
+						from = stanza.attr.from or "", addressed = stanza.attr.to or bare, xml = xml;
 					});
 					moved[#moved + 1] = handle;
 					complete = handle ~= nil;
@@ -603,6 +613,7 @@ module:hook_global("server-cleanup", last_chance);
 
 function module.load()
 	import_offline();
+	facts.loading = nil;
 	queue.restore_removals();
 	local saved = type(module.saved_state) == "table" and module.saved_state or nil;
 	local stream = component_stream();

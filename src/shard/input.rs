@@ -84,8 +84,9 @@ pub struct Available {
     pub n: u64,
     /// The user.
     pub user: Bare,
-    /// The client reads the archive itself.
-    pub archive: bool,
+    /// Until when the client has read the archive itself; none if it does not. What is
+    /// archived and older is not handed over.
+    pub archive: Option<Timestamp>,
     /// Bytes that one batch may have: half of what the server takes.
     pub batch_bytes: usize,
 }

@@ -17,6 +17,8 @@ mod strict;
 
 const LINK: LinkId = LinkId(1);
 const BOB: &str = "bob@h";
+/// When the sessions whose names begin with `archive` have read the archive.
+const ARCHIVE_READ: Timestamp = Timestamp::from_micros(10_000_000);
 
 /// A machine, a clock and a way to read its effects.
 struct History {
@@ -76,7 +78,7 @@ impl History {
             session: session.into(),
             n,
             user: BOB.into(),
-            archive: session.starts_with("archive"),
+            archive: session.starts_with("archive").then_some(ARCHIVE_READ),
             batch_bytes: 4_000,
         }))
     }
@@ -590,11 +592,24 @@ fn a_page_that_cannot_be_read_is_read_when_the_session_asks_again() {
 fn archived_messages_are_not_handed_to_a_client_that_reads_its_archive() {
     let mut h = History::new();
     h.available("archive", 1);
-    let mut archived = row(1);
-    archived.archived = true;
+    let archived = StoredMessage { archived: true, ..row(1) };
     assert_eq!(
         h.rows(vec![archived, row(2)]),
         ["1: batch 1 to archive: 2", "#1 delete 1", "read bob@h after 2"]
+    );
+}
+
+#[test]
+fn what_was_archived_after_the_client_had_read_its_archive_is_handed_over() {
+    let mut h = History::new();
+    h.available("archive", 1);
+    let at = |id, micros| {
+        let stored_at = Timestamp::from_micros(ARCHIVE_READ.as_micros() + micros);
+        StoredMessage { archived: true, stored_at, ..row(id) }
+    };
+    assert_eq!(
+        h.rows(vec![at(1, -1), at(2, 0), at(3, 1)]),
+        ["1: batch 1 to archive: 2 3", "#1 delete 1", "read bob@h after 3"]
     );
 }
 

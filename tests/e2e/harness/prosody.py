@@ -44,7 +44,7 @@ modules_disabled = {{ "tls", "s2s" }}
 modules_enabled = {{
   "disco", "roster", "saslauth", "blocklist", "bookmarks", "carbons", "mam", "pep", "private",
   "smacks", "csi_simple", "ping", "register", "time", "uptime", "version", "vcard_legacy",
-  "admin_adhoc", "posix",
+  "admin_adhoc", "posix",{modules}
 }}
 smacks_hibernation_time = {hibernation}
 {options}
@@ -53,6 +53,7 @@ VirtualHost "{host}"
 {host_options}
 Component "{component}"
   component_secret = "{secret}"
+{components}
 """
 
 
@@ -68,15 +69,29 @@ def lua(value):
 
 
 class Prosody:
-    """One server. `options` are those of the virtual host (amphora_hold = 1, say)."""
+    """One server. `options` are those of the virtual host (amphora_hold = 1, say), `modules`
+    are enabled besides the usual ones, `components` is configuration that comes last."""
 
-    def __init__(self, folder, *, module=True, hibernation=300, options=None, level="info", stanza_limit=None):
+    def __init__(
+        self,
+        folder,
+        *,
+        module=True,
+        hibernation=300,
+        options=None,
+        level="info",
+        stanza_limit=None,
+        modules=(),
+        components="",
+    ):
         self.dir = Path(folder)
         self.module = module
         self.hibernation = hibernation
         self.options = dict(options or {})
         self.level = level
         self.stanza_limit = stanza_limit
+        self.modules = tuple(modules)
+        self.components = components
         self.host = HOST
         self.c2s = free_port()
         self.component_port = free_port()
@@ -107,6 +122,8 @@ class Prosody:
             host_options="\n".join(f"  {key} = {lua(value)}" for key, value in options.items()),
             component=COMPONENT,
             secret=SECRET,
+            modules="".join(f' "{name}",' for name in self.modules),
+            components=self.components,
         )
         (self.dir / "prosody.cfg.lua").write_text(text)
 
