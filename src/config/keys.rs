@@ -23,11 +23,17 @@ impl Kind {
     }
 }
 
-/// The section that comes any number of times, `[[servers]]`.
+/// A section that comes any number of times, `[[servers]]`.
 pub(super) const SERVERS: &str = "servers";
 
-/// More servers than this are a mistake in an index, not a configuration.
-pub(super) const MAX_SERVERS: usize = 1_000;
+/// Another, `[[forward]]`.
+pub(super) const FORWARD: &str = "forward";
+
+/// The sections that come any number of times.
+pub(super) const LISTS: [&str; 2] = [SERVERS, FORWARD];
+
+/// More of one section than this are a mistake in an index, not a configuration.
+pub(super) const MAX_LISTED: usize = 1_000;
 
 const KEYS: &[(&str, &str, Kind)] = &[
     ("node", "name", Kind::Text),
@@ -41,6 +47,8 @@ const KEYS: &[(&str, &str, Kind)] = &[
     (SERVERS, "secret", Kind::Secret),
     (SERVERS, "secret_file", Kind::Text),
     (SERVERS, "hosts", Kind::List),
+    (FORWARD, "from", Kind::Text),
+    (FORWARD, "to", Kind::Text),
     ("http", "listen", Kind::Text),
     ("cluster", "nats", Kind::List),
     ("log", "filter", Kind::Text),
@@ -57,12 +65,17 @@ pub(super) fn is_section(section: &str) -> bool {
     KEYS.iter().any(|key| key.0 == section)
 }
 
+/// The first key of a section, for an example.
+pub(super) fn first(section: &str) -> &'static str {
+    KEYS.iter().find(|key| key.0 == section).map_or("key", |key| key.1)
+}
+
 /// What an unknown key should have been, for an error.
 pub(super) fn known(section: &str) -> String {
     if is_section(section) {
         let names: Vec<_> = KEYS.iter().filter(|key| key.0 == section).map(|key| key.1).collect();
-        let open =
-            if section == SERVERS { format!("[[{section}]]") } else { format!("[{section}]") };
+        let is_list = LISTS.contains(&section);
+        let open = if is_list { format!("[[{section}]]") } else { format!("[{section}]") };
         return format!("unknown key; the keys of {open} are {}", names.join(", "));
     }
     let mut sections: Vec<_> = KEYS.iter().map(|key| key.0).collect();

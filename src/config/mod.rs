@@ -6,6 +6,7 @@
 
 mod check;
 mod error;
+mod forward;
 mod keys;
 mod raw;
 mod secret;
@@ -19,8 +20,9 @@ use std::path::Path;
 pub use error::{ConfigError, Problem, Problems};
 pub use secret::Secret;
 pub use settings::{
-    Address, BadAddress, ClusterSettings, HttpSettings, LogFormat, LogSettings, NodeSettings,
-    ProcessorSettings, SecurityLevel, ServerSettings, Settings, StoreSettings, StoreUrl,
+    Address, BadAddress, ClusterSettings, ForwardSettings, HttpSettings, LogFormat, LogSettings,
+    NodeSettings, ProcessorSettings, SecurityLevel, ServerSettings, Settings, StoreSettings,
+    StoreUrl,
 };
 pub use source::{DEFAULT_PATHS, FileUsed};
 

@@ -18,5 +18,5 @@ mod window;
 mod write;
 
 pub use error::LinkError;
-pub use keep::{LinkContext, LinkSettings, Stop, run};
+pub use keep::{LinkContext, LinkSettings, Redirect, Stop, run};
 pub use read::{Incoming, Malformed, read};
