@@ -81,6 +81,12 @@ end
 
 local function is_amp(tag) return tag.name == "amp" and tag.attr.xmlns == xmlns_amp; end
 
+function facts.is_from_room(stanza)
+	local _, from_host = jid_split(stanza.attr.from);
+	local sender_host = from_host and hosts[from_host];
+	return sender_host and sender_host.type == "component" and sender_host.modules.muc ~= nil;
+end
+
 -- Does the message carry rules that are to be looked at here? Not those of a room: an error in
 -- answer would throw the recipient out of it.
 function facts.has_rules(stanza)
@@ -95,10 +101,7 @@ function facts.has_rules(stanza)
 	end
 	if not found then return false; end
 	local type = stanza.attr.type;
-	if type == "error" or type == "groupchat" then return false; end
-	local _, from_host = jid_split(stanza.attr.from);
-	local sender_host = from_host and hosts[from_host];
-	return not (sender_host and sender_host.type == "component" and sender_host.modules.muc);
+	return type ~= "error" and type ~= "groupchat" and not facts.is_from_room(stanza);
 end
 
 function facts.is_notice(stanza)
@@ -127,16 +130,19 @@ function facts.is_archived(stanza, bare)
 	return facts.archives() and stanza_id_by(stanza, bare) ~= nil;
 end
 
+function facts.drop_stanza_id(stanza, bare)
+	if not stanza_id_by(stanza, bare) then return; end
+	stanza:maptags(function (tag)
+		if tag.name == "stanza-id" and tag.attr.xmlns == xmlns_sid and tag.attr.by == bare then return nil; end
+		return tag;
+	end);
+end
+
 -- Gives the message the id that lets a client know it again, where no archive has done so. One
 -- that is there already is forged, for only the recipient's server may set it.
 function facts.identify(stanza, bare, id)
 	if facts.archives() then return; end
-	if stanza_id_by(stanza, bare) then
-		stanza:maptags(function (tag)
-			if tag.name == "stanza-id" and tag.attr.xmlns == xmlns_sid and tag.attr.by == bare then return nil; end
-			return tag;
-		end);
-	end
+	facts.drop_stanza_id(stanza, bare);
 	stanza:add_direct_child(st.stanza("stanza-id", { xmlns = xmlns_sid, by = bare, id = id }));
 end
 

@@ -30,7 +30,8 @@ listen = "127.0.0.1:{http}"
 address = "{address}"
 component = "{component}"
 secret = "{secret}"
-hosts = ["{host}"]
+hosts = {hosts}
+{more}
 """
 
 
@@ -61,7 +62,8 @@ class Node:
             "address": f"127.0.0.1:{server.component_port}",
             "component": COMPONENT,
             "secret": SECRET,
-            "host": HOST,
+            "hosts": f'["{HOST}"]',
+            "more": "",
             **settings,
         }
         self.config = self.dir / "amphora.toml"

@@ -53,6 +53,7 @@ VirtualHost "{host}"
 {host_options}
 Component "{component}"
   component_secret = "{secret}"
+{more}
 """
 
 
@@ -68,15 +69,16 @@ def lua(value):
 
 
 class Prosody:
-    """One server. `options` are those of the virtual host (amphora_hold = 1, say)."""
+    """One server. `options` are those of the virtual host (amphora_hold = 1, say), `more` other hosts."""
 
-    def __init__(self, folder, *, module=True, hibernation=300, options=None, level="info", stanza_limit=None):
+    def __init__(self, folder, *, module=True, hibernation=300, options=None, level="info", stanza_limit=None, more=""):
         self.dir = Path(folder)
         self.module = module
         self.hibernation = hibernation
         self.options = dict(options or {})
         self.level = level
         self.stanza_limit = stanza_limit
+        self.more = more
         self.host = HOST
         self.c2s = free_port()
         self.component_port = free_port()
@@ -107,6 +109,7 @@ class Prosody:
             host_options="\n".join(f"  {key} = {lua(value)}" for key, value in options.items()),
             component=COMPONENT,
             secret=SECRET,
+            more=self.more,
         )
         (self.dir / "prosody.cfg.lua").write_text(text)
 
