@@ -165,24 +165,19 @@ return function (ctx)
 	function forward.redirect(bare, stanza, from)
 		local how, to = forward.target(bare, stanza);
 		if not how then return false; end
-		local came = st.clone(stanza);
-		came.attr.from, came.attr.to = from, stanza.attr.to or bare;
-		local message = st.clone(came);
-		message.attr.to = to;
+		local message = st.clone(stanza);
+		message.attr.from, message.attr.to = from, stanza.attr.to or bare;
+		-- Its rules name the sender, and the address that he wrote to (section 4.1 of XEP-0079).
 		facts.address_rules(message);
+		message.attr.to = to;
 		facts.drop_stanza_id(message, bare);
 		mark(message, bare);
-		local near = hosts[jid_host(to)] ~= nil;
-		if not near and not hosts[jid_host(from)] then
+		if not hosts[jid_host(to)] and not hosts[jid_host(from)] then
 			-- No other server lets this one speak for a third.
 			name_sender(message, from);
 			message.attr.from = bare;
 		end
-		if ctx.edge and not near and facts.has_rules(message) then
-			ctx.edge.relay(message, came);
-		else
-			ctx.queue.send_out(message);
-		end
+		if ctx.edge then ctx.edge.relay(message) else ctx.queue.send_out(message) end
 		return true;
 	end
 

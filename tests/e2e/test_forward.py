@@ -10,22 +10,24 @@ from harness.prosody import COMPONENT, HOST, SECRET
 from harness.reference import ACTIONS, CONDITIONS
 from harness.replies import check_error, check_refusal, check_reply
 from harness.stanzas import STANZA_ID, amp, message, rule, utc
+from test_interceptor import admin  # noqa: F401 - a fixture
 
 INTERCEPT = "urn:amphora:intercept:1"
+ADDRESS = "http://jabber.org/protocol/address"
 ARCHIVE = "urn:xmpp:mam:2"
 CARBONS = "urn:xmpp:carbons:2"
 SMS = "sms.example.org"
 GATEWAY = "gw.example.net"
 
 #: The users of another network as a host, and the component that leads there.
-OTHERS = f"""
-VirtualHost "{SMS}"
+OTHERS = """
+VirtualHost "%s"
   modules_enabled = {{ "amphora" }}
-  amphora_components = {{ "{COMPONENT}" }}
-Component "{GATEWAY}"
-  component_secret = "{SECRET}"
+  amphora_components = {{ "%s" }}
+Component "%s"
+  component_secret = "%s"
 """
-HOSTS = f'["{HOST}", "{SMS}"]'
+PHONES = OTHERS % (SMS, COMPONENT, GATEWAY, SECRET)
 
 
 def entries(*pairs):
@@ -56,12 +58,12 @@ class Site:
 @pytest.fixture(scope="module")
 def site(workshop):
     """A closed network, where everybody may use every rule."""
-    prosody = workshop.prosody(more=OTHERS)
+    prosody = workshop.prosody(extra=PHONES)
     pairs = [tuple(prosody.people("bob", "carol")) for _ in range(8)]
     frank, dave = prosody.people("frank", "dave")
     nobody = f"nobody@{HOST}"
     more = entries(*pairs, (frank, f"carol@{GATEWAY}"), (nobody, dave), (SMS, GATEWAY))
-    node = workshop.node(prosody, security="none", hosts=HOSTS, more=more)
+    node = workshop.node(prosody, security="none", others=f', "{SMS}"', more=more)
     return Site(prosody, node, iter(pairs), frank, nobody, dave)
 
 
@@ -177,7 +179,7 @@ async def test_every_rule(site, clients, gateway, kind, addressed):
             assert (stanza.sender, stanza.to) == (f"{alice}/desk", target), "the sender is kept"
             assert stanza.rules == [written]
             assert stanza.amp.get("from") == f"{alice}/desk", "R54"
-            assert stanza.amp.get("to") == target, "R55"
+            assert stanza.amp.get("to") == to, "R55: whom he wrote to"
             assert marks(stanza) == [to.removesuffix(addressed) if addressed else to]
     assert frank.inbox.bodies() == []
 
@@ -242,20 +244,12 @@ async def test_order(site, clients):
 async def test_a_loop_of_two_nodes_goes_round_once(workshop, clients):
     """Each sends on to the other: the message stays where it came from."""
     second = "amp.sms.example.org"
-    more = f"""
-VirtualHost "{SMS}"
-  authentication = "internal_plain"
-  modules_enabled = {{ "amphora" }}
-  amphora_components = {{ "{second}" }}
-Component "{second}"
-  component_secret = "{SECRET}"
-"""
-    prosody = workshop.prosody(more=more)
+    prosody = workshop.prosody(extra=OTHERS % (SMS, second, second, SECRET))
     alice, bob = prosody.people("alice", "bob")
     there = f"bob@{SMS}"
     workshop.node(prosody, security="none", more=entries((bob, there)))
     workshop.node(
-        prosody, security="none", component=second, hosts=f'["{SMS}"]', more=entries((there, bob))
+        prosody, security="none", component=second, host=SMS, more=entries((there, bob))
     )
     a = await clients.online(prosody, alice, "desk")
     b = await clients.online(prosody, bob, "phone")
@@ -381,12 +375,12 @@ async def test_what_is_held_when_it_begins_or_ends_is_decided_anew(workshop, cli
 
 async def test_at_strict_an_entry_tells_a_stranger_nothing(workshop, clients):
     """R69, R72: the refusal is the same with an entry and without, online or away."""
-    prosody = workshop.prosody(more=OTHERS)
+    prosody = workshop.prosody(extra=PHONES)
     eve, bob, carol = prosody.people("eve", "bob", "carol", friends=False)
     plain = prosody.people("plain", friends=False)[0]
     friend, fred, hugo = prosody.people("friend", "fred", "hugo")
     more = entries((bob, carol), (fred, hugo), (SMS, GATEWAY))
-    workshop.node(prosody, hosts=HOSTS, more=more)
+    workshop.node(prosody, others=f', "{SMS}"', more=more)
     e = await clients.online(prosody, eve, "desk")
     alert = ("alert", "deliver", "forward")
 
@@ -414,6 +408,78 @@ async def test_at_strict_an_entry_tells_a_stranger_nothing(workshop, clients):
     check_reply(
         await f.inbox.reply(id), "alert", id=id, sender=f"{friend}/desk", recipient=fred, rule=alert
     )
+
+
+@pytest.fixture(scope="module")
+def two(workshop):
+    """Two servers that talk to each other. The first sends on to the second."""
+    near, far = workshop.prosody(s2s=True), workshop.prosody(s2s=True)
+    (bob,), (carol,) = near.people("bob"), far.people("carol")
+    workshop.node(near, host=near.host, security="none", more=entries((bob, carol)))
+    workshop.node(far, host=far.host, security="none")
+    return near, far, bob, carol
+
+
+def original(stanza):
+    """Whom XEP-0033 names as its first sender."""
+    path = f"{{{ADDRESS}}}addresses/{{{ADDRESS}}}address"
+    return [e.get("jid") for e in stanza.element.findall(path) if e.get("type") == "ofrom"]
+
+
+async def test_to_another_server_from_here(two, clients):
+    """The sender's own server sends it on: his address stays, and the other's answers reach him."""
+    near, far, bob, carol = two
+    (alice,) = near.people("alice")
+    a = await clients.online(near, alice, "desk")
+    c = await clients.online(far, carol, "pad")
+    plain = await c.inbox.reply(a.send_text(bob, "plain"))
+    rules = ("notify", "deliver", "direct")
+    id = a.send_xml(message(bob, "ruled", payload=amp(rule(*rules))))
+    ruled = await c.inbox.reply(id)
+    for got in (plain, ruled):
+        assert (got.sender, original(got), marks(got)) == (f"{alice}/desk", [], [bob])
+    check_reply(
+        await a.inbox.reply(id),
+        "notify",
+        id=id,
+        sender=f"{alice}/desk",
+        recipient=carol,
+        rule=rules,
+        host=far.host,
+    )
+    met = ("notify", "deliver", "forward")
+    id = a.send_xml(message(bob, "met here", payload=amp(rule(*met))))
+    check_reply(
+        await a.inbox.reply(id),
+        "notify",
+        id=id,
+        sender=f"{alice}/desk",
+        recipient=bob,
+        rule=met,
+        host=near.host,
+    )
+    await c.inbox.reply(id)
+
+
+async def test_from_another_server_to_another_server(two, clients):
+    """Nobody may speak for a third domain: it comes from him who was written to, and names the
+    sender, whatever the message said of that itself."""
+    near, far, bob, carol = two
+    (alice,) = far.people("alice")
+    a = await clients.online(far, alice, "desk")
+    c = await clients.online(far, carol, "pad")
+    forged = (
+        f"<addresses xmlns='{ADDRESS}'><address type='ofrom' jid='boss@{far.host}'/>"
+        f"<address type='cc' jid='dave@{far.host}'/></addresses>"
+    )
+    for payload in ("", forged, amp(rule("drop", "deliver", "stored"))):
+        got = await c.inbox.reply(a.send_text(bob, "hello", payload=payload))
+        assert (got.sender, got.to) == (bob, carol)
+        assert original(got) == [f"{alice}/desk"], got
+    assert len(got.element.findall(f"{{{ADDRESS}}}addresses")) == 1
+    id = a.send_xml(message(bob, "met", payload=amp(rule("alert", "deliver", "forward"))))
+    reply = await a.inbox.reply(id)
+    assert (reply.status, reply.sender) == ("alert", near.host)
 
 
 def test_bad_settings_are_refused_with_a_remedy(workshop):

@@ -6,6 +6,8 @@ import resource
 import time
 import xml.etree.ElementTree as ET
 
+import pytest
+
 from harness.prosody import COMPONENT, HOST, SECRET
 from harness.stanzas import STREAMS, amp, message, new_id, parse_utc, rule
 from harness.steps import all_stored
@@ -13,6 +15,7 @@ from harness.waiting import until
 
 ACCEPT = "jabber:component:accept"
 INTERCEPT = "urn:amphora:intercept:1"
+COMMANDS = "http://jabber.org/protocol/commands"
 
 
 class Component:
@@ -70,6 +73,33 @@ class Component:
     def said(self, name):
         """All elements of the protocol with that name, so far."""
         return [found for e in self.all for found in e.iter(f"{{{INTERCEPT}}}{name}")]
+
+
+@pytest.fixture
+async def admin(clients):
+    """Loads, unloads and reloads the module as an administrator does."""
+
+    async def command(prosody, what):
+        prosody.account("admin")
+        client = await clients.login(prosody, f"admin@{HOST}", new_id("admin"), raw=True)
+        node = f"http://prosody.im/protocol/modules#{what}"
+        started = await client.iq(
+            f"<command xmlns='{COMMANDS}' node='{node}' action='execute'/>", type="set", to=HOST
+        )
+        session = started.find(f"{{{COMMANDS}}}command").get("sessionid")
+        field = "module" if what == "load" else "modules"
+        done = await client.iq(
+            f"<command xmlns='{COMMANDS}' node='{node}' action='complete' sessionid='{session}'>"
+            f"<x xmlns='jabber:x:data' type='submit'><field var='FORM_TYPE'><value>{node}</value>"
+            f"</field><field var='{field}'><value>amphora</value></field></x></command>",
+            type="set",
+            to=HOST,
+        )
+        note = done.find(f"{{{COMMANDS}}}command/{{{COMMANDS}}}note")
+        assert note.get("type") == "info" and "rror" not in (note.text or ""), note.text
+        await client.leave()
+
+    return command
 
 
 def nested(levels):

@@ -30,7 +30,7 @@ listen = "127.0.0.1:{http}"
 address = "{address}"
 component = "{component}"
 secret = "{secret}"
-hosts = {hosts}
+hosts = ["{host}"{others}]
 {more}
 """
 
@@ -62,7 +62,8 @@ class Node:
             "address": f"127.0.0.1:{server.component_port}",
             "component": COMPONENT,
             "secret": SECRET,
-            "hosts": f'["{HOST}"]',
+            "host": HOST,
+            "others": "",
             "more": "",
             **settings,
         }
