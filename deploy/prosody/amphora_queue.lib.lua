@@ -593,7 +593,8 @@ return function (ctx)
 		ctx.schedule();
 	end
 
-	-- Who would get the message if it were routed now. The decision holds only as long as this.
+	-- Who would get the message if it were routed now. The decision holds only as long as this. For
+	-- one who is sent on, his sessions change nothing.
 	local function takers(held)
 		local how, target = ctx.forward.target_of(held, stanza_of);
 		if how then return how.." "..target; end

@@ -88,9 +88,10 @@ async def test_what_he_gets_goes_to_the_other_and_leaves_no_trace(site, clients)
     assert reply.status == "notify", "R26: the rules are looked at again where it goes"
     c = await clients.online(site.prosody, carol, "pad")
     assert await c.inbox.body_count(4) == ["away 0", "away 1", "away 2", "mark"]
+    forged = f"<stanza-id xmlns='{STANZA_ID}' by='{bob}' id='x'/>"
     addresses = (bob, f"{bob}/phone", f"{bob}/elsewhere")
     for kind, to in itertools.product(("chat", "normal", "headline", None), addresses):
-        a.send_text(to, f"{kind} to {to}", type=kind)
+        a.send_text(to, f"{kind} to {to}", type=kind, payload=forged)
     await c.inbox.body_count(16)
     for got in c.inbox.messages():
         assert (got.sender, got.to, marks(got)) == (f"{alice}/desk", carol, [bob]), got
