@@ -6,8 +6,8 @@
 --   amphora_queue.lib.lua   held messages: order, intercepts, verdicts
 --   amphora_seats.lib.lua   sessions: gates, announcements, hand-over, acknowledgements
 --   amphora_spool.lib.lua   the file for what no node can take now
---   amphora_forward.lib.lua what is sent on to other addresses and gateways
 --   amphora_facts.lib.lua   rights, accounts, stanzas and bytes
+--   amphora_forward.lib.lua what is sent on to other addresses and gateways
 --   amphora_command.lib.lua prosodyctl mod_amphora ...
 
 if module.host == "*" then -- loaded by prosodyctl
@@ -445,6 +445,10 @@ end
 module:hook("message/bare", on_message, 600);
 module:hook("message/full", on_message, 600);
 
+local function around_message(fire, name, event) return queue.around_message(fire, name, event); end
+module:wrap_event("message/bare", around_message);
+module:wrap_event("message/full", around_message);
+
 -- Behind the block list, and before archive, carbons and sessions: they are passed by.
 local redirect = protect("a message was sent on", function (event)
 	local origin, stanza = event.origin, event.stanza;
@@ -459,10 +463,6 @@ local function on_passed(event)
 end
 module:hook("message/bare", on_passed, 50);
 module:hook("message/full", on_passed, 50);
-
-local function around_message(fire, name, event) return queue.around_message(fire, name, event); end
-module:wrap_event("message/bare", around_message);
-module:wrap_event("message/full", around_message);
 
 -- After push (1), before mod_offline (-1), which must not see it: what is stored is a node's.
 module:hook("message/offline/handle", function (event)

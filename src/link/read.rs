@@ -487,20 +487,6 @@ mod tests {
     }
 
     #[test]
-    fn r33_where_the_server_would_send_it_on() {
-        for (attrs, forwards_to, gateway) in [
-            ("", false, false),
-            ("forwards-to='b@other'", true, false),
-            ("gateway='b@gw.h'", false, true),
-        ] {
-            let attrs = format!("key='k' stage='rules' to='b@h' {attrs}");
-            let stanza = message(&intercept(&attrs, &forwarded(MESSAGE)));
-            let Incoming::Intercept { held, .. } = only(&stanza) else { panic!("no intercept") };
-            assert_eq!((held.forwards_to, held.gateway), (forwards_to, gateway), "{attrs}");
-        }
-    }
-
-    #[test]
     fn what_cannot_be_read_keeps_its_key_and_addresses() {
         for (attrs, inside, key) in [
             ("key='k' stage='offline' to='b@h'", forwarded(""), Some("k")),
@@ -576,6 +562,20 @@ mod tests {
         let stanza = message(&intercept("key='k' stage='offline' to='b@h'", &forwarded(&inside)));
         let Incoming::Malformed(malformed) = only(&stanza) else { panic!("it was taken") };
         assert_eq!(malformed.from.as_deref(), Some("a@h/r"));
+    }
+
+    #[test]
+    fn r33_where_the_server_would_send_it_on() {
+        for (attrs, forwards_to, gateway) in [
+            ("", false, false),
+            ("forwards-to='b@other'", true, false),
+            ("gateway='b@gw.h'", false, true),
+        ] {
+            let attrs = format!("key='k' stage='rules' to='b@h' {attrs}");
+            let stanza = message(&intercept(&attrs, &forwarded(MESSAGE)));
+            let Incoming::Intercept { held, .. } = only(&stanza) else { panic!("no intercept") };
+            assert_eq!((held.forwards_to, held.gateway), (forwards_to, gateway), "{attrs}");
+        }
     }
 
     #[test]

@@ -55,6 +55,8 @@ class Node:
         self.database = self.dir / "amphora.db"
         self.settings = {
             "name": "n1",
+            "others": "",
+            "more": "",
             "shards": 8,
             "security": "strict",
             "url": f"sqlite://{self.database}",
@@ -64,8 +66,6 @@ class Node:
             "component": COMPONENT,
             "secret": SECRET,
             "host": HOST,
-            "others": "",
-            "more": "",
             **settings,
         }
         self.config = self.dir / "amphora.toml"
