@@ -10,7 +10,6 @@ from harness.prosody import COMPONENT, HOST, SECRET
 from harness.reference import ACTIONS, CONDITIONS
 from harness.replies import check_error, check_refusal, check_reply
 from harness.stanzas import STANZA_ID, amp, message, rule, utc
-from test_interceptor import admin  # noqa: F401 - a fixture
 
 INTERCEPT = "urn:amphora:intercept:1"
 ADDRESS = "http://jabber.org/protocol/address"
