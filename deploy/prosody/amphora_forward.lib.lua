@@ -18,7 +18,7 @@ local xmlns_address = "http://jabber.org/protocol/address";
 local xmlns_event = "http://jabber.org/protocol/pubsub#event";
 local xmlns_muc_user = "http://jabber.org/protocol/muc#user";
 
-local MAX_TIMES = 8; -- a message is sent on, over all servers; each may rightly do so once or twice
+local MAX_TIMES = 8; -- a message is sent on, over all servers; more than two or three is a loop that grows
 
 return function (ctx)
 	local facts = ctx.facts;

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import pytest
 
+from harness.component import Component
 from harness.gateway import Gateway
 from harness.prosody import COMPONENT, HOST, SECRET
 from harness.reference import ACTIONS, CONDITIONS
 from harness.replies import check_error, check_refusal, check_reply
-from harness.stanzas import STANZA_ID, amp, message, rule, utc
+from harness.stanzas import STANZA_ID, amp, message, new_id, rule, utc
+from harness.waiting import until
 
 INTERCEPT = "urn:amphora:intercept:1"
 ADDRESS = "http://jabber.org/protocol/address"
@@ -371,6 +373,79 @@ async def test_what_is_held_when_it_begins_or_ends_is_decided_anew(workshop, cli
     node.start()
     assert (await a.inbox.reply(second)).status == "notify"
     await b.inbox.reply(second)
+
+
+async def greet(component, *elements):
+    """What a node would say of sending on, and the server's answer."""
+    id = new_id("g")
+    component.write(
+        f"<iq type='set' from='{COMPONENT}' to='{HOST}' id='{id}'><greeting xmlns='{INTERCEPT}' "
+        f"version='1' node='n0' security='none' window='9'>{''.join(elements)}</greeting></iq>"
+    )
+    await until(lambda: any(e.get("id") == id for e in component.all), "the greeting's answer")
+
+
+async def test_his_sessions_change_nothing_while_a_node_decides(workshop, clients):
+    """R33: it is asked once, and its verdict holds though he has come online meanwhile."""
+    prosody = workshop.prosody()
+    alice, bob, carol = prosody.people("alice", "bob", "carol")
+    a = await clients.online(prosody, alice, "desk")
+    async with Component(prosody) as node:
+        await greet(node, f"<forward from='{bob}' to='{carol}'/>")
+        a.send_xml(message(f"{bob}/phone", "ruled", payload=amp(rule("drop", "deliver", "none"))))
+        await until(lambda: node.said("intercept"), "the intercept")
+        (held,) = node.said("intercept")
+        assert (held.get("forwards-to"), held.get("gateway")) == (carol, None)
+        await clients.online(prosody, bob, "phone", priority=5)
+        node.verdict(held.get("key"), "deliver")
+        await until(lambda: len(node.said("intercept")) > 1, "the next intercept")
+        (_, again) = node.said("intercept")
+        assert (again.get("to"), again.get("forwards-to")) == (carol, None), "R26"
+
+
+async def test_what_a_node_saw_is_sent_on_out_of_the_spool(workshop, clients):
+    """I1: held at rules, kept over a restart, and decided by the next node."""
+    prosody = workshop.prosody()
+    alice, bob, carol = prosody.people("alice", "bob", "carol")
+    a = await clients.online(prosody, alice, "desk")
+    async with Component(prosody) as first:
+        await greet(first, f"<forward from='{bob}' to='{carol}'/>")
+        met = ("notify", "deliver", "forward")
+        id = a.send_xml(message(bob, "ruled", payload=amp(rule(*met))))
+        await until(lambda: first.said("intercept"), "the intercept")
+        prosody.stop()
+    prosody.start()
+    a = await clients.online(prosody, alice, "desk")
+    b = await clients.online(prosody, bob, "phone")
+    workshop.node(prosody, security="none", more=entries((bob, carol)))
+    assert (await a.inbox.reply(id)).status == "notify"
+    c = await clients.online(prosody, carol, "pad")
+    await c.inbox.reply(id)
+    assert b.inbox.bodies() == []
+
+
+async def test_entries_that_make_no_sense_are_left_out(workshop, clients):
+    """Of another host, of no address, of several at once: and the others hold."""
+    prosody = workshop.prosody(options={"amphora_gate_limit": 0})
+    alice, bob, carol = prosody.people("alice", "bob", "carol")
+    a = await clients.online(prosody, alice, "desk")
+    b = await clients.online(prosody, bob, "phone")
+    c = await clients.online(prosody, carol, "pad")
+    async with Component(prosody) as node:
+        await greet(
+            node,
+            "<forward from='bob@elsewhere.example' to='x@example.net'/>",
+            f"<forward from='{HOST}' to='x@example.net'/>",
+            f"<forward from='{alice}'/>",
+            f"<gateway from='{HOST}' to='x@example.net'/>",
+            "<gateway from='elsewhere.example' to='example.net'/>",
+            f"<forward from='{bob}' to='{carol}'/>",
+        )
+        await c.inbox.reply(a.send_text(bob, "on"))
+        await a.inbox.reply(c.send_text(alice, "not on"))
+        assert prosody.log.count("which is left out") == 5
+        await greet(node)
+        await b.inbox.reply(a.send_text(bob, "no more"))
 
 
 async def test_at_strict_an_entry_tells_a_stranger_nothing(workshop, clients):
