@@ -55,7 +55,8 @@ return function (ctx)
 		local new_users, new_gateway, n = {}, nil, 0;
 		for _, tag in ipairs(greeting.tags) do
 			local from, to = jid_prep(tag.attr.from), jid_prep(tag.attr.to);
-			if tag.name == "forward" and from and to and from:find("@", 1, true) and jid_host(from) == host then
+			if tag.name == "forward" and from and to and jid_host(from) == host
+			and from:find("^[^/]+@[^/]+$") and to:find("^[^/]+@[^/]+$") then
 				new_users[from], n = to, n + 1;
 			elseif tag.name == "gateway" and from == host and to and not to:find("[@/]") then
 				new_gateway = to;
