@@ -135,11 +135,6 @@ return function (ctx)
 		return how, to;
 	end
 
-	-- Would it be sent on once too often?
-	function forward.goes_round(bare, stanza)
-		return forward.target(bare, stanza) ~= nil and marks(stanza, bare) >= MAX_TIMES;
-	end
-
 	-- -------------------------------------------------------------------- sending on
 
 	-- Names the sender in a message that can't bear his address (XEP-0033). A name that is there
@@ -162,10 +157,15 @@ return function (ctx)
 		list:add_direct_child(st.stanza("address", { type = "ofrom", jid = from }));
 	end
 
-	-- Sends it on, if it is to be. True if it was.
-	function forward.redirect(bare, stanza, from)
+	-- Sends it on, if it is to be. True if it was, or if its sender got an error for it. The event's
+	-- origin gets what is answered here: if the message was held, it may be one that answers nobody.
+	function forward.redirect(bare, stanza, from, event)
 		local how, to = forward.target(bare, stanza);
 		if not how then return false; end
+		if marks(stanza, bare) >= MAX_TIMES then
+			event.origin.send(st.error_reply(stanza, "cancel", "policy-violation", "The message was sent on too often"));
+			return true;
+		end
 		local message = st.clone(stanza);
 		message.attr.from, message.attr.to = from, stanza.attr.to or bare;
 		-- Its rules name the sender, and the address that he wrote to (section 4.1 of XEP-0079).
@@ -178,7 +178,13 @@ return function (ctx)
 			name_sender(message, from);
 			message.attr.from = bare;
 		end
-		if ctx.edge then ctx.edge.relay(message) else ctx.queue.send_out(message) end
+		if hosts[jid_host(to)] then
+			module:send(message, event.amphora and event.origin or nil);
+		elseif ctx.edge then
+			ctx.edge.relay(message);
+		else
+			ctx.queue.send_out(message);
+		end
 		return true;
 	end
 

@@ -423,10 +423,6 @@ local intake = protect("a message was looked at", function (event)
 	if not username then return; end
 	local from = stanza.attr.from or origin.full_jid or "";
 	local bare = username.."@"..host;
-	if ctx.forward.goes_round(bare, stanza) then
-		queue.bounce(stanza, "cancel", "policy-violation", "The message was sent on too often");
-		return true;
-	end
 	if facts.has_rules(stanza) then
 		queue.intercept_rules(bare, stanza, from);
 		return true;
@@ -456,7 +452,7 @@ local redirect = protect("a message was sent on", function (event)
 	if not stanza.attr.to then username = origin.username; end
 	local from = stanza.attr.from or origin.full_jid;
 	if not username or not from then return; end
-	return ctx.forward.redirect(username.."@"..host, stanza, from) or nil;
+	return ctx.forward.redirect(username.."@"..host, stanza, from, event) or nil;
 end);
 local function on_passed(event)
 	if ctx.forward.any() then return redirect(event); end

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use config::{Config, FileFormat, Map, Value, ValueKind};
 
-use super::keys::{self, Kind, LISTS};
+use super::keys::{self, Kind, LISTS, OVERRIDES};
 use super::raw::Raw;
 use super::{ConfigError, Problem, Problems};
 
@@ -202,11 +202,33 @@ impl Found {
     fn section(&mut self, section: &str, path: &str, table: Map<String, Value>) {
         for (name, value) in table {
             let key = format!("{path}.{name}");
+            if key == OVERRIDES {
+                self.overrides(value.kind);
+                continue;
+            }
             match keys::kind(section, &name) {
-                None => self.problem(&key, None, keys::known(section)),
+                None => self.problem(&key, None, keys::unknown(section, &name)),
                 Some(kind) if fits(kind, &value.kind) => self.put(key, value),
                 Some(Kind::Secret) => self.problem(&key, None, Kind::Secret.expected()),
                 Some(kind) => self.problem(&key, shown(&value.kind), kind.expected()),
+            }
+        }
+    }
+
+    /// `[[quota.override]]`, in the file alone.
+    fn overrides(&mut self, value: ValueKind) {
+        let ValueKind::Array(tables) = value else {
+            return self.problem(OVERRIDES, None, "write [[quota.override]], in two brackets");
+        };
+        for (index, table) in tables.into_iter().enumerate() {
+            let path = format!("{OVERRIDES}[{index}]");
+            match table.kind {
+                ValueKind::Table(table) => {
+                    // Also an empty one is there.
+                    self.values.insert(path.clone(), Value::new(None, Map::<String, Value>::new()));
+                    self.section(OVERRIDES, &path, table);
+                }
+                _ => self.problem(&path, None, "must be a table, under a line [[quota.override]]"),
             }
         }
     }
@@ -241,6 +263,9 @@ impl Found {
                 let says = format!("write AMPHORA__{list}__0__{name} for that of the first");
                 return self.problem(&path, None, says);
             }
+            (None, &["quota", "override", ..]) => {
+                return self.problem(&path, None, "overrides stand in the file alone");
+            }
             _ => {
                 return self.problem(
                     &path,
@@ -250,7 +275,7 @@ impl Found {
             }
         };
         let Some(kind) = keys::kind(section, name) else {
-            return self.problem(&key, None, keys::known(section));
+            return self.problem(&key, None, keys::unknown(section, name));
         };
         let Ok(text) = value.into_string() else {
             return self.problem(&key, None, "must be UTF-8");

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc};
 
-use crate::amp::{self, Refusal, RuleSet, SecurityLevel, StanzaError};
+use crate::amp::{self, Refusal, RuleSet, StanzaError};
 use crate::router::{Everywhere, Route};
 use crate::shard::{
     Asked, Available, Do, DueEvent, ITEM_OVERHEAD, Input, Intercept, Sent, Stage, Taken, ToLink,
@@ -284,9 +284,7 @@ impl<'a> Session<'a> {
         self.counters.intercept(held.stage);
         let too_large = held.message.raw.len() + ITEM_OVERHEAD > self.max_stanza(&host);
         let rules = self.rules(&held);
-        let answers_itself = held.stage == Stage::Rules
-            && self.context.security == SecurityLevel::Strict
-            && !held.may_see_presence;
+        let silent = rules.is_some() && self.is_silent(&held);
         let intercept = Intercept {
             link: self.id,
             host,
@@ -302,14 +300,21 @@ impl<'a> Session<'a> {
             gateway: held.gateway,
             stamp: held.stamp.unwrap_or_else(|| (self.context.clock)()),
             message: held.message,
+            silent,
             rules,
         };
+        // Until it has left the stage of its rules, a refusal is by the message alone.
+        let at_rules = intercept.stage == Stage::Rules;
         if too_large {
-            let bounce = reply_to::bounce(&intercept, StanzaError::POLICY_VIOLATION);
-            self.refuse(&intercept, bounce);
+            let told = at_rules || !silent;
+            let bounce = told.then(|| reply_to::bounce(&intercept, StanzaError::POLICY_VIOLATION));
+            self.refuse(&intercept, bounce.flatten());
             return None;
         }
-        if answers_itself && let Some(Err(refusal)) = &intercept.rules {
+        if silent
+            && at_rules
+            && let Some(Err(refusal)) = &intercept.rules
+        {
             let reply = reply_to::refusal(&intercept, refusal);
             self.refuse(&intercept, Some(reply));
             return None;
@@ -318,8 +323,13 @@ impl<'a> Session<'a> {
         Some((intercept.to.clone(), Input::Intercept(Box::new(intercept))))
     }
 
+    fn is_silent(&self, held: &Held) -> bool {
+        amp::is_silent(self.context.security, held.may_see_presence)
+    }
+
     /// The rules that are to be looked at, validated: none in errors, in what a room says
-    /// or is said about, and in replies of this system.
+    /// or is said about, and in replies of this system. Of a right that was lost after the
+    /// rules had been accepted, only the answers are.
     fn rules(&self, held: &Held) -> Option<Result<RuleSet, Refusal>> {
         let message: &Message = &held.message;
         let looked_at = !message.amp.is_empty()
@@ -328,7 +338,9 @@ impl<'a> Session<'a> {
             && !matches!(message.kind, MessageType::Error | MessageType::Groupchat);
         looked_at.then(|| {
             let rules = amp::check(&message.amp, message.id.as_deref())?;
-            amp::permit(&rules, self.context.security, held.may_see_presence)?;
+            if held.stage == Stage::Rules || !self.is_silent(held) {
+                amp::permit(&rules, self.context.security, held.may_see_presence)?;
+            }
             Ok(rules)
         })
     }
@@ -342,6 +354,7 @@ impl<'a> Session<'a> {
             key: intercept.key.clone(),
             stage: intercept.stage,
             what: Do::Discarded,
+            silent: false,
             sends: reply.into_iter().collect(),
         });
         metrics::counter!("amphora_refused_by_link_total").increment(1);
@@ -349,7 +362,7 @@ impl<'a> Session<'a> {
     }
 
     fn malformed(&self, malformed: Malformed) {
-        let Malformed { host, key, stage, from, to, id, reason } = malformed;
+        let Malformed { host, key, stage, may_see_presence, from, to, id, reason } = malformed;
         tracing::error!(
             host,
             key = key.as_deref(),
@@ -359,7 +372,10 @@ impl<'a> Session<'a> {
         let (Some(key), Some(host)) = (key, self.host(&host)) else {
             return;
         };
-        let bounce = from.zip(to).map(|(from, to)| {
+        // It may have had rules.
+        let silent =
+            stage != Stage::Rules && amp::is_silent(self.context.security, may_see_presence);
+        let bounce = from.zip(to).filter(|_| !silent).map(|(from, to)| {
             let envelope =
                 Envelope { host: &host, sender: &from, recipient: &to, id: id.as_deref() };
             reply_to::plain(&envelope, StanzaError::BAD_REQUEST)
@@ -367,7 +383,8 @@ impl<'a> Session<'a> {
         let mut state = self.state.borrow_mut();
         state.refused.insert(key.clone(), None);
         let sends = bounce.into_iter().collect();
-        state.verdicts.push(Verdict { host, key, stage, what: Do::Discarded, sends });
+        let what = Do::Discarded;
+        state.verdicts.push(Verdict { host, key, stage, what, silent: false, sends });
         self.wake.notify_one();
     }
 

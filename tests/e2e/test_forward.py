@@ -281,11 +281,10 @@ async def test_what_was_sent_on_too_often_is_an_error(site, clients):
             for n in range(0, times, each)
         )
 
-    for rules in ("", amp(rule("notify", "deliver", "forward"))):
+    for rules in ("", amp(rule("drop", "deliver", "gateway"))):
         id = a.send_xml(message(bob, "too often", payload=marked(8) + rules))
         reply = await a.inbox.reply(id)
         check_error(reply, "cancel", None, "policy-violation", id=id, sender=f"{alice}/desk")
-        assert reply.status is None
     got = await c.inbox.reply(a.send_xml(message(bob, "the last time", payload=marked(7))))
     assert len(marks(got)) == 8 and marks(got).count(bob) == 1
     assert c.inbox.bodies() == ["the last time"]
@@ -478,6 +477,11 @@ async def test_at_strict_an_entry_tells_a_stranger_nothing(workshop, clients):
     e.send_xml(message(bob, "dropped", payload=amp(rule("drop", "deliver", "forward"))))
     e.send_text(bob, "the end")
     assert await c.inbox.body_count(1) == ["the end"]
+    # nobody is at the gateway: an error is silent where it answers rules
+    silent = e.send_xml(message(f"123@{SMS}", "x", payload=amp(rule("drop", "deliver", "none"))))
+    told = await e.inbox.reply(e.send_text(f"123@{SMS}", "x"))
+    assert told.condition == "remote-server-timeout"
+    assert e.inbox.with_id(silent) == []
     f = await clients.online(prosody, friend, "desk")
     id = f.send_xml(message(fred, "x", payload=amp(rule(*alert))))
     check_reply(
