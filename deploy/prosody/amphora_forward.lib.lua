@@ -178,10 +178,11 @@ return function (ctx)
 			name_sender(message, from);
 			message.attr.from = bare;
 		end
+		local silent = event.amphora and event.origin ~= hosts[host];
 		if hosts[jid_host(to)] then
-			module:send(message, event.amphora and event.origin or nil);
+			module:send(message, silent and event.origin or nil);
 		elseif ctx.edge then
-			ctx.edge.relay(message);
+			ctx.edge.relay(message, silent);
 		else
 			ctx.queue.send_out(message);
 		end
