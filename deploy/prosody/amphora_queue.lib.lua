@@ -613,8 +613,11 @@ return function (ctx)
 		ctx.schedule();
 	end
 
-	-- Who would get the message if it were routed now. The decision holds only as long as this.
+	-- Who would get the message if it were routed now. The decision holds only as long as this. For
+	-- one who is sent on, his sessions change nothing.
 	local function takers(held)
+		local how, target = ctx.forward.target_of(held, stanza_of);
+		if how then return how.." "..target; end
 		local session = full_sessions[held.addressed];
 		if session then
 			local seat = ctx.seats.of(session);
@@ -675,12 +678,15 @@ return function (ctx)
 			held.may_see = facts.may_see_presence(user.username, held.from);
 		end
 		if rules then held.takers = takers(held); end
+		local how, target;
+		if rules then how, target = ctx.forward.target_of(held, stanza_of); end
 		local after = held.prev and (" after='"..escape(held.prev.key).."'") or "";
 		local xml = {
 			"<intercept xmlns='urn:amphora:intercept:1' key='"..escape(held.key).."'"..after
 				..(held.again and " again='true'" or "").." stage='"..held.stage.."' leg='recipient' to='"
 				..escape(user.bare).."' account='"..tostring(account_exists(held))
-				.."' may-see-presence='"..tostring(held.may_see).."' archived='"..tostring(held.archived or false).."'>";
+				.."' may-see-presence='"..tostring(held.may_see).."' archived='"..tostring(held.archived or false).."'"
+				..(how and (" "..how.."='"..escape(target).."'") or "")..">";
 		};
 		add_sessions(xml, held);
 		xml[#xml + 1] = "<forwarded xmlns='urn:xmpp:forward:0'><delay xmlns='urn:xmpp:delay' stamp='"..escape(held.stamp).."'/>";

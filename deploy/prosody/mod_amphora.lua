@@ -8,6 +8,7 @@
 --   amphora_retrieve.lib.lua  what users ask about their stored messages
 --   amphora_spool.lib.lua   the file for what no node can take now
 --   amphora_facts.lib.lua   rights, accounts, stanzas and bytes
+--   amphora_forward.lib.lua what is sent on to other addresses and gateways
 --   amphora_command.lib.lua prosodyctl mod_amphora ...
 
 if module.host == "*" then -- loaded by prosodyctl
@@ -156,6 +157,7 @@ if not ctx.spool then
 end
 local spool = ctx.spool;
 
+ctx.forward = module:require "amphora_forward"(ctx);
 queue = module:require "amphora_queue"(ctx);
 ctx.queue = queue;
 seats = module:require "amphora_seats"(ctx);
@@ -246,6 +248,7 @@ local function greet(origin, stanza, greeting)
 	link.node, link.security = greeting.attr.node or "?", greeting.attr.security;
 	link.window = math.max(1, math.min(options.window, tonumber(greeting.attr.window) or options.window));
 	link.actions, link.conditions = names_of(greeting, "action"), names_of(greeting, "condition");
+	ctx.forward.greeted(greeting);
 	origin.send(st.reply(stanza):tag("greeting", {
 		xmlns = xmlns, version = PROTOCOL, server = "Prosody "..prosody.version, module = VERSION;
 		acks = hosts[host].modules.smacks and "true" or "false", ["max-stanza"] = ("%d"):format(ctx.max_stanza);
@@ -461,6 +464,21 @@ module:hook("message/full", on_message, 600);
 local function around_message(fire, name, event) return queue.around_message(fire, name, event); end
 module:wrap_event("message/bare", around_message);
 module:wrap_event("message/full", around_message);
+
+-- Behind the block list, and before archive, carbons and sessions: they are passed by.
+local redirect = protect("a message was sent on", function (event)
+	local origin, stanza = event.origin, event.stanza;
+	local username = jid_split(stanza.attr.to);
+	if not stanza.attr.to then username = origin.username; end
+	local from = stanza.attr.from or origin.full_jid;
+	if not username or not from then return; end
+	return ctx.forward.redirect(username.."@"..host, stanza, from, event) or nil;
+end);
+local function on_passed(event)
+	if ctx.forward.any() then return redirect(event); end
+end
+module:hook("message/bare", on_passed, 50);
+module:hook("message/full", on_passed, 50);
 
 -- After push (1), before mod_offline (-1), which must not see it: what is stored is a node's.
 module:hook("message/offline/handle", function (event)

@@ -599,6 +599,20 @@ mod tests {
     }
 
     #[test]
+    fn r33_where_the_server_would_send_it_on() {
+        for (attrs, forwards_to, gateway) in [
+            ("", false, false),
+            ("forwards-to='b@other'", true, false),
+            ("gateway='b@gw.h'", false, true),
+        ] {
+            let attrs = format!("key='k' stage='rules' to='b@h' {attrs}");
+            let stanza = message(&intercept(&attrs, &forwarded(MESSAGE)));
+            let Incoming::Intercept { held, .. } = only(&stanza) else { panic!("no intercept") };
+            assert_eq!((held.forwards_to, held.gateway), (forwards_to, gateway), "{attrs}");
+        }
+    }
+
+    #[test]
     fn broken_stanzas_close_the_stream() {
         for broken in
             ["<message from='h' to='amp.h'><a></message>", "<message from='h' to='amp.h'>"]

@@ -483,6 +483,46 @@ fn o6_what_is_not_worth_keeping_is_discarded_in_silence() {
 }
 
 #[test]
+fn r33_what_is_sent_on_is_decided_at_stage_rules_whatever_account_sessions_and_quota() {
+    for (value, forwards_to) in [("forward", true), ("gateway", false)] {
+        let decide = |action: &str, value: &str| {
+            let mut h = History::with_quota(1);
+            h.held(|_| {});
+            h.held(|i| {
+                i.key = "k2".into();
+                i.stage = Stage::Rules;
+                i.account = false;
+                i.sessions = vec![phone(1)];
+                (i.forwards_to, i.gateway) = (forwards_to, !forwards_to);
+                with_rules(i, &rule(action, "deliver", value));
+            });
+            h.used(1, 100).pop().unwrap()
+        };
+        assert_eq!(decide("notify", value), "1: k2 rules deliver +notify");
+        assert_eq!(decide("alert", value), "1: k2 rules discarded +alert");
+        assert_eq!(decide("error", value), "1: k2 rules discarded +error");
+        assert_eq!(decide("drop", value), "1: k2 rules discarded");
+        let others = ["direct", "stored", "none", if forwards_to { "gateway" } else { "forward" }];
+        for other in others {
+            assert_eq!(decide("alert", other), "1: k2 rules deliver", "{other} at {value}");
+        }
+    }
+}
+
+#[test]
+fn what_came_to_storage_stays_whatever_is_said_of_sending_it_on() {
+    for stage in [Stage::Offline, Stage::Undelivered] {
+        let mut h = History::new();
+        let effects = h.held(|i| {
+            i.stage = stage;
+            (i.forwards_to, i.gateway) = (true, true);
+            with_rules(i, &rule("drop", "deliver", "forward"));
+        });
+        assert_eq!(effects, ["#1 append 1 k1"], "{stage:?}");
+    }
+}
+
+#[test]
 fn r38_what_comes_back_undelivered_expires() {
     let mut h = History::new();
     let effects = h.held(|i| {
