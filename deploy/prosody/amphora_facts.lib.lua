@@ -19,6 +19,9 @@ local xmlns_sid = "urn:xmpp:sid:0";
 local xmlns_delay = "urn:xmpp:delay";
 local xmlns_muc_user = "http://jabber.org/protocol/muc#user";
 
+local MAX_OVERHEAD = 4096; -- bytes of all that a node wraps round a message to send it back
+local MAX_DEPTH = 60; -- levels of elements in a message that a node reads
+
 local facts = {};
 
 -- ------------------------------------------------------------------------------ time
@@ -184,6 +187,11 @@ function facts.deeper_than(stanza, levels)
 		if facts.deeper_than(tag, levels - 1) then return true; end
 	end
 	return false;
+end
+
+-- What could not come back from a node, or not be read by one. `bytes`: of the message.
+function facts.too_large(stanza, bytes, max_stanza)
+	return bytes + MAX_OVERHEAD > max_stanza or facts.deeper_than(stanza, MAX_DEPTH);
 end
 
 -- ------------------------------------------------------------------------------ bytes

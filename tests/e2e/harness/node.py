@@ -61,7 +61,7 @@ class Node:
             "address": f"127.0.0.1:{server.component_port}",
             "component": COMPONENT,
             "secret": SECRET,
-            "host": HOST,
+            "host": getattr(server, "host", HOST),
             **settings,
         }
         self.config = self.dir / "amphora.toml"
@@ -128,6 +128,10 @@ class Node:
         code = self.process.terminate()
         self.process = None
         return code
+
+    def signal(self, number):
+        """Any other signal."""
+        self.process.signal(number)
 
     def kill(self):
         """kill -9."""
