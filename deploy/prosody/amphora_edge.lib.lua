@@ -24,6 +24,7 @@ local host = module.host;
 local hosts = prosody.hosts;
 local full_sessions = prosody.full_sessions;
 
+local SHARE = 4; -- one sender has a quarter of the room, so that others have some whatever he does
 local RETRY_FIRST, RETRY_LAST = 0.25, 30; -- seconds until it is asked again after retry: doubled each time
 
 return function (ctx)
@@ -38,6 +39,7 @@ return function (ctx)
 	local followers = new_fifo(); -- oldest first
 	local paused = {};    -- held -> true
 	local count, bytes = 0, 0;
+	local shares = {};    -- sender's bare JID -> { count, bytes }
 	local stopping;
 
 	-- -------------------------------------------------------------------- going on
@@ -101,6 +103,10 @@ return function (ctx)
 		end
 		held.pair, held.since = pair, time_now();
 		pair.list:push(held);
+		held.sender = jid_bare(stanza.attr.from);
+		local share = shares[held.sender] or { count = 0, bytes = 0 };
+		shares[held.sender] = share;
+		share.count, share.bytes = share.count + 1, share.bytes + held.bytes;
 		count, bytes = count + 1, bytes + held.bytes;
 	end
 
@@ -109,6 +115,9 @@ return function (ctx)
 		held.gone = true;
 		paused[held] = nil;
 		if held.key then keys[held.key] = nil; end
+		local share = shares[held.sender];
+		share.count, share.bytes = share.count - 1, share.bytes - held.bytes;
+		if share.count == 0 then shares[held.sender] = nil; end
 		count, bytes = count - 1, bytes - held.bytes;
 	end
 
@@ -194,9 +203,15 @@ return function (ctx)
 		return stopping or (not link.up and time_now() - link.lost_at >= options.hold);
 	end
 
+	local function is_full(sender)
+		local share = shares[sender];
+		return count >= options.edge_messages or bytes >= options.edge_bytes
+			or (share and (share.count >= options.edge_messages / SHARE or share.bytes >= options.edge_bytes / SHARE));
+	end
+
 	-- Holds it if there is room. What there is no room for is refused.
 	local function admit(held)
-		if count >= options.edge_messages or bytes >= options.edge_bytes then
+		if is_full(jid_bare(held.stanza.attr.from)) then
 			bounce(held, "wait", "resource-constraint", "Too many messages wait to leave this server");
 			return false;
 		end

@@ -11,7 +11,7 @@ local time_now = require "util.time".now;
 
 return function (ctx)
 	local link, options = ctx.link, ctx.options;
-	local window = {};
+	local window = { sent_count = 0 }; -- ever sent
 
 	local in_flight = ctx.new_fifo(); -- { held, time it was sent, what sends it again }, oldest first
 
@@ -27,6 +27,7 @@ return function (ctx)
 		end
 		local now = time_now();
 		held.gen, held.again, held.ever_sent, held.sent_at = link.gen, true, true, now;
+		window.sent_count = window.sent_count + 1;
 		in_flight:push({ held = held, at = now, send_again = send_again });
 	end
 

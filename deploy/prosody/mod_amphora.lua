@@ -187,15 +187,15 @@ local check_link;
 -- What one turn of the event loop brought goes out together. Under a flood the timer may come
 -- late, so a verdict pumps as well.
 local scheduled = false;
-local edge_first = false;
+local first, second = queue, edge;
 local pump = protect("sending to the node", function ()
 	if check_link() then
 		seats.pump();
-		-- Whoever comes first may fill the window, so they take turns.
-		edge_first = not edge_first;
-		if edge_first then edge.pump(); end
-		queue.pump();
-		edge.pump();
+		-- Whoever comes first may fill the window. So it is the other's turn after that.
+		local sent = ctx.window.sent_count;
+		first.pump();
+		second.pump();
+		if ctx.window.sent_count > sent then first, second = second, first; end
 		flush_out();
 	end
 end);

@@ -14,8 +14,8 @@ use tokio::sync::{Notify, mpsc};
 use crate::amp::{self, Refusal, RuleSet, SecurityLevel, StanzaError};
 use crate::router::{Everywhere, Route};
 use crate::shard::{
-    Asked, Available, Do, ITEM_OVERHEAD, Input, Intercept, Leg, Sent, Stage, Taken, ToLink, Verdict,
-    reply_to,
+    Asked, Available, Do, DueEvent, ITEM_OVERHEAD, Input, Intercept, Leg, Sent, Stage, Taken,
+    ToLink, Verdict, reply_to,
 };
 use crate::stanza::{Message, MessageType};
 use crate::words::{Bare, Key, LinkId, MessageId};
@@ -443,6 +443,8 @@ impl<'a> Session<'a> {
             "host greeted"
         );
         self.context.health.set_host_greeted(&self.settings.component, host);
+        // The clock ends only when the node does.
+        let _ = self.context.due.send(DueEvent::LinkUp);
     }
 }
 

@@ -1,6 +1,7 @@
 """An Amphora node of our own: a folder, a settings file, a process that can be killed."""
 
 import os
+import sqlite3
 import subprocess
 import urllib.error
 import urllib.request
@@ -160,6 +161,14 @@ class Node:
             return text
 
         return wait_for(found, f"a line with {words} in the node's log:\n{self.log[-3000:]}", seconds)
+
+    def rows(self):
+        """How many messages its database holds, read from outside."""
+        try:
+            with sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=5) as database:
+                return database.execute("select count(*) from offline_message").fetchone()[0]
+        except sqlite3.OperationalError:
+            return 0
 
     def command(self, *arguments):
         """Run `amphora <arguments>` to its end: (code, output)."""
