@@ -229,7 +229,10 @@ return function (ctx)
 
 	function queue.bounce(stanza, type, condition, text)
 		if stanza.attr.type == "error" then return; end
-		send_out(st.error_reply(stanza, type, condition, text));
+		local reply = st.error_reply(stanza, type, condition, text);
+		-- the code that XEP-0079 section 6 gives it
+		if condition == "service-unavailable" then reply:get_child("error").attr.code = "503"; end
+		send_out(reply);
 	end
 
 	local function stanza_of(held)

@@ -564,7 +564,7 @@ async def test_without_a_node(workshop, pretender, clients):
     a.send_text(bob, "plain")
     for id in (sent, unsent):
         reply = await a.inbox.reply(id)
-        check_error(reply, "cancel", None, "service-unavailable", id=id, sender=f"{alice}/desk")
+        check_error(reply, "cancel", "503", "service-unavailable", id=id, sender=f"{alice}/desk")
     assert await b.inbox.body_count(1) == ["plain"]
     # from now on at once
     id = a.send_xml(message(bob, "late", payload=amp(QUIET)))
@@ -631,44 +631,77 @@ async def test_the_module_is_unloaded(workshop, pretender, clients, admin):
     assert await b.inbox.body_count(3) == ["before", "plain", "after"]
 
 
-async def test_answers_that_do_not_count(workshop, pretender, clients):
-    """A retry is asked again, a verdict of another link or stage is ignored, nonsense is left out."""
+def intercepts(node, key=None):
+    """What a played node was asked, about that message or all."""
+    return [i for i in node.said("intercept") if key in (None, i.get("key"))]
+
+
+async def asked_about(node, count=1):
+    """Wait until it was asked about so many messages; their keys in order."""
+    keys = lambda: list(dict.fromkeys(i.get("key") for i in intercepts(node)))  # noqa: E731
+    await until(lambda: len(keys()) >= count, f"{count} intercepts")
+    return keys()
+
+
+async def test_what_a_node_is_asked(workshop, pretender, clients):
+    """R23: the facts of the sender's leg; without an answer within `amphora_resend` once more."""
     near = workshop.prosody(s2s=True, options={"amphora_resend": 1})
     alice, bob = friends(near, pretender)
     a = await clients.online(near, alice, "desk", raw=True)
     b = await clients.online(pretender, bob, raw=True)
-
-    def intercepts(node, key=None):
-        return [i for i in node.said("intercept") if key in (None, i.get("key"))]
-
     async with Component(near) as node:
         await node.greet()
-        a.send_xml(message(bob, "ruled", payload=amp(QUIET)))
-        await until(lambda: intercepts(node), "the intercept")
+        a.send_xml(message(f"{bob}/phone", "ruled", payload=amp(QUIET)))
+        (key,) = await asked_about(node)
         first = intercepts(node)[0]
-        key = first.get("key")
         assert first.get("leg") == "sender" and first.get("stage") == "rules"
         assert first.get("to") == bob and first.get("next-supports-amp") == "true"
         assert first.get("again") is None and first.get("after") is None
         inner = first.find(f"{{{FORWARD}}}forwarded/{{{CLIENT}}}message")
-        assert inner.get("from") == f"{alice}/desk" and inner.get("to") == bob
-        # without an answer it comes again
-        await until(lambda: len(intercepts(node, key)) >= 2, "it to come again")
-        assert intercepts(node, key)[1].get("again") == "true"
-        for stage, what in [("offline", "deliver"), ("rules", "stored"), ("rules", "explode")]:
-            node.verdict(key, what, stage)
-        seen = len(intercepts(node, key))
-        node.verdict(key, "retry")
-        await until(lambda: len(intercepts(node, key)) > seen, "it to come again after retry")
-        assert b.inbox.bodies() == []
-    async with Component(near) as node:
-        await node.greet()
-        await until(lambda: intercepts(node, key), "it to come to the next node")
-        node.verdict(key, "deliver")
+        assert inner.get("from") == f"{alice}/desk" and inner.get("to") == f"{bob}/phone"
+        await until(lambda: len(intercepts(node)) >= 2, "it to come again")
+        assert intercepts(node)[1].get("again") == "true" and intercepts(node)[1].get("key") == key
         node.verdict(key, "deliver")
         assert await b.inbox.body_count(1) == ["ruled"]
-        a.send_text(bob, "end")
-        assert await b.inbox.body_count(2) == ["ruled", "end"]
+
+
+async def test_answers_that_do_not_count(workshop, pretender, clients):
+    """After a retry it is asked again; nonsense is left out, and so is a verdict on another link
+    than the one on which it was asked last."""
+    near = workshop.prosody(s2s=True, options={"amphora_resend": 600})
+    alice, bob = friends(near, pretender)
+    a = await clients.online(near, alice, "desk", raw=True)
+    b = await clients.online(pretender, bob, raw=True)
+    async with Component(near) as node:
+        await node.greet()
+        a.send_xml(message(bob, "1", payload=amp(QUIET)))
+        (one,) = await asked_about(node)
+        for stage, what in [("offline", "deliver"), ("rules", "stored"), ("rules", "explode")]:
+            node.verdict(one, what, stage)
+        for tries in (2, 3):
+            node.verdict(one, "retry")
+            await until(lambda: len(intercepts(node)) == tries, "it to come again after retry")
+        a.send_xml(message(bob, "2", payload=amp(QUIET)))
+        one, two = await asked_about(node, 2)
+        node.verdict(two, "deliver")
+        await a.ping()
+        assert b.inbox.bodies() == []
+    async with Component(near) as node:
+        await node.greet(window=1)
+        assert await asked_about(node) == [one]
+        node.verdict(two, "discarded")
+        node.verdict(one, "retry")
+        # what has not come is not answered, and the one window goes round
+        assert await asked_about(node, 2) == [one, two]
+    async with Component(near) as node:
+        await node.greet()
+        assert await asked_about(node, 2) == [one, two]
+        node.verdict(two, "deliver")
+        node.verdict(one, "deliver")
+        node.verdict(one, "deliver")
+        assert await b.inbox.body_count(2) == ["1", "2"]
+        await b.inbox.reply(a.send_text(bob, "end"))
+        assert b.inbox.bodies() == ["1", "2", "end"]
 
 
 async def test_the_window_is_one_for_both_legs(workshop, pretender, clients):
@@ -724,7 +757,7 @@ async def test_what_the_host_sends_on_asks_the_next_server(near, pretender, plai
     assert b.inbox.messages()[0].sender == via
     refused = a.send_xml(message(via, "no", payload=relayed(carol, later)))
     reply = await a.inbox.reply(refused)
-    check_error(reply, "cancel", None, "service-unavailable", id=refused, sender=f"{alice}/desk")
+    check_error(reply, "cancel", "503", "service-unavailable", id=refused, sender=f"{alice}/desk")
     assert reply.sender == via, "where it was sent on to is told"
     await c.inbox.reply(a.send_xml(message(via, "yes", payload=relayed(carol))))
     assert c.inbox.bodies() == ["yes"]
