@@ -79,6 +79,7 @@ return function (ctx)
 	-- Of what this host sends on, its rules say who sent it first, and to whom (section 4.1 of
 	-- XEP-0079): the error is his, and tells nothing of where it was sent on to.
 	local function bounce(held, type, condition, text)
+		if held.silent then return; end
 		local stanza = held.stanza;
 		local amp = not held.origin and stanza:get_child("amp", xmlns_amp);
 		if amp and amp.attr.from then
@@ -262,10 +263,10 @@ return function (ctx)
 
 	-- Routes a stanza that this host itself sends on, in the order of its pair. If it carries rules
 	-- and goes to another server, that one is asked first whether it supports them, and an error goes
-	-- back if it does not. No node is asked: one has decided about it already.
-	function edge.relay(stanza)
+	-- back if it does not, unless `silent`. No node is asked: one has decided about it already.
+	function edge.relay(stanza, silent)
 		local _, domain = jid_split(stanza.attr.to);
-		local held = { stanza = stanza, domain = domain };
+		local held = { stanza = stanza, domain = domain, silent = silent };
 		if hosts[domain] then
 			go_on(held);
 		elseif facts.has_rules(stanza) then

@@ -633,7 +633,10 @@ return function (ctx)
 		local seat = by_session[session];
 		if not seat or stanza.name ~= "message" or (stanza.attr.xmlns and stanza.attr.xmlns ~= "jabber:client") then return; end
 		local kind = stanza.attr.type;
-		if kind and kind ~= "chat" and kind ~= "normal" then return; end
+		if kind and kind ~= "chat" and kind ~= "normal" then
+			-- It comes to nothing, and mod_smacks would tell its sender that somebody was there.
+			return ctx.queue.is_silent(seat.username, stanza) or nil;
+		end
 		seat.closing = true; -- it is on its way out, but still listed
 		local entry;
 		local q = seat.sm;

@@ -284,9 +284,7 @@ impl<'a> Session<'a> {
         self.counters.intercept(held.stage);
         let too_large = held.message.raw.len() + ITEM_OVERHEAD > self.max_stanza(&host);
         let rules = rules_of(&held, self.context.security);
-        let answers_itself = held.stage == Stage::Rules
-            && self.context.security == SecurityLevel::Strict
-            && !may_be_answered(&held);
+        let silent = rules.is_some() && is_silent(&held, self.context.security);
         let intercept = Intercept {
             link: self.id,
             host,
@@ -303,14 +301,21 @@ impl<'a> Session<'a> {
             gateway: held.gateway,
             stamp: held.stamp.unwrap_or_else(|| (self.context.clock)()),
             message: held.message,
+            silent,
             rules,
         };
+        // Until it has left the stage of its rules, a refusal is by the message alone.
+        let at_rules = intercept.stage == Stage::Rules;
         if too_large {
-            let bounce = reply_to::bounce(&intercept, StanzaError::POLICY_VIOLATION);
-            self.refuse(&intercept, bounce);
+            let told = at_rules || !silent;
+            let bounce = told.then(|| reply_to::bounce(&intercept, StanzaError::POLICY_VIOLATION));
+            self.refuse(&intercept, bounce.flatten());
             return None;
         }
-        if answers_itself && let Some(Err(refusal)) = &intercept.rules {
+        if silent
+            && at_rules
+            && let Some(Err(refusal)) = &intercept.rules
+        {
             let reply = reply_to::refusal(&intercept, refusal);
             self.refuse(&intercept, Some(reply));
             return None;
@@ -328,6 +333,7 @@ impl<'a> Session<'a> {
             key: intercept.key.clone(),
             stage: intercept.stage,
             what: Do::Discarded,
+            silent: false,
             sends: reply.into_iter().collect(),
         });
         metrics::counter!("amphora_refused_by_link_total").increment(1);
@@ -335,7 +341,7 @@ impl<'a> Session<'a> {
     }
 
     fn malformed(&self, malformed: Malformed) {
-        let Malformed { host, key, stage, from, to, id, reason } = malformed;
+        let Malformed { host, key, stage, may_see_presence, from, to, id, reason } = malformed;
         tracing::error!(
             host,
             key = key.as_deref(),
@@ -345,7 +351,10 @@ impl<'a> Session<'a> {
         let (Some(key), Some(host)) = (key, self.host(&host)) else {
             return;
         };
-        let bounce = from.zip(to).map(|(from, to)| {
+        // It may have had rules.
+        let silent =
+            stage != Stage::Rules && amp::is_silent(self.context.security, may_see_presence);
+        let bounce = from.zip(to).filter(|_| !silent).map(|(from, to)| {
             let envelope =
                 Envelope { host: &host, sender: &from, recipient: &to, id: id.as_deref() };
             reply_to::plain(&envelope, StanzaError::BAD_REQUEST)
@@ -353,7 +362,8 @@ impl<'a> Session<'a> {
         let mut state = self.state.borrow_mut();
         state.refused.insert(key.clone(), None);
         let sends = bounce.into_iter().collect();
-        state.verdicts.push(Verdict { host, key, stage, what: Do::Discarded, sends });
+        let what = Do::Discarded;
+        state.verdicts.push(Verdict { host, key, stage, what, silent: false, sends });
         self.wake.notify_one();
     }
 
@@ -448,8 +458,16 @@ impl<'a> Session<'a> {
     }
 }
 
+/// Whether nothing about the message may go back. Never at the sender's leg: what is decided
+/// there depends on the message and the clock alone, and the recipient's own server applies
+/// its level to what reaches it.
+fn is_silent(held: &Held, security: SecurityLevel) -> bool {
+    held.leg == Leg::Recipient && amp::is_silent(security, held.may_see_presence)
+}
+
 /// The rules that are to be looked at, validated: none in errors, in what a room says
-/// or is said about, and in replies of this system.
+/// or is said about, and in replies of this system. Of a right that was lost after the
+/// rules had been accepted, only the answers are.
 fn rules_of(held: &Held, security: SecurityLevel) -> Option<Result<RuleSet, Refusal>> {
     let message: &Message = &held.message;
     let looked_at = !message.amp.is_empty()
@@ -458,16 +476,12 @@ fn rules_of(held: &Held, security: SecurityLevel) -> Option<Result<RuleSet, Refu
         && !matches!(message.kind, MessageType::Error | MessageType::Groupchat);
     looked_at.then(|| {
         let rules = amp::check(&message.amp, message.id.as_deref())?;
-        amp::permit(&rules, security, may_be_answered(held))?;
+        let may_see = held.may_see_presence || held.leg != Leg::Recipient;
+        if held.stage == Stage::Rules || !is_silent(held, security) {
+            amp::permit(&rules, security, may_see)?;
+        }
         Ok(rules)
     })
-}
-
-/// Whether an answer may go back as far as the recipient's presence is concerned. At the
-/// sender's leg it may: what is decided there depends on the message and the clock alone,
-/// and the recipient's own server applies its level to what reaches it.
-fn may_be_answered(held: &Held) -> bool {
-    held.may_see_presence || matches!(held.leg, Leg::Sender { .. })
 }
 
 #[cfg(test)]
@@ -506,6 +520,8 @@ mod tests {
         ] {
             let rules = rules_of(&held(action, leg), security).unwrap();
             assert_eq!(rules.is_ok(), accepted, "{security:?} at the {leg}'s: {action}");
+            let silent = security == Strict && leg == "recipient";
+            assert_eq!(is_silent(&held(action, leg), security), silent, "{security:?}, {leg}");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::amp::{SecurityLevel, support};
 use crate::ns;
-use crate::shard::{HandOver, Send, Verdict};
+use crate::shard::{Do, HandOver, Send, Verdict};
 use crate::xml::escape_attribute;
 
 /// One link's addresses.
@@ -42,6 +42,9 @@ impl Writer {
                 verdict.stage.as_str(),
                 verdict.what.as_str()
             );
+            if verdict.silent && verdict.what == Do::Deliver {
+                out.push_str(" silent='true'");
+            }
             if verdict.sends.is_empty() {
                 out.push_str("/>");
                 continue;

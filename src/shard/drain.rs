@@ -263,8 +263,8 @@ impl Machine {
                 for id in ids {
                     recipient.gone(id);
                 }
-                if let Some(count) = &mut recipient.count {
-                    count.rows = count.rows.saturating_sub(rows);
+                if rows > 0 {
+                    recipient.freed();
                 }
                 if let Some((link, deleted)) = tell {
                     self.tell(link, deleted);

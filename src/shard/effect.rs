@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::store::{PageLimit, Write};
+use crate::store::{Detail, PageLimit, Write};
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, LinkId, MessageId};
 
 use super::input::Stage;
+use super::quota::Over;
 
 /// Ties the outcome of a write to what waits for it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -50,6 +51,8 @@ pub struct Verdict {
     pub stage: Stage,
     /// What to do.
     pub what: Do,
+    /// With `Deliver`: what the server answers to the sender, if anything, is dropped.
+    pub silent: bool,
     /// Stanzas to route once that is done.
     pub sends: Vec<String>,
 }
@@ -156,11 +159,17 @@ pub enum Effect {
         /// How much at the most.
         limit: PageLimit,
     },
-    /// Count a recipient's messages.
-    Count {
+    /// Ask how much is stored for a recipient.
+    Usage {
         /// Whose.
         user: Bare,
+        /// Comes back with the answer.
+        question: u64,
+        /// How much of it has to be known.
+        detail: Detail,
     },
+    /// A message was not kept because of a quota; its sender was told so or not.
+    OverQuota(Over),
     /// Look for a key among rows and marks.
     Find {
         /// Whose message.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::amp::{Refusal, RuleSet, Session};
 use crate::stanza::Message;
-use crate::store::{Outcome, StoreError, StoredMessage};
+use crate::store::{Outcome, StoreError, StoredMessage, Usage};
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, LinkId, MessageId};
 
@@ -77,6 +77,9 @@ pub struct Intercept {
     pub stamp: Timestamp,
     /// The message itself.
     pub message: Message,
+    /// It has rules, and its sender may not learn what becomes of it: nothing about it goes
+    /// back to him (section 2 of the intercept protocol, Strict).
+    pub silent: bool,
     /// Its rules, validated; `None` where there are none to look at.
     pub rules: Option<Result<RuleSet, Refusal>>,
 }
@@ -177,12 +180,14 @@ pub enum Input {
         /// The rows, in order of their ids.
         rows: Result<Vec<StoredMessage>, StoreError>,
     },
-    /// How many messages a recipient has.
-    Count {
+    /// How much is stored for a recipient.
+    Usage {
         /// Whose.
         user: Bare,
-        /// The number.
-        rows: Result<u64, StoreError>,
+        /// The question's number.
+        question: u64,
+        /// The answer.
+        usage: Result<Usage, StoreError>,
     },
     /// Whether a key is known to the store.
     Found {

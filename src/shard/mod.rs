@@ -12,8 +12,10 @@ mod expire;
 mod input;
 mod machine;
 mod next_hop;
+mod quota;
 mod recipient;
 pub mod reply_to;
+mod room;
 mod verdict;
 
 pub use actor::{Busy, DueEvent, Inputs, LinkSender, Outbox, ShardActor, ShardContext};
@@ -21,6 +23,7 @@ pub use drain::ITEM_OVERHEAD;
 pub use effect::{Do, Effect, HandOver, Item, Send, ToLink, Token, Verdict, WriteFor};
 pub use input::{Asked, Available, Input, Intercept, Leg, Sent, Stage, Taken};
 pub use machine::{Machine, Settings};
+pub use quota::{Limits, Over, Quotas};
 
 #[cfg(test)]
 mod tests;

@@ -20,6 +20,7 @@ mod sea;
 mod settings;
 mod sqlite;
 mod transaction;
+mod usage;
 mod writer;
 
 use futures::future::BoxFuture;
@@ -32,6 +33,7 @@ pub use job::{Done, Job, NewMessage, Outcome, Run, Write};
 pub use message::{DueMessage, DuePosition, PageLimit, Purged, StoredMessage};
 pub use sea::SeaStore;
 pub use settings::{Clock, StoreSettings};
+pub use usage::{Amount, Detail, Usage};
 
 /// Where offline messages are kept.
 ///
@@ -50,8 +52,12 @@ pub trait Store: Send + Sync + 'static {
         limit: PageLimit,
     ) -> BoxFuture<'static, Result<Vec<StoredMessage>, StoreError>>;
 
-    /// How many messages a recipient has.
-    fn count(&self, recipient: Bare) -> BoxFuture<'static, Result<u64, StoreError>>;
+    /// How much is stored for a recipient. Rows that can't be read count.
+    fn usage(
+        &self,
+        recipient: Bare,
+        detail: Detail,
+    ) -> BoxFuture<'static, Result<Usage, StoreError>>;
 
     /// The messages after `from` that expire at `until` or before, in their order. Empty:
     /// there are no more.

@@ -17,6 +17,7 @@ use super::message::{DueMessage, DuePosition, PageLimit, Purged, StoredMessage};
 use super::pages::{self, Place};
 use super::queue::{Submitted, Task};
 use super::settings::StoreSettings;
+use super::usage::{Detail, Usage};
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, MessageId};
 
@@ -117,8 +118,12 @@ impl Store for SeaStore {
         Box::pin(pages::page(self.readers.clone(), recipient, after, limit))
     }
 
-    fn count(&self, recipient: Bare) -> BoxFuture<'static, Result<u64, StoreError>> {
-        Box::pin(pages::count(self.readers.clone(), recipient))
+    fn usage(
+        &self,
+        recipient: Bare,
+        detail: Detail,
+    ) -> BoxFuture<'static, Result<Usage, StoreError>> {
+        Box::pin(pages::usage(self.readers.clone(), recipient, detail))
     }
 
     fn due(

@@ -20,6 +20,7 @@ pub use outbox::{LinkSender, Outbox};
 use super::effect::{Effect, ToLink, Token};
 use super::input::{Input, Sent};
 use super::machine::{Machine, Settings};
+use super::quota::Over;
 
 /// How often a shard forgets what is old.
 const TICK: Duration = Duration::from_secs(10);
@@ -105,9 +106,19 @@ impl ShardActor {
                     let page = self.context.store.page(user.clone(), after, limit);
                     answer(actor, async move { Input::Page { user, after, rows: page.await } });
                 }
-                Effect::Count { user } => {
-                    let count = self.context.store.count(user.clone());
-                    answer(actor, async move { Input::Count { user, rows: count.await } });
+                Effect::Usage { user, question, detail } => {
+                    let usage = self.context.store.usage(user.clone(), detail);
+                    answer(
+                        actor,
+                        async move { Input::Usage { user, question, usage: usage.await } },
+                    );
+                }
+                Effect::OverQuota(over) => {
+                    let answer = match over {
+                        Over::Error => "error",
+                        Over::Drop => "none",
+                    };
+                    metrics::counter!("amphora_over_quota_total", "answer" => answer).increment(1);
                 }
                 Effect::Find { user, key } => {
                     let found = self.context.store.find(key.clone());

@@ -22,7 +22,10 @@ security_level = "{security}"
 
 [store]
 url = "{url}"
+
+[quota]
 messages_per_user = {per_user}
+{quota}
 
 [http]
 listen = "127.0.0.1:{http}"
@@ -58,6 +61,7 @@ class Node:
             "security": "strict",
             "url": f"sqlite://{self.database}",
             "per_user": 0,
+            "quota": "",
             "http": self.http,
             "address": f"127.0.0.1:{server.component_port}",
             "component": COMPONENT,
