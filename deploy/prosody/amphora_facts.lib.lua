@@ -24,6 +24,9 @@ local xmlns_invitation = "jabber:x:conference";
 
 local OWN_ID = "amphora-"; -- stanza ids of this module begin so, those of an archive do not
 
+local MAX_OVERHEAD = 4096; -- bytes of all that a node wraps round a message to send it back
+local MAX_DEPTH = 60; -- levels of elements in a message that a node reads
+
 local facts = {};
 
 -- ------------------------------------------------------------------------------ time
@@ -217,6 +220,11 @@ function facts.deeper_than(stanza, levels)
 		if facts.deeper_than(tag, levels - 1) then return true; end
 	end
 	return false;
+end
+
+-- What could not come back from a node, or not be read by one. `bytes`: of the message.
+function facts.too_large(stanza, bytes, max_stanza)
+	return bytes + MAX_OVERHEAD > max_stanza or facts.deeper_than(stanza, MAX_DEPTH);
 end
 
 -- ------------------------------------------------------------------------------ bytes

@@ -181,10 +181,8 @@ return function (ctx)
 		local silent = event.amphora and event.origin ~= hosts[host];
 		if hosts[jid_host(to)] then
 			module:send(message, silent and event.origin or nil);
-		elseif ctx.edge then
-			ctx.edge.relay(message, silent);
 		else
-			ctx.queue.send_out(message);
+			ctx.edge.relay(message, silent);
 		end
 		return true;
 	end

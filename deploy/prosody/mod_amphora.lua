@@ -4,6 +4,9 @@
 -- The protocol is described in docs/intercept.md. What is where:
 --   mod_amphora.lua         options, the link, hooks into the server, discovery, load and unload
 --   amphora_queue.lib.lua   held messages: order, intercepts, verdicts
+--   amphora_edge.lib.lua    messages with rules on their way to another server
+--   amphora_servers.lib.lua what other servers support
+--   amphora_window.lib.lua  what a node has not answered
 --   amphora_seats.lib.lua   sessions: gates, announcements, hand-over, acknowledgements
 --   amphora_retrieve.lib.lua  what users ask about their stored messages
 --   amphora_spool.lib.lua   the file for what no node can take now
@@ -33,6 +36,7 @@ local full_sessions = prosody.full_sessions;
 local VERSION = "0.1.0";
 local PROTOCOL = "1";
 local SWEEP = 0.25; -- seconds between two looks at everything that has a time
+local DAY = 24 * 60 * 60;
 local BATCH_BYTES = 64 * 1024; -- of elements for the node in one message
 
 local MAX_STANZA = 4 * 1024 * 1024 - 64 * 1024; -- bytes of a message that still fits into what a node reads
@@ -54,10 +58,12 @@ if not component or component:find("[@/]") then
 	error("amphora_components: "..components[1].." is not a domain", 0);
 end
 
-local function number(name, default, minimum)
+local function number(name, default, minimum, maximum)
 	local value = module:get_option_number("amphora_"..name, default);
 	if not value or value < minimum then
 		error(("amphora_%s must be a number of at least %g"):format(name, minimum), 0);
+	elseif maximum and value > maximum then
+		error(("amphora_%s must be a number of at most %g"):format(name, maximum), 0);
 	end
 	return value;
 end
@@ -78,6 +84,11 @@ local options = {
 	held_bytes = number("held_bytes", 64 * 1024 * 1024, 1);
 	retrieve_timeout = number("retrieve_timeout", 30, 0.1);
 	spool_limit = number("spool_limit", 1024 * 1024 * 1024, 1);
+	edge_messages = number("edge_messages", 1000, 1);
+	edge_bytes = number("edge_bytes", 8 * 1024 * 1024, 1);
+	disco_cache = number("disco_cache", DAY, 0, DAY); -- not longer: XEP-0079, section 2.1.1
+	disco_retry = number("disco_retry", 60, 0, DAY);
+	disco_timeout = number("disco_timeout", 10, 0.1);
 	smacks_queue = math.max(module:get_option_number("smacks_max_queue_size", 500), 100);
 };
 
@@ -118,7 +129,15 @@ local facts = ctx.facts;
 local link = { up = false, gen = 0, count = 0, bytes = 0, window = options.window, lost_at = time_now() };
 ctx.link = link;
 
-local queue, seats, retrieve;
+ctx.window = module:require "amphora_window"(ctx);
+
+local last_key = 0;
+function ctx.new_key()
+	last_key = last_key + 1;
+	return ("%s-%d"):format(ctx.token, last_key);
+end
+
+local queue, seats, retrieve, edge;
 
 local function component_stream()
 	local component_host = hosts[component];
@@ -164,6 +183,9 @@ seats = module:require "amphora_seats"(ctx);
 ctx.seats = seats;
 retrieve = module:require "amphora_retrieve"(ctx);
 ctx.retrieve = retrieve;
+ctx.servers = module:require "amphora_servers"(ctx);
+edge = module:require "amphora_edge"(ctx);
+ctx.edge = edge;
 
 local function protect(what, f)
 	return function (...)
@@ -178,10 +200,15 @@ local check_link;
 -- What one turn of the event loop brought goes out together. Under a flood the timer may come
 -- late, so a verdict pumps as well.
 local scheduled = false;
+local first, second = queue, edge;
 local pump = protect("sending to the node", function ()
 	if check_link() then
 		seats.pump();
-		queue.pump();
+		-- Whoever comes first may fill the window. So it is the other's turn after that.
+		local sent = ctx.window.sent_count;
+		first.pump();
+		second.pump();
+		if ctx.window.sent_count > sent then first, second = second, first; end
 		retrieve.pump();
 		flush_out();
 	end
@@ -201,9 +228,11 @@ local function link_lost(reason)
 	out, out_bytes = {}, 0;
 	module:remove_item("feature", xmlns_amp);
 	module:remove_item("feature", xmlns_offline);
-	local held = queue.held();
+	local held = queue.held() + edge.held();
 	module:log("warn", "Node %s at %s is gone: %s; %d messages are held", link.node, component, reason, held);
+	ctx.window.link_lost();
 	queue.link_lost();
+	edge.link_lost();
 	seats.link_lost();
 	retrieve.link_lost();
 end
@@ -227,11 +256,12 @@ local function link_came()
 	link.up, link.gen = true, link.gen + 1;
 	module:add_feature(xmlns_amp);
 	module:add_feature(xmlns_offline);
-	local held = queue.held();
+	local held = queue.held() + edge.held();
 	module:log("info", "Node %s is there at %s (%s); %d messages are held, %d are in the spool",
 		link.node, component, link.security or "?", held, spool.live);
 	ctx.tell_removals();
 	queue.link_up();
+	edge.link_up();
 	seats.link_up();
 	pump();
 end
@@ -339,7 +369,9 @@ local function from_component(origin) return origin.type == "component" and orig
 
 local message_handlers = {
 	verdicts = function (element)
-		for verdict in element:childtags("verdict") do queue.verdict(verdict); end
+		for verdict in element:childtags("verdict") do
+			if not edge.verdict(verdict) then queue.verdict(verdict); end
+		end
 	end;
 	["handed-over"] = function (element) seats.handed_over(element); end;
 	["hand-over"] = function (element)
@@ -460,6 +492,13 @@ local function on_message(event)
 end
 module:hook("message/bare", on_message, 600);
 module:hook("message/full", on_message, 600);
+
+-- Below privacy lists (500) and the block list (100): what they refuse does not leave. Above the
+-- archive (0) and carbons (-0.5), which see what does.
+local leaving = protect("a message for another server was looked at", edge.intercept);
+module:hook("pre-message/bare", leaving, 50);
+module:hook("pre-message/full", leaving, 50);
+module:hook("pre-message/host", leaving, 50);
 
 local function around_message(fire, name, event) return queue.around_message(fire, name, event); end
 module:wrap_event("message/bare", around_message);
@@ -596,7 +635,9 @@ end
 
 local function sweep(now)
 	check_link();
+	ctx.window.sweep(now);
 	queue.sweep(now);
+	edge.sweep(now);
 	seats.sweep(now);
 	retrieve.sweep(now);
 	repeat_removals(now);
@@ -621,6 +662,7 @@ end);
 module:hook_global("server-stopping", function ()
 	queue.stopping = true;
 	queue.spool_all("The server stops");
+	edge.stop("The server stops");
 end, 10);
 local function last_chance()
 	queue.stopping = true;
@@ -661,6 +703,7 @@ function module.unload()
 	queue.stopping = true;
 	-- First, so that what waited for its pair goes into the gates and not past them.
 	queue.spool_all("The module is unloaded");
+	edge.stop("The module is unloaded");
 	seats.unload();
 	retrieve.unload();
 	spool:close();

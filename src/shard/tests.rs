@@ -166,6 +166,7 @@ fn offline(key: &str) -> Intercept {
         after: None,
         again: false,
         stage: Stage::Offline,
+        leg: Leg::Recipient,
         to: BOB.into(),
         account: true,
         archived: false,
@@ -402,6 +403,94 @@ fn r45_drop_is_silent_r44_alert_and_r47_error_are_not() {
         });
         assert_eq!(effects, [expected]);
     }
+}
+
+/// At the sender's leg, with one rule.
+fn leaving(action: &str, condition: &str, value: &str, next_supports_amp: bool) -> Vec<String> {
+    History::new().held(|i| {
+        i.stage = Stage::Rules;
+        i.leg = Leg::Sender { next_supports_amp };
+        i.account = false;
+        with_rules(i, &rule(action, condition, value));
+    })
+}
+
+const PAST: &str = "1970-01-01T00:00:00Z";
+
+#[test]
+fn r26_r33_a_rule_that_is_met_at_the_senders_leg_is_carried_out_there() {
+    for (action, met) in [
+        ("drop", "1: k1 rules discarded"),
+        ("alert", "1: k1 rules discarded +alert"),
+        ("error", "1: k1 rules discarded +error"),
+        ("notify", "1: k1 rules deliver +notify"),
+    ] {
+        for (condition, value) in
+            [("deliver", "direct"), ("expire-at", PAST), ("match-resource", "any")]
+        {
+            assert_eq!(leaving(action, condition, value, true), [met], "{condition} {value}");
+        }
+        for (condition, value) in [
+            ("deliver", "stored"),
+            ("deliver", "none"),
+            ("expire-at", "2099-01-01T00:00:00Z"),
+            ("match-resource", "exact"),
+            ("match-resource", "other"),
+        ] {
+            let effects = leaving(action, condition, value, true);
+            assert_eq!(effects, ["1: k1 rules deliver"], "{condition} {value}");
+        }
+    }
+}
+
+#[test]
+fn r25_r64_what_would_go_on_to_a_server_without_the_rules_comes_back() {
+    let unavailable = ["1: k1 rules discarded +service-unavailable"];
+    assert_eq!(leaving("drop", "deliver", "stored", false), unavailable);
+    // A notice would say that it went on.
+    assert_eq!(leaving("notify", "deliver", "direct", false), unavailable);
+    // What is discarded here does not ask what the next server can do.
+    assert_eq!(leaving("alert", "expire-at", PAST, false), ["1: k1 rules discarded +alert"]);
+    assert_eq!(leaving("drop", "expire-at", PAST, false), ["1: k1 rules discarded"]);
+}
+
+#[test]
+fn r15_r17_rules_are_validated_before_the_next_server_matters() {
+    for next_supports_amp in [true, false] {
+        let refused = leaving("explode", "deliver", "stored", next_supports_amp);
+        assert_eq!(refused, ["1: k1 rules discarded +bad-request"]);
+        let refused = leaving("drop", "deliver", "by-pigeon", next_supports_amp);
+        assert_eq!(refused, ["1: k1 rules discarded +not-acceptable"]);
+    }
+}
+
+#[test]
+fn r14_r42_a_per_hop_match_resource_is_passed_over_at_the_senders_leg() {
+    let mut h = History::new();
+    let effects = h.held(|i| {
+        i.stage = Stage::Rules;
+        i.leg = Leg::Sender { next_supports_amp: true };
+        with_rules(i, &(rule("drop", "match-resource", "any") + &rule("alert", "expire-at", PAST)));
+        let mut amp = i.message.amp.clone();
+        amp[0].attrs.push(("per-hop".into(), "true".into()));
+        i.rules = Some(amp::check(&amp, Some("i")));
+    });
+    assert_eq!(effects, ["1: k1 rules discarded +alert"]);
+}
+
+#[test]
+fn what_leaves_knows_no_order_no_quota_and_no_recipient() {
+    let mut h = History::with_quota(1);
+    let effects = h.held(|i| {
+        i.stage = Stage::Rules;
+        i.leg = Leg::Sender { next_supports_amp: true };
+        i.after = Some("k0".into());
+        i.stamp = seconds(0);
+        with_rules(i, &rule("drop", "deliver", "stored"));
+    });
+    assert_eq!(effects, ["1: k1 rules deliver"]);
+    assert!(h.machine.recipients.is_empty(), "something is remembered");
+    assert!(!h.machine.accepted.contains("k1"), "something is remembered");
 }
 
 #[test]

@@ -70,7 +70,7 @@ class Node:
             "address": f"127.0.0.1:{server.component_port}",
             "component": COMPONENT,
             "secret": SECRET,
-            "host": HOST,
+            "host": getattr(server, "host", HOST),
             **settings,
         }
         self.config = self.dir / "amphora.toml"
@@ -137,6 +137,10 @@ class Node:
         code = self.process.terminate()
         self.process = None
         return code
+
+    def signal(self, number):
+        """Any other signal."""
+        self.process.signal(number)
 
     def kill(self):
         """kill -9."""
