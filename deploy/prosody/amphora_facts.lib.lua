@@ -24,6 +24,9 @@ local xmlns_invitation = "jabber:x:conference";
 
 local OWN_ID = "amphora-"; -- stanza ids of this module begin so, those of an archive do not
 
+local MAX_OVERHEAD = 4096; -- bytes of all that a node wraps round a message to send it back
+local MAX_DEPTH = 60; -- levels of elements in a message that a node reads
+
 local facts = {};
 
 -- ------------------------------------------------------------------------------ time
@@ -88,6 +91,12 @@ end
 
 local function is_amp(tag) return tag.name == "amp" and tag.attr.xmlns == xmlns_amp; end
 
+function facts.is_from_room(stanza)
+	local _, from_host = jid_split(stanza.attr.from);
+	local sender_host = from_host and hosts[from_host];
+	return sender_host and sender_host.type == "component" and sender_host.modules.muc ~= nil;
+end
+
 -- Does the message carry rules that are to be looked at here? Not those from or about a room: an
 -- error in answer would throw the recipient out of it.
 function facts.has_rules(stanza)
@@ -102,10 +111,7 @@ function facts.has_rules(stanza)
 	end
 	if not found then return false; end
 	local type = stanza.attr.type;
-	if type == "error" or type == "groupchat" then return false; end
-	local _, from_host = jid_split(stanza.attr.from);
-	local sender_host = from_host and hosts[from_host];
-	return not (sender_host and sender_host.type == "component" and sender_host.modules.muc);
+	return type ~= "error" and type ~= "groupchat" and not facts.is_from_room(stanza);
 end
 
 -- The status of an answer to a rule; nil if it is none.
@@ -153,6 +159,10 @@ local function remove_ids(stanza, bare, count)
 		if count == 0 or not is_id_by(tag, bare) then return tag; end
 		count = count - 1;
 	end);
+end
+
+function facts.drop_stanza_id(stanza, bare)
+	if stanza_id_by(stanza, bare) then remove_ids(stanza, bare, math.huge); end
 end
 
 local function put_id(stanza, bare, key)
@@ -210,6 +220,11 @@ function facts.deeper_than(stanza, levels)
 		if facts.deeper_than(tag, levels - 1) then return true; end
 	end
 	return false;
+end
+
+-- What could not come back from a node, or not be read by one. `bytes`: of the message.
+function facts.too_large(stanza, bytes, max_stanza)
+	return bytes + MAX_OVERHEAD > max_stanza or facts.deeper_than(stanza, MAX_DEPTH);
 end
 
 -- ------------------------------------------------------------------------------ bytes

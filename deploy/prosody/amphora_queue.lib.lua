@@ -24,25 +24,22 @@ local host_session = prosody.hosts[host];
 local bare_sessions, full_sessions = prosody.bare_sessions, prosody.full_sessions;
 
 local RETRY_FIRST, RETRY_LAST = 0.25, 30; -- seconds a pair pauses after retry: doubled each time
-local MAX_OVERHEAD = 4096; -- bytes of all that a node wraps round a message to send it back
-local MAX_DEPTH = 60; -- levels of elements in a message that a node reads
 
 return function (ctx)
-	local facts, link, options = ctx.facts, ctx.link, ctx.options;
-	local escape = facts.escape;
+	local facts, link, options, window = ctx.facts, ctx.link, ctx.options, ctx.window;
+	local escape, new_key, unanswer = facts.escape, ctx.new_key, window.answered;
 	local queue = {};
 
 	local users = {};   -- bare JID -> user
 	local keys = {};    -- key -> held, those in memory
 	local held_count, held_bytes = 0, 0;
 	local followers_count, followers_bytes = 0, 0;
-	local next_key, next_seq = 0, 0;
+	local next_seq = 0;
 	local paused = {};  -- pair -> true
 	local routing;      -- what is being routed right now, see below
 
 	local new_fifo = ctx.new_fifo;
 	local urgent, normal = new_fifo(), new_fifo();
-	local in_flight = new_fifo();    -- { held, time it was sent }, for the resending
 	local waiting_order = new_fifo(); -- plain messages that wait for their pair, oldest first
 	local draining = new_fifo();     -- users with a spool
 
@@ -128,13 +125,6 @@ return function (ctx)
 	end
 
 	function queue.seq() return next_seq; end
-
-	local function unanswer(held)
-		if held.outstanding then
-			held.outstanding = nil;
-			link.count, link.bytes = link.count - 1, link.bytes - held.bytes;
-		end
-	end
 
 	local enqueue, advance;
 
@@ -244,7 +234,10 @@ return function (ctx)
 
 	function queue.bounce(stanza, type, condition, text)
 		if stanza.attr.type == "error" then return; end
-		send_out(st.error_reply(stanza, type, condition, text));
+		local reply = st.error_reply(stanza, type, condition, text);
+		-- the code that XEP-0079 section 6 gives it
+		if condition == "service-unavailable" then reply:get_child("error").attr.code = "503"; end
+		send_out(reply);
 	end
 
 	-- Where rules are not for everybody, an error that depends on where the recipient is would
@@ -424,20 +417,12 @@ return function (ctx)
 
 	-- -------------------------------------------------------------------- interception
 
-	local function new_key()
-		next_key = next_key + 1;
-		return ("%s-%d"):format(ctx.token, next_key);
-	end
-
 	local function new_ord()
 		ctx.spool.max_ord = ctx.spool.max_ord + 1;
 		return ctx.spool.max_ord;
 	end
 
-	-- What could not come back from a node, or not be read by one.
-	local function too_large(stanza, bytes)
-		return bytes + MAX_OVERHEAD > ctx.max_stanza or facts.deeper_than(stanza, MAX_DEPTH);
-	end
+	local function too_large(stanza, bytes) return facts.too_large(stanza, bytes, ctx.max_stanza); end
 
 	-- A message that waits at its stage goes to the link, or behind what the spool has for the user.
 	-- It stays in memory before others of its pair that are there.
@@ -613,8 +598,11 @@ return function (ctx)
 		ctx.schedule();
 	end
 
-	-- Who would get the message if it were routed now. The decision holds only as long as this.
+	-- Who would get the message if it were routed now. The decision holds only as long as this. For
+	-- one who is sent on, his sessions change nothing.
 	local function takers(held)
+		local how, target = ctx.forward.target_of(held, stanza_of);
+		if how then return how.." "..target; end
 		local session = full_sessions[held.addressed];
 		if session then
 			local seat = ctx.seats.of(session);
@@ -675,24 +663,22 @@ return function (ctx)
 			held.may_see = facts.may_see_presence(user.username, held.from);
 		end
 		if rules then held.takers = takers(held); end
+		local how, target;
+		if rules then how, target = ctx.forward.target_of(held, stanza_of); end
 		local after = held.prev and (" after='"..escape(held.prev.key).."'") or "";
 		local xml = {
 			"<intercept xmlns='urn:amphora:intercept:1' key='"..escape(held.key).."'"..after
 				..(held.again and " again='true'" or "").." stage='"..held.stage.."' leg='recipient' to='"
 				..escape(user.bare).."' account='"..tostring(account_exists(held))
-				.."' may-see-presence='"..tostring(held.may_see).."' archived='"..tostring(held.archived or false).."'>";
+				.."' may-see-presence='"..tostring(held.may_see).."' archived='"..tostring(held.archived or false).."'"
+				..(how and (" "..how.."='"..escape(target).."'") or "")..">";
 		};
 		add_sessions(xml, held);
 		xml[#xml + 1] = "<forwarded xmlns='urn:xmpp:forward:0'><delay xmlns='urn:xmpp:delay' stamp='"..escape(held.stamp).."'/>";
 		xml[#xml + 1] = held.xml;
 		xml[#xml + 1] = "</forwarded></intercept>";
-		if not held.outstanding then
-			held.outstanding = true;
-			link.count, link.bytes = link.count + 1, link.bytes + held.bytes;
-		end
-		held.gen, held.again, held.ever_sent, held.sent_at = link.gen, true, true, now;
+		window.sent(held, send);
 		held.pair.last_sent = held.key;
-		in_flight:push({ held = held, at = now });
 		ctx.emit(t_concat(xml));
 		local after_it = held.next;
 		if after_it and after_it.blocked then
@@ -701,12 +687,8 @@ return function (ctx)
 		end
 	end
 
-	local function window_open()
-		return link.up and link.count < link.window and link.bytes < options.window_bytes;
-	end
-
 	function queue.pump()
-		while window_open() do
+		while window.open() do
 			local held = urgent:pop() or normal:pop();
 			if not held then
 				if draining:empty() or memory_short() then break; end
@@ -748,7 +730,7 @@ return function (ctx)
 		run_free(pair);
 	end
 
-	local function route_sends(held, sends)
+	function queue.route_sends(held, sends)
 		for _, send_element in ipairs(sends) do
 			local stanza, err = ctx.own_stanza(send_element);
 			if stanza then
@@ -813,7 +795,7 @@ return function (ctx)
 			finish(held);
 			if what == "stored" then ctx.seats.stored(held.user.bare); end
 		end
-		route_sends(held, sends);
+		queue.route_sends(held, sends);
 		if held.gone then ctx.seats.check_user(held.user.bare); end
 	end
 
@@ -918,8 +900,6 @@ return function (ctx)
 
 	-- Nothing that was sent counts as sent any more. All goes again, in each pair's order.
 	function queue.link_lost()
-		in_flight:clear();
-		link.count, link.bytes = 0, 0;
 		for _, held in pairs(keys) do
 			held.gen, held.verdict, held.outstanding, held.blocked = nil, nil, nil, nil;
 		end
@@ -947,20 +927,6 @@ return function (ctx)
 	end
 
 	function queue.sweep(now)
-		while true do
-			local first = in_flight:peek();
-			if not first then break; end
-			local held = first.held;
-			if held.gone or not held.outstanding or held.gen ~= link.gen or held.sent_at ~= first.at then
-				in_flight:pop();
-			elseif now - first.at >= options.resend then
-				in_flight:pop();
-				module:log("debug", "No verdict for %s within %g s, asking again", held.key, options.resend);
-				send(held);
-			else
-				break;
-			end
-		end
 		for pair in pairs(paused) do
 			if now >= (pair.resume_at or 0) then resume(pair); end
 		end

@@ -14,7 +14,7 @@ use quick_xml::reader::NsReader;
 
 use crate::amp::Session;
 use crate::ns;
-use crate::shard::Stage;
+use crate::shard::{Leg, Stage};
 use crate::stanza::Message;
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, MessageId, bare};
@@ -84,6 +84,8 @@ pub struct Held {
     pub again: bool,
     /// Where it is held.
     pub stage: Stage,
+    /// Whose server holds it.
+    pub leg: Leg,
     /// The recipient.
     pub to: Bare,
     /// The recipient's account exists.
@@ -258,6 +260,9 @@ impl<'a> Reader<'a> {
         let (Some(key), Some(to), Some(at)) = (attrs.get("key"), attrs.get("to"), stage) else {
             return Ok(malformed("key, to or stage is missing or unknown".into(), inside));
         };
+        let Some(leg) = leg(&attrs, at) else {
+            return Ok(malformed("its leg is unknown, or has no such stage".into(), inside));
+        };
         let message = match inside.message.take() {
             Some(Ok(message)) => message,
             Some(Err(error)) => return Ok(malformed(error.to_string(), inside)),
@@ -268,6 +273,7 @@ impl<'a> Reader<'a> {
             after: attrs.get("after").map(Key::from),
             again: attrs.is_true("again"),
             stage: at,
+            leg,
             to: to.into(),
             account: attrs.is_true("account"),
             may_see_presence: attrs.is_true("may-see-presence"),
@@ -377,6 +383,17 @@ fn stage(text: Option<&str>) -> Option<Stage> {
         "rules" => Some(Stage::Rules),
         "offline" => Some(Stage::Offline),
         "undelivered" => Some(Stage::Undelivered),
+        _ => None,
+    }
+}
+
+/// `None` for one that is unknown. A message on its way out is held at stage `rules` alone.
+fn leg(attrs: &Attributes, stage: Stage) -> Option<Leg> {
+    match (attrs.get("leg"), stage) {
+        (None | Some("recipient"), _) => Some(Leg::Recipient),
+        (Some("sender"), Stage::Rules) => {
+            Some(Leg::Sender { next_supports_amp: attrs.is_true("next-supports-amp") })
+        }
         _ => None,
     }
 }
@@ -499,12 +516,31 @@ mod tests {
     }
 
     #[test]
+    fn r23_the_leg_and_whether_the_next_server_supports_the_rules() {
+        let sender = |next_supports_amp| Leg::Sender { next_supports_amp };
+        for (attrs, leg) in [
+            ("", Leg::Recipient),
+            ("leg='recipient' next-supports-amp='true'", Leg::Recipient),
+            ("leg='sender' next-supports-amp='true'", sender(true)),
+            ("leg='sender' next-supports-amp='false'", sender(false)),
+            ("leg='sender'", sender(false)),
+        ] {
+            let attrs = format!("key='k' stage='rules' to='b@h' {attrs}");
+            let stanza = message(&intercept(&attrs, &forwarded(MESSAGE)));
+            let Incoming::Intercept { held, .. } = only(&stanza) else { panic!("{attrs}") };
+            assert_eq!(held.leg, leg, "{attrs}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_read_keeps_its_key_and_addresses() {
         for (attrs, inside, key) in [
             ("key='k' stage='offline' to='b@h'", forwarded(""), Some("k")),
             ("key='k' stage='later' to='b@h'", forwarded(MESSAGE), Some("k")),
             ("stage='offline' to='b@h'", forwarded(MESSAGE), None),
             ("key='k' stage='offline' to='b@h'", String::new(), Some("k")),
+            ("key='k' stage='rules' leg='middle' to='b@h'", forwarded(MESSAGE), Some("k")),
+            ("key='k' stage='offline' leg='sender' to='b@h'", forwarded(MESSAGE), Some("k")),
         ] {
             let Incoming::Malformed(malformed) = only(&message(&intercept(attrs, &inside))) else {
                 panic!("{attrs}")
@@ -596,6 +632,20 @@ mod tests {
         let stanza = message(&intercept("key='k' stage='offline' to='b@h'", &forwarded(&inside)));
         let Incoming::Malformed(malformed) = only(&stanza) else { panic!("it was taken") };
         assert_eq!(malformed.from.as_deref(), Some("a@h/r"));
+    }
+
+    #[test]
+    fn r33_where_the_server_would_send_it_on() {
+        for (attrs, forwards_to, gateway) in [
+            ("", false, false),
+            ("forwards-to='b@other'", true, false),
+            ("gateway='b@gw.h'", false, true),
+        ] {
+            let attrs = format!("key='k' stage='rules' to='b@h' {attrs}");
+            let stanza = message(&intercept(&attrs, &forwarded(MESSAGE)));
+            let Incoming::Intercept { held, .. } = only(&stanza) else { panic!("no intercept") };
+            assert_eq!((held.forwards_to, held.gateway), (forwards_to, gateway), "{attrs}");
+        }
     }
 
     #[test]

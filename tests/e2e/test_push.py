@@ -18,7 +18,7 @@ from harness.waiting import until
 def prosody(workshop):
     """A server with push, whose gates and windows are small."""
     options = {"amphora_gate_messages": 20, "amphora_session_window": 4, "amphora_hold": 3}
-    return workshop.prosody(modules=["cloud_notify"], components=CONFIG, options=options)
+    return workshop.prosody(modules=["cloud_notify"], extra=CONFIG, options=options)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ RULES = {
 @pytest.fixture(scope="module")
 def prosody(workshop):
     """A server with rooms, and a component for what seems to come from elsewhere."""
-    return workshop.prosody(hibernation=1, components=f"{CONFIG}\n{APP_SERVER}")
+    return workshop.prosody(hibernation=1, extra=f"{CONFIG}\n{APP_SERVER}")
 
 
 @pytest.fixture(scope="module")

@@ -46,13 +46,13 @@ DISPLAYED = f"<displayed xmlns='{MARKERS}' id='d'/>"
 @pytest.fixture(scope="module")
 def plain(workshop):
     """A server without Amphora."""
-    return workshop.prosody(module=False, modules=["cloud_notify"], components=CONFIG)
+    return workshop.prosody(module=False, modules=["cloud_notify"], extra=CONFIG)
 
 
 @pytest.fixture(scope="module")
 def amphora(workshop):
     """The same server with it."""
-    return workshop.prosody(modules=["cloud_notify"], components=CONFIG)
+    return workshop.prosody(modules=["cloud_notify"], extra=CONFIG)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,8 @@ listen = "127.0.0.1:{http}"
 address = "{address}"
 component = "{component}"
 secret = "{secret}"
-hosts = ["{host}"]
+hosts = ["{host}"{others}]
+{more}
 """
 
 
@@ -58,6 +59,8 @@ class Node:
         self.database = self.dir / "amphora.db"
         self.settings = {
             "name": "n1",
+            "others": "",
+            "more": "",
             "shards": 8,
             "security": "strict",
             "url": f"sqlite://{self.database}",
@@ -67,7 +70,7 @@ class Node:
             "address": f"127.0.0.1:{server.component_port}",
             "component": COMPONENT,
             "secret": SECRET,
-            "host": HOST,
+            "host": getattr(server, "host", HOST),
             **settings,
         }
         self.config = self.dir / "amphora.toml"
@@ -134,6 +137,10 @@ class Node:
         code = self.process.terminate()
         self.process = None
         return code
+
+    def signal(self, number):
+        """Any other signal."""
+        self.process.signal(number)
 
     def kill(self):
         """kill -9."""
