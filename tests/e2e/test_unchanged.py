@@ -7,6 +7,7 @@ that are meant: each is named, with its reason, where it is allowed.
 
 import asyncio
 import difflib
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -51,8 +52,8 @@ def plain(workshop):
 
 @pytest.fixture(scope="module")
 def amphora(workshop):
-    """The same server with it."""
-    return workshop.prosody(modules=["cloud_notify"], extra=CONFIG)
+    """The same server with it. Its log says when a gate opens."""
+    return workshop.prosody(modules=["cloud_notify"], extra=CONFIG, level="debug")
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +88,17 @@ class Stage:
         return client
 
     async def online(self, name, resource="phone", *, priority=0, **settings):
-        """A client of that person's that is available."""
+        """A client of that person's that is available, and for whom nothing is on its way."""
         client = await self.login(name, resource, **settings)
-        return await client.available(priority)
+        handed_over = re.compile(
+            rf"{self._people[name]}/{resource}: \d+ stored messages were handed over"
+        )
+        before = len(handed_over.findall(self.server.log))
+        await client.available(priority)
+        if self.node and priority >= 0:
+            # in a script that goes on sooner, what is live may still wait in the gate
+            await until(lambda: len(handed_over.findall(self.server.log)) > before, "its gate")
+        return client
 
     async def say(self, client, to, body=None, **extra):
         """Send a message; the server has it after that."""
@@ -221,6 +230,7 @@ async def carbons_to_one_that_is_away(s):
     await away.ping()
     await s.say(alice, s.bob, "1")
     await s.say(alice, f"{s.bob}/phone", "2")
+    await phone.inbox.body_count(2)
     phone.write("<presence type='unavailable'/>")
     await phone.ping()
     await s.say(alice, s.bob, "3")
