@@ -12,6 +12,7 @@
 --   verdict                            an answer that waits for those before it
 --   queued, blocked, paused, waiting   why it is not on its way; waiting: behind one at rules
 --   spooled                            handle of the spool, if it is there
+--   settle                             somebody is told when it is resolved: amphora_broadcast.lib.lua
 
 local st = require "util.stanza";
 local jid_node = require "util.jid".node;
@@ -321,6 +322,7 @@ return function (ctx)
 					key = record.key, user = user, from = record.from, addressed = record.addressed;
 					stage = record.stage, stamp = record.stamp, archived = record.archived, xml = record.xml, bytes = #record.xml;
 					ord = record.ord, again = true, ever_sent = true, loaded = true, spooled = handle;
+					settle = record.stage == "offline" and ctx.broadcasts.is_key(record.key) or nil;
 					may_see = record.stage == "rules" and facts.may_see_presence(user.username, record.from) or nil;
 				};
 				queue.drain(user.bare);
@@ -338,6 +340,10 @@ return function (ctx)
 	end
 
 	local function bounce_rules(held)
+		if held.settle then
+			leave(held);
+			return ctx.broadcasts.dropped(held.key);
+		end
 		local stanza = stanza_of(held);
 		bounced_count = bounced_count + 1;
 		leave(held);
@@ -352,7 +358,7 @@ return function (ctx)
 			if at.stage == "routing" then
 				at = at.next; -- its own re-firing will see to it
 			else
-				if at.stage == "rules" and not at.ever_sent then
+				if at.stage == "rules" and (at.settle or not at.ever_sent) then
 					bounce_rules(at);
 				elseif not to_spool(at) then
 					return false;
@@ -470,6 +476,35 @@ return function (ctx)
 			-- At once, so that a refusal takes as long whatever the recipient does.
 			enqueue(held, true);
 		end
+	end
+
+	-- A message of the host's own, under a key that came with it (section 5). Nothing of it is in the
+	-- spool before archive and push have seen it: whoever asks for it asks again. Nil and an error if
+	-- it can't be held.
+	function queue.hold_own(bare, stanza, key, again)
+		make_room();
+		local user = user_of(bare);
+		facts.identify(stanza, bare, key);
+		local xml = facts.serialise(stanza);
+		local large = too_large(stanza, #xml);
+		if large or straight_to_spool() or memory_short() then
+			release_user(user);
+			if large then return nil, "modify", "policy-violation", "The message is too large"; end
+			return nil, "wait", "resource-constraint", "The server can hold no more messages now";
+		end
+		local held = {
+			key = key, user = user, from = host, addressed = bare, settle = true, again = again;
+			stage = "rules", stamp = facts.timestamp(), xml = xml, bytes = #xml, stanza = stanza;
+			ord = new_ord(), may_see = true;
+		};
+		insert(held);
+		queue.admit(held);
+		return true;
+	end
+
+	-- Is the message of that key held, in memory or, if it may have come there, in the spool?
+	function queue.holds(bare, key, again)
+		return keys[key] ~= nil or (again and ctx.spool:pending(bare) and ctx.spool:keys(bare)[key]) or false;
 	end
 
 	-- Whatever would go to offline storage. True if it is taken care of.
@@ -650,8 +685,9 @@ return function (ctx)
 	local function send(held)
 		local user, now = held.user, time_now();
 		local rules = held.stage == "rules";
-		if rules and held.gen then held.may_see = facts.may_see_presence(user.username, held.from); end
-		if held.stage ~= "rules" or held.may_see == nil then
+		if held.settle then held.may_see = true; end -- the host asks nobody for a right
+		if rules and held.gen and not held.settle then held.may_see = facts.may_see_presence(user.username, held.from); end
+		if (held.stage ~= "rules" or held.may_see == nil) and not held.settle then
 			held.may_see = facts.may_see_presence(user.username, held.from);
 		end
 		if rules then held.takers = takers(held); end
@@ -721,10 +757,11 @@ return function (ctx)
 		enqueue(held);
 	end
 
-	local function finish(held)
+	local function finish(held, outcome)
 		local pair, user = held.pair, held.user;
 		leave(held);
 		if held.spooled then ctx.spool:delete(user.bare, held.spooled); end
+		if held.settle then ctx.broadcasts.settled(held.key, outcome); end
 		run_free(pair);
 	end
 
@@ -741,14 +778,15 @@ return function (ctx)
 
 	local function deliver_rules(held)
 		local stanza = stanza_of(held);
-		if not stanza then return finish(held); end
+		if not stanza then return finish(held, "discarded"); end
 		stanza = st.clone(stanza);
 		facts.address_rules(stanza);
 		held.stage, held.captured = "routing", nil;
-		fire_message(stanza, { key = held.key, stamp = held.stamp, held = held });
+		local context = { key = held.key, stamp = held.stamp, held = held };
+		fire_message(stanza, context);
 		if not held.captured then
 			held.stage = "rules";
-			return finish(held);
+			return finish(held, context.copies > 0 and "delivered" or "discarded");
 		end
 		-- It stays unresolved, as one at stage offline now.
 		unanswer(held);
@@ -787,10 +825,10 @@ return function (ctx)
 				deliver_rules(held);
 			else
 				if not deliver_to_sessions(held) then return ask_again(held); end
-				finish(held);
+				finish(held, "delivered");
 			end
 		else
-			finish(held);
+			finish(held, what);
 			if what == "stored" then ctx.seats.stored(held.user.bare); end
 		end
 		route_sends(held, sends);
@@ -974,6 +1012,7 @@ return function (ctx)
 				at.spooled = nil;
 				if not at.gone then
 					leave(at);
+					if at.settle then ctx.broadcasts.settled(at.key, "discarded"); end
 					n = n + 1;
 				end
 				at = after;

@@ -5,6 +5,7 @@
 --   mod_amphora.lua         options, the link, hooks into the server, discovery, load and unload
 --   amphora_queue.lib.lua   held messages: order, intercepts, verdicts
 --   amphora_seats.lib.lua   sessions: gates, announcements, hand-over, acknowledgements
+--   amphora_broadcast.lib.lua  messages to many: their outcomes, accounts, commands of administrators
 --   amphora_spool.lib.lua   the file for what no node can take now
 --   amphora_facts.lib.lua   rights, accounts, stanzas and bytes
 --   amphora_command.lib.lua prosodyctl mod_amphora ...
@@ -151,6 +152,9 @@ queue = module:require "amphora_queue"(ctx);
 ctx.queue = queue;
 seats = module:require "amphora_seats"(ctx);
 ctx.seats = seats;
+ctx.component = component;
+ctx.broadcasts = module:require "amphora_broadcast"(ctx);
+local broadcasts = ctx.broadcasts;
 
 local function protect(what, f)
 	return function (...)
@@ -190,6 +194,7 @@ local function link_lost(reason)
 	module:log("warn", "Node %s at %s is gone: %s; %d messages are held", link.node, component, reason, held);
 	queue.link_lost();
 	seats.link_lost();
+	broadcasts.link_lost();
 end
 
 function check_link()
@@ -262,6 +267,9 @@ local function handle_send(origin, stanza, element)
 	if not key or not message then
 		origin.send(st.error_reply(stanza, "modify", "bad-request", err or "It has no key"));
 		return;
+	end
+	if element.attr.settle == "true" then
+		return broadcasts.send(origin, stanza, element, message);
 	end
 	local result = st.reply(stanza);
 	if not routed_keys[key] then
@@ -363,6 +371,8 @@ local function handle_iq(origin, stanza)
 		else
 			origin.send(st.error_reply(stanza, "wait", "unexpected-request", "Greet first"));
 		end
+	elseif type == "get" and element.name == "accounts" then
+		broadcasts.accounts(origin, stanza, element);
 	else
 		origin.send(st.error_reply(stanza, "cancel", "feature-not-implemented"));
 	end
@@ -550,6 +560,7 @@ local function sweep(now)
 	check_link();
 	queue.sweep(now);
 	seats.sweep(now);
+	broadcasts.sweep(now);
 	repeat_removals(now);
 	local oldest = routed_order:peek();
 	while oldest and now - oldest.at >= options.memory_of_keys do
@@ -587,6 +598,7 @@ function module.load()
 	local stream = component_stream();
 	local same_link = stream and saved and saved.link and saved.link.session == stream;
 	seats.adopt(saved and saved.seats, same_link);
+	broadcasts.adopt(saved and saved.broadcasts);
 	if same_link then
 		-- A reload. The node knows nothing of it, and need not.
 		for _, name in ipairs { "session", "node", "security", "window", "actions", "conditions" } do
@@ -603,13 +615,14 @@ function module.load()
 end
 
 function module.save()
-	return { seats = seats.save(), link = link.up and link or nil };
+	return { seats = seats.save(), broadcasts = broadcasts.save(), link = link.up and link or nil };
 end
 
 function module.unload()
 	queue.stopping = true;
 	-- First, so that what waited for its pair goes into the gates and not past them.
 	queue.spool_all("The module is unloaded");
+	broadcasts.unload();
 	seats.unload();
 	spool:close();
 end

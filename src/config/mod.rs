@@ -19,8 +19,9 @@ use std::path::Path;
 pub use error::{ConfigError, Problem, Problems};
 pub use secret::Secret;
 pub use settings::{
-    Address, BadAddress, ClusterSettings, HttpSettings, LogFormat, LogSettings, NodeSettings,
-    ProcessorSettings, SecurityLevel, ServerSettings, Settings, StoreSettings, StoreUrl,
+    Address, BadAddress, ClusterSettings, ControlSocket, HttpSettings, LogFormat, LogSettings,
+    NodeSettings, ProcessorSettings, SecurityLevel, ServerSettings, Settings, StoreSettings,
+    StoreUrl,
 };
 pub use source::{DEFAULT_PATHS, FileUsed};
 

@@ -9,6 +9,7 @@ use crate::time::Timestamp;
 use crate::words::{Bare, Key, LinkId, MessageId};
 
 use super::input::Stage;
+use super::request::{Answer, Request};
 
 /// Ties the outcome of a write to what waits for it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -116,6 +117,10 @@ pub enum ToLink {
     },
     /// A stanza of the host's own to be routed: the notice of an expiry.
     Send(Send),
+    /// A question for somebody else than a shard.
+    Request(Request),
+    /// The answer to a request of an interceptor.
+    Answer(Answer),
 }
 
 /// A stanza that answers no intercept (section 5 of the intercept protocol).

@@ -13,6 +13,7 @@ mod input;
 mod machine;
 mod recipient;
 pub mod reply_to;
+mod request;
 mod verdict;
 
 pub use actor::{Busy, DueEvent, Inputs, LinkSender, Outbox, ShardActor, ShardContext};
@@ -20,6 +21,7 @@ pub use drain::ITEM_OVERHEAD;
 pub use effect::{Do, Effect, HandOver, Item, Send, ToLink, Token, Verdict, WriteFor};
 pub use input::{Asked, Available, Input, Intercept, Sent, Stage, Taken};
 pub use machine::{Machine, Settings};
+pub use request::{Answer, Ask, Request};
 
 #[cfg(test)]
 mod tests;
