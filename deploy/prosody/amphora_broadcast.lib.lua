@@ -226,6 +226,7 @@ return function (ctx)
 		if fields.to ~= "everyone" and fields.to ~= "list" and not (errors and errors.to) then
 			wrong("to", "must be everyone or list");
 		end
+		if fields.body and not fields.body:find("%S") then wrong("body", "Required value missing"); end
 		if fields.to == "list" and not fields.recipients and not (errors and errors.recipients) then
 			wrong("recipients", "Required value missing");
 		end
@@ -368,6 +369,23 @@ return function (ctx)
 
 	function broadcasts.adopt(list)
 		for _, entry in ipairs(list or {}) do remember(entry.key, entry.outcome, entry.at); end
+	end
+
+	local store = module:open_store("amphora_broadcast");
+
+	-- Outcomes outlive a restart, so that who was asked for before it is not sent his message again.
+	function broadcasts.keep()
+		local list = broadcasts.save();
+		local ok, err = store:set(nil, list[1] and { outcomes = list } or nil);
+		if not ok then module:log("error", "Outcomes of broadcasts can't be kept over a restart: %s", err); end
+	end
+
+	function broadcasts.restore()
+		local kept, err = store:get(nil);
+		if err then module:log("error", "Outcomes of broadcasts that were kept can't be read: %s", err); end
+		if not kept then return; end
+		broadcasts.adopt(kept.outcomes);
+		store:set(nil, nil);
 	end
 
 	-- What is held has gone to the spool, or is held no more: whoever waits asks again.

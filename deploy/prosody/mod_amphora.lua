@@ -587,6 +587,7 @@ end, 10);
 local function last_chance()
 	queue.stopping = true;
 	queue.spool_all("The server stops");
+	broadcasts.keep();
 end
 module:hook_global("server-stopping", last_chance, -1000);
 module:hook_global("server-cleanup", last_chance);
@@ -599,6 +600,7 @@ function module.load()
 	local same_link = stream and saved and saved.link and saved.link.session == stream;
 	seats.adopt(saved and saved.seats, same_link);
 	broadcasts.adopt(saved and saved.broadcasts);
+	broadcasts.restore();
 	if same_link then
 		-- A reload. The node knows nothing of it, and need not.
 		for _, name in ipairs { "session", "node", "security", "window", "actions", "conditions" } do

@@ -1,6 +1,8 @@
 """An Amphora node of our own: a folder, a settings file, a process that can be killed."""
 
+import json
 import os
+import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -156,6 +158,23 @@ class Node:
             return text
 
         return wait_for(found, f"a line with {words} in the node's log:\n{self.log[-3000:]}", seconds)
+
+    @property
+    def control(self):
+        """Its control socket, where it is by default."""
+        return f"{self.database}.sock"
+
+    def ask(self, **command):
+        """A command over the control socket, and the reply."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(60)
+            connection.connect(self.control)
+            connection.sendall(json.dumps(command).encode() + b"\n")
+            return json.loads(connection.makefile().readline())
+
+    def broadcast(self, *arguments):
+        """Run `amphora broadcast <arguments>` against it: (code, output)."""
+        return self.command("broadcast", *arguments, "--config", str(self.config))
 
     def command(self, *arguments):
         """Run `amphora <arguments>` to its end: (code, output)."""
