@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(element.child("body", ns::CLIENT).unwrap().text, "x & y");
         assert_eq!(element.child("subject", ns::CLIENT).unwrap().text, "a<b");
         let rule = &element.child("amp", ns::AMP).unwrap().children[0];
-        assert_eq!(rule.attr("value"), Some("1970-01-01T00:00:00Z"));
+        assert_eq!(rule.attr("value"), Some("1970-01-01T00:00:00.000Z"));
         assert_eq!(Payload::stanza(payload.as_str()), Ok(payload));
         assert_eq!(Payload::text(None, " \n"), Err(PayloadError::Empty));
     }

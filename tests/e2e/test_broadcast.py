@@ -276,6 +276,29 @@ async def test_server_restarted_amid_it(prosody, node, clients):
         assert await archive(client) == ["once"], jid
 
 
+async def test_server_killed_amid_it(prosody, node, clients):
+    """I2: Prosody is killed in the middle: what is stored is stored once; a delivery that was not
+    told yet may come again, with the id that it had."""
+    people, online = await crowd(prosody, clients)
+    number = await start(
+        node, "--to-domain", "example.org", "--body", "once", "--rate", "200", "--expires", "1h"
+    )
+    await reach(node, number, lambda r: settled(r) >= 100, "at 100")
+    await asyncio.to_thread(prosody.kill)
+    await asyncio.to_thread(prosody.start)
+    report = await done(node, number)
+    assert report["total"] == 300 and report["left"] == 0 and report["discarded"] == 0
+    kept = stored(node)
+    assert set(people) - set(online) <= set(kept) and set(kept.values()) == {1}
+    with sqlite3.connect(node.database) as database:
+        keys = dict(database.execute("SELECT recipient, key FROM offline_message").fetchall())
+    for jid, client in online.items():
+        got = client.inbox.messages()
+        assert len(got) + kept.get(jid, 0) in (1, 2), f"{jid}: {got}"
+        ids = {message.id for message in got} | {key for key in [keys.get(jid)] if key}
+        assert len(ids) == 1, f"{jid}: {ids}"
+
+
 async def test_pause_resume_cancel(prosody, node, clients, tmp_path):
     """Nothing is sent while it is paused; resumed it goes on where it stood; cancelled it ends."""
     people = prosody.people(*(f"u{n:02}" for n in range(40)))
