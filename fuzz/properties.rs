@@ -95,7 +95,7 @@ pub fn control(data: &[u8]) {
             assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1, "one line");
             assert_eq!(parse_command(&line), Ok(command));
         }
-        Err(reply) => assert!(to_line(&reply).len() < 8 * 1024, "an answer is short"),
+        Err(problem) => assert!(to_line(&problem).len() < 8 * 1024, "an answer is short"),
     }
 }
 

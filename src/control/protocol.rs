@@ -12,11 +12,12 @@ pub const LINE: usize = 4 * 1024 * 1024;
 ///
 /// # Errors
 ///
-/// The reply that says what is wrong with it.
-pub fn parse_command(line: &[u8]) -> Result<Command, Reply> {
+/// What is wrong with it.
+pub fn parse_command(line: &[u8]) -> Result<Command, Problem> {
     serde_json::from_slice(line).map_err(|error| {
         let says: String = error.to_string().chars().take(400).collect();
-        Problem::reply(ProblemKind::Request, format!("the command can't be read: {says}"))
+        let says = format!("the command can't be read: {says}");
+        Problem { kind: ProblemKind::Request, says }
     })
 }
 
@@ -70,9 +71,7 @@ mod tests {
             r#"{"do":"list"} {"do":"list"}"#,
             "\u{0}",
         ] {
-            let Err(Reply::Problem(problem)) = parse_command(line.as_bytes()) else {
-                panic!("{line} was taken")
-            };
+            let Err(problem) = parse_command(line.as_bytes()) else { panic!("{line} was taken") };
             assert_eq!(problem.kind, ProblemKind::Request, "{line}");
         }
         let deep = "[".repeat(100_000);

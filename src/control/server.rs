@@ -162,7 +162,7 @@ async fn lines(
 async fn answer(line: &[u8], broadcasts: &BroadcastHandle, list: &mut Option<i64>) -> Reply {
     let command = match parse_command(line) {
         Ok(command) => command,
-        Err(reply) => return reply,
+        Err(problem) => return Reply::Problem(problem),
     };
     let begins = matches!(command, Command::Begin { .. });
     let starts = matches!(command, Command::Start { everyone: false, .. });
