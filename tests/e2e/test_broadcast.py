@@ -276,6 +276,28 @@ async def test_server_restarted_amid_it(prosody, node, clients):
         assert await archive(client) == ["once"], jid
 
 
+async def test_node_killed_and_server_restarted(prosody, node, clients):
+    """I2: what the server delivered for a node that was killed, it knows after a restart of its own."""
+    people, online = await crowd(prosody, clients, away=0, online=120)
+    number = await start(
+        node, "--to-domain", "example.org", "--body", "once", "--rate", "1000", "--expires", "1h"
+    )
+    await reach(node, number, lambda r: settled(r) >= 1, "at 1")
+    await asyncio.to_thread(node.kill)
+    for client in online.values():
+        await client.ping()
+    got = {jid: client.inbox.bodies() for jid, client in online.items()}
+    assert rows(node) > 120 - sum(map(len, got.values())), "some were delivered and not recorded"
+    await asyncio.to_thread(prosody.stop)
+    await asyncio.to_thread(prosody.start)
+    await asyncio.to_thread(node.start)
+    report = await done(node, number)
+    assert report["total"] == 120 and report["left"] == 0
+    kept = stored(node)
+    for jid in people:
+        assert len(got[jid]) + kept.get(jid, 0) == 1, f"{jid}: {got[jid]} {kept.get(jid)}"
+
+
 async def test_server_killed_amid_it(prosody, node, clients):
     """I2: Prosody is killed in the middle: what is stored is stored once; a delivery that was not
     told yet may come again, with the id that it had."""
