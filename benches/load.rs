@@ -10,8 +10,9 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use amphora::time::Timestamp;
 use clap::Parser;
 use sea_orm::{ConnectionTrait, Database, Statement, TransactionTrait};
 
@@ -27,6 +28,12 @@ struct Args {
     /// Only the runs without the store.
     #[arg(long)]
     rules_only: bool,
+    /// Only the expiries.
+    #[arg(long)]
+    expiries_only: bool,
+    /// Messages that wait beside those that expire.
+    #[arg(long, default_value_t = 100_000)]
+    waiting: usize,
     /// `cargo bench` says this.
     #[arg(long, hide = true)]
     bench: bool,
@@ -48,6 +55,10 @@ fn main() {
         std::thread::available_parallelism().map_or(0, |n| n.get())
     );
     let few = Args { messages: args.messages / 10, ..args };
+    if args.expiries_only {
+        Peer::start(dir.path()).expiries(args.waiting);
+        return;
+    }
     let bare = (!args.rules_only).then(|| bare_inserts(dir.path(), &args));
     let mut peer = Peer::start(dir.path());
     let idle = peer.memory();
@@ -66,6 +77,7 @@ fn main() {
             took.as_secs_f64() * 1e3,
             items as f64 / took.as_secs_f64()
         );
+        peer.expiries(args.waiting);
     }
     let (now, peak) = peer.memory();
     println!(
@@ -81,6 +93,8 @@ enum Kind {
     Offline,
     /// Messages with three rules, none of them met, for users who are there: delivered.
     Rules,
+    /// Messages for users who are away whose sender is told when that time has passed.
+    Expiring(Timestamp),
 }
 
 /// The figures of one run.
@@ -242,7 +256,7 @@ impl Peer {
         });
         let mut latencies = Vec::with_capacity(messages);
         let mut times: Vec<Instant> = Vec::with_capacity(messages);
-        let want: &[u8] = if kind == Kind::Offline { b"stored" } else { b"deliver" };
+        let want: &[u8] = if kind == Kind::Rules { b"deliver" } else { b"stored" };
         while latencies.len() < messages {
             self.fill_buffer();
             times.extend(sent_at.try_iter().flatten());
@@ -284,6 +298,11 @@ impl Peer {
 
     /// Stores messages for one user.
     fn fill(&mut self, messages: usize) {
+        self.store(messages, |_| (COLLECTOR, Kind::Offline));
+    }
+
+    /// Stores messages, the nth for that user and of that kind; the number of the first.
+    fn store(&mut self, messages: usize, nth: impl Fn(usize) -> (usize, Kind)) -> usize {
         let first = self.next_key;
         self.next_key += messages;
         let mut stored = 0;
@@ -291,7 +310,8 @@ impl Peer {
             let mut out = format!("<message from='{HOST}' to='{COMPONENT}'>");
             let end = (begin + 500).min(messages);
             for i in begin..end {
-                intercept(&mut out, first + i, COLLECTOR, Kind::Offline);
+                let (user, kind) = nth(i);
+                intercept(&mut out, first + i, user, kind);
             }
             out.push_str("</message>");
             self.say(&out);
@@ -300,6 +320,62 @@ impl Peer {
                 stored += self.take_verdicts(b"stored").len();
             }
         }
+        first
+    }
+
+    /// How late the notices of expiries come, with so many other messages waiting for their
+    /// own time: 2,000 over ten seconds, then 20,000 at one moment.
+    fn expiries(&mut self, waiting: usize) {
+        let far = "2100-01-01T00:00:00Z".parse().expect("a time");
+        self.store(waiting, |i| (i % 1_000, Kind::Expiring(far)));
+        for (due, spread, what) in [
+            (2_000, Duration::from_secs(10), "expiries, 200 a second"),
+            (20_000, Duration::ZERO, "expiries, 20,000 at once"),
+        ] {
+            let begin = later(now(), Duration::from_secs(5));
+            let at = |i: usize| later(begin, spread.mul_f64(i as f64 / due as f64));
+            let first = self.store(due, |i| (i % 1_000, Kind::Expiring(at(i))));
+            assert!(now() < begin, "storing took longer than the time before the first expiry");
+            let late = self.notices(due, |key| at(key - first));
+            let of = |part: f64| late[((late.len() - 1) as f64 * part) as usize].as_secs_f64();
+            println!(
+                "{what:<36}{:>9.0} /s   late p50 {:.1} ms, p99 {:.1} ms, at most {:.1} ms   {waiting} others waiting",
+                due as f64 / (spread.as_secs_f64() + of(1.0)),
+                of(0.50) * 1e3,
+                of(0.99) * 1e3,
+                of(1.0) * 1e3,
+            );
+        }
+    }
+
+    /// Reads so many notices, and lets the node know that each was sent; how late they were,
+    /// the least first.
+    fn notices(&mut self, count: usize, due: impl Fn(usize) -> Timestamp) -> Vec<Duration> {
+        let mut late = Vec::with_capacity(count);
+        while late.len() < count {
+            let Some(end) = self.buffer.windows(5).rposition(|w| w == b"</iq>") else {
+                self.fill_buffer();
+                continue;
+            };
+            let whole: Vec<u8> = self.buffer.drain(..end + 5).collect();
+            let now = now();
+            let mut results = String::new();
+            for iq in String::from_utf8_lossy(&whole).split("<iq ").skip(1) {
+                let key = attribute(iq, "key");
+                let key = key.strip_prefix("b-").and_then(|k| k.split('/').next());
+                let due = due(key.expect("a key").parse().expect("a number"));
+                assert!(now >= due, "a notice came before its time");
+                late.push(now.since(due));
+                let id = attribute(iq, "id");
+                results.push_str(&format!(
+                    "<iq type='result' from='{HOST}' to='{COMPONENT}' id='{id}'/>"
+                ));
+            }
+            self.say(&results);
+        }
+        assert_eq!(late.len(), count, "a notice came twice");
+        late.sort();
+        late
     }
 
     /// Lets one user come online, takes batch after batch, and waits until the last is
@@ -343,6 +419,17 @@ impl Peer {
     }
 }
 
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    Timestamp::from_micros(since.as_micros() as i64)
+}
+
+fn later(time: Timestamp, by: Duration) -> Timestamp {
+    // As it is written: in whole milliseconds.
+    let micros = time.checked_add(by).expect("a time").as_micros();
+    Timestamp::from_micros(micros - micros % 1_000)
+}
+
 /// The user who gets a hand-over.
 const COLLECTOR: usize = 10_000_000;
 
@@ -382,8 +469,16 @@ fn stanza(key: usize, user: usize, rules: &str) -> String {
 }
 
 fn intercept(out: &mut String, key: usize, user: usize, kind: Kind) {
+    let expiring;
     let (stage, session, rules) = match kind {
         Kind::Offline => ("offline", "", ""),
+        Kind::Expiring(at) => {
+            expiring = format!(
+                "<amp xmlns='http://jabber.org/protocol/amp'>\
+                 <rule action='alert' condition='expire-at' value='{at}'/></amp>"
+            );
+            ("offline", "", &*expiring)
+        }
         Kind::Rules => (
             "rules",
             "<session resource='phone' priority='5'/>",

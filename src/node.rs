@@ -155,7 +155,7 @@ impl Node {
             store: store.clone(),
             outbox: outbox.clone(),
             clock: clock.clone(),
-            due,
+            due: due.clone(),
         };
         let (arbiters, shards) = start_shards(&settings, &context);
         let router = Router::new(shards).start();
@@ -181,6 +181,7 @@ impl Node {
             broadcasts: broadcasts.clone(),
             outbox,
             health: health.clone(),
+            due,
             clock,
             numbers: Arc::new(AtomicU64::new(1)),
             stop: stopped,

@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn only_direct_children_count() {
+    fn w5_only_direct_children_count() {
         let payload =
             format!("<x xmlns='urn:x'>{ALERT}{NO_STORE}{STORE}<x xmlns='{MUC_USER}'/></x>");
         let message = of("", &payload);

@@ -190,6 +190,8 @@ def main():
     given = arguments()
     transcript = Transcript(sys.stdout)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # a shell starts what runs in its background with this one ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with Stage(os.path.abspath(given.binary), os.path.abspath(given.modules)) as stage:
             stage.set_up()

@@ -9,9 +9,13 @@ use crate::xml::Element;
 /// the values of `deliver` and `match-resource` make 32.
 pub const MAX_RULES: usize = 32;
 
-/// The longest `value` in bytes: a DateTime with a fraction of a hundred digits. Longer
-/// texts are refused, and cut to this length where a reply repeats them.
-pub const MAX_VALUE: usize = 128;
+/// The longest `value` in bytes: a DateTime with a fraction of a thousand digits. Longer
+/// texts are refused.
+pub const MAX_VALUE: usize = 1_024;
+
+/// Bytes of an attribute that a refusal repeats at most: it may have to repeat all of them,
+/// escaped and twice, and must still be a stanza that a server takes.
+pub const MAX_ECHO: usize = 128;
 
 /// Why the rules of a message are not accepted. A number is a rule's place among the
 /// `<rule/>` elements, from zero. [`refusal_reply`](super::refusal_reply) writes the error.

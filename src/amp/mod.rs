@@ -21,7 +21,7 @@ pub mod support;
 #[cfg(test)]
 mod testing;
 
-pub use check::{MAX_RULES, MAX_VALUE, Refusal, check};
+pub use check::{MAX_ECHO, MAX_RULES, MAX_VALUE, Refusal, check};
 pub use decide::decide;
 pub use disposition::{Disposition, Facts, Session, default_disposition};
 pub use error::StanzaError;

@@ -3,7 +3,7 @@
 //! Every reply is a whole `<message xmlns='jabber:client'/>` from the host, with the
 //! original `id` and nothing of the original but its rules.
 
-use super::check::{MAX_RULES, MAX_VALUE, Refusal, rule_elements};
+use super::check::{MAX_ECHO, MAX_RULES, Refusal, rule_elements};
 use super::error::StanzaError;
 use super::rule::{Action, Rule, RuleSet};
 use crate::ns;
@@ -25,7 +25,7 @@ pub struct Envelope<'a> {
 /// The error for rules that were not accepted (XEP-0079 sections 2.2.1 and 6).
 ///
 /// `amp`: the message's `<amp/>` elements as they were checked. The first one's rules are
-/// repeated, at most [`MAX_RULES`] of them and [`MAX_VALUE`] bytes of an attribute.
+/// repeated, at most [`MAX_RULES`] of them and [`MAX_ECHO`] bytes of an attribute.
 pub fn refusal_reply(refusal: &Refusal, envelope: &Envelope, amp: &[Element]) -> String {
     let mut out = open(envelope.host, envelope.sender, envelope.id, true);
     if let Some(amp) = amp.first() {
@@ -129,7 +129,7 @@ fn echoed(amp: &Element) -> impl Iterator<Item = RuleText<'_>> {
 }
 
 fn cut(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_VALUE)]
+    &text[..text.floor_char_boundary(MAX_ECHO)]
 }
 
 /// The start tag of a message. An empty id is no id.

@@ -10,7 +10,7 @@ use crate::amp::SecurityLevel;
 use crate::broadcast::BroadcastHandle;
 use crate::http::{Health, LinkState};
 use crate::router::{Everywhere, Router};
-use crate::shard::Outbox;
+use crate::shard::{DueEvent, Outbox};
 use crate::store::Clock;
 use crate::words::LinkId;
 
@@ -60,6 +60,9 @@ pub struct LinkContext {
     pub outbox: Outbox,
     /// Where links say how they are.
     pub health: Health,
+    /// The expiry clock, which is told when notices can be sent again. Bounded by how often
+    /// servers greet.
+    pub due: mpsc::UnboundedSender<DueEvent>,
     /// Wall time.
     pub clock: Clock,
     /// Numbers links, for ever.

@@ -14,8 +14,8 @@ use tokio::sync::{Notify, mpsc};
 use crate::amp::{self, Refusal, RuleSet, SecurityLevel, StanzaError};
 use crate::router::{Everywhere, Route};
 use crate::shard::{
-    Asked, Available, Do, ITEM_OVERHEAD, Input, Intercept, Sent, Stage, Taken, ToLink, Verdict,
-    reply_to,
+    Asked, Available, Do, DueEvent, ITEM_OVERHEAD, Input, Intercept, Sent, Stage, Taken, ToLink,
+    Verdict, reply_to,
 };
 use crate::stanza::{Message, MessageType};
 use crate::words::{Bare, Key, LinkId, MessageId};
@@ -475,5 +475,7 @@ impl<'a> Session<'a> {
         );
         self.context.health.set_host_greeted(&self.settings.component, host);
         self.context.broadcasts.host_up(host.clone(), known.max_stanza);
+        // The clock ends only when the node does.
+        let _ = self.context.due.send(DueEvent::LinkUp);
     }
 }

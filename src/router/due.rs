@@ -3,7 +3,7 @@
 //!
 //! It never reads the whole table: it asks for what is due after the last one that it saw,
 //! and sleeps until the next. What a shard could not finish (no link to send a notice on)
-//! is found again when the clock starts over.
+//! is found again when the clock starts over: when a server has greeted, or after a round.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,6 +86,10 @@ impl DueClock {
                 self.under_way = self.under_way.saturating_sub(1);
                 // Half of the room is free again: worth a read.
                 if self.under_way == UNDER_WAY / 2 { Instant::now() } else { self.round }
+            }
+            DueEvent::LinkUp => {
+                self.position = DuePosition::start();
+                Instant::now()
             }
         }
     }

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import sqlite3
 
 import pytest
 
@@ -71,7 +70,7 @@ async def test_killed_amid_2000(prosody, node, clients):
     """kill -9 while 2,000 messages arrive, and a new start: none lost, none twice, in order."""
     senders, recipients, names = await crowd(prosody, clients)
     pouring = asyncio.create_task(pour(senders, recipients, 0, EACH))
-    await until(lambda: stored(node) > 200, "the first hundreds in the store")
+    await until(lambda: node.rows() > 200, "the first hundreds in the store")
     node.kill()
     await pouring
     for sender in senders:
@@ -85,12 +84,12 @@ async def test_killed_three_times(prosody, node, clients):
     """The same with three kills, one of them at once after the start."""
     senders, recipients, names = await crowd(prosody, clients)
     pouring = asyncio.create_task(pour(senders, recipients, 0, EACH))
-    await until(lambda: stored(node) > 50, "some in the store")
+    await until(lambda: node.rows() > 50, "some in the store")
     node.kill()
     await asyncio.to_thread(node.start)
     node.kill()
     await asyncio.to_thread(node.start)
-    await until(lambda: stored(node) > 400, "more in the store")
+    await until(lambda: node.rows() > 400, "more in the store")
     node.kill()
     await pouring
     await asyncio.to_thread(node.start)
@@ -132,16 +131,16 @@ async def test_server_killed_while_handing_over(prosody, node, clients):
     for n in range(200):
         a.send_text(bob, str(n))
     await a.ping()
-    await until(lambda: stored(node) == 200, "all of them in the store")
+    await until(lambda: node.rows() == 200, "all of them in the store")
     b = await clients.online(prosody, bob, raw=True, sm=True)
     await b.inbox.body_count(50)
     prosody.kill()
-    assert stored(node) == 200, "deleted before it was acknowledged"
+    assert node.rows() == 200, "deleted before it was acknowledged"
     await asyncio.to_thread(prosody.start)
     await until(lambda: node.http_status("/readyz") == 200, "the link")
     again = await clients.online(prosody, bob, raw=True, sm=True, acks=True)
     assert await again.inbox.body_count(200) == [str(n) for n in range(200)]
-    await until(lambda: stored(node) == 0, "all of them to be taken")
+    await until(lambda: node.rows() == 0, "all of them to be taken")
 
 
 async def test_notices_once_over_a_kill(prosody, node, clients):
@@ -185,12 +184,3 @@ async def test_told_to_stop(prosody, node, clients, number):
         await sender.ping()
     await asyncio.to_thread(node.start)
     await check_everybody(prosody, clients, recipients, names, 6)
-
-
-def stored(node):
-    """How many messages the database holds, read from outside."""
-    try:
-        with sqlite3.connect(f"file:{node.database}?mode=ro", uri=True, timeout=5) as database:
-            return database.execute("select count(*) from offline_message").fetchone()[0]
-    except sqlite3.OperationalError:
-        return 0

@@ -11,7 +11,7 @@ import pytest
 from harness.fake_server import FORWARD, INTERCEPT, FakeServer, available, intercept
 from harness.node import Node
 from harness.prosody import COMPONENT, HOST
-from harness.stanzas import CLIENT, new_id
+from harness.stanzas import CLIENT, DELAY, new_id
 from harness.waiting import until
 
 
@@ -176,6 +176,25 @@ async def test_well_formed_nonsense(node, server):
         link.write(text)
     assert await store(link, jid, "good")
     assert await bodies(link, jid, 1) == ["good"]
+
+
+async def test_how_messages_are_forwarded(node, server):
+    """W2, W4: inside the protocol's own element, with the time when the server received them."""
+    jid = f"bob@{HOST}"
+    link = await server.greeted()
+    text = intercept(jid, "x", key="key")
+    stamp = text.split("stamp='")[1].partition("'")[0]
+    link.write(text)
+    assert (await link.verdict("key")).get("do") == "stored"
+    link.write(available(jid, "s1"))
+    item = None
+    while item is None:
+        stanza = await link.next()
+        assert stanza.find(f"{{{FORWARD}}}forwarded") is None, "a bare forward"
+        item = stanza.find(f"{{{INTERCEPT}}}hand-over/{{{INTERCEPT}}}item")
+    forwarded = item.find(f"{{{FORWARD}}}forwarded")
+    assert [child.tag for child in forwarded] == [f"{{{DELAY}}}delay", f"{{{CLIENT}}}message"]
+    assert forwarded[0].get("stamp") == stamp
 
 
 async def test_an_unknown_request(node, server):

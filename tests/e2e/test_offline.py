@@ -81,7 +81,7 @@ async def test_500_in_order_with_live_ones_meanwhile(prosody, node, clients):
 
 
 async def test_the_stanza_comes_as_it_was_sent(prosody, node, clients):
-    """Nothing inside a stored message is lost or reordered; it has one delay (D1 to D4, O4)."""
+    """Nothing inside a stored message is lost or reordered; it has one delay (W3, D1 to D4, O4)."""
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk", raw=True)
     before = parse_utc(utc(-1))

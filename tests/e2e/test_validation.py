@@ -34,8 +34,38 @@ REFUSED = {
     "R36 no DateTime": ([("drop", "expire-at", "tomorrow")], "invalid-rules", [0]),
     "R36 a date only": ([("drop", "expire-at", "2099-01-01")], "invalid-rules", [0]),
     "R36 an impossible day": ([("drop", "expire-at", "2099-02-30T00:00:00Z")], "invalid-rules", [0]),
-    "R37 another zone": ([("drop", "expire-at", "2099-01-01T00:00:00+02:00")], "invalid-rules", [0]),
-    "R37 no zone": ([("drop", "expire-at", "2099-01-01T00:00:00")], "invalid-rules", [0]),
+    "R37 other zones, or none": (
+        [
+            ("drop", "expire-at", f"2099-01-01T00:00:00{zone}")
+            for zone in ("+02:00", "-00:30", "+00:01", "+24:00", "+0000", "+00", "UTC", "z", " Z", "")
+        ],
+        "invalid-rules",
+        list(range(10)),
+    ),
+    "R36 other forms": (
+        [
+            ("drop", "expire-at", time)
+            for time in (
+                "2099-01-01 00:00:00Z", "2099-01-01t00:00:00Z", "20990101T00:00:00Z", "00:00:00Z",
+                "2099-1-1T00:00:00Z", "2099-01-01T00:00Z", "2099-01-01T00:00:00.Z",
+                "2099-01-01T00:00:00,5Z", " 2099-01-01T00:00:00Z", "2099-01-01T00:00:00Z ",
+                "-2099-01-01T00:00:00Z", "12099-01-01T00:00:00Z", "4070908800",
+            )
+        ],
+        "invalid-rules",
+        list(range(13)),
+    ),
+    "R36 times that do not exist": (
+        [
+            ("drop", "expire-at", time)
+            for time in (
+                "2099-01-01T24:00:00Z", "2099-01-01T00:60:00Z", "2099-01-01T23:59:60Z",
+                "2099-02-29T00:00:00Z", "2099-13-01T00:00:00Z", "0000-01-01T00:00:00Z",
+            )
+        ],
+        "invalid-rules",
+        list(range(6)),
+    ),
     "R40 unknown match": ([("drop", "match-resource", "phone")], "invalid-rules", [0]),
     "R15 case matters": ([("Drop", "deliver", "stored")], "unsupported-actions", [0]),
     "R18 all bad values are named": (
@@ -96,8 +126,13 @@ async def test_refused_rules(prosody, node, clients, away):
 
 ACCEPTED = {
     "R37 +00:00 is UTC": "2099-01-01T00:00:00+00:00",
+    "R37 -00:00 is UTC": "2099-01-01T00:00:00-00:00",
     "R36 short fraction": "2099-01-01T00:00:00.5Z",
     "R36 long fraction": "2099-01-01T00:00:00.123456789012Z",
+    "R36 a fraction of 1,000 digits": f"2099-01-01T00:00:00.{'123456789' * 111}1Z",
+    "R36 a fraction with +00:00": "2099-01-01T00:00:00.000000001+00:00",
+    "R36 a leap day": "2096-02-29T23:59:59Z",
+    "R36 the last moment": "9999-12-31T23:59:59.999999999Z",
 }
 
 
@@ -163,7 +198,8 @@ async def test_a_foreign_amp_is_not_ours(prosody, node, clients):
 
 
 async def test_per_hop(prosody, node, clients):
-    """R14, R42: in a per-hop set a match-resource rule is ignored, and the next one counts."""
+    """R14, R42: in a per-hop set a match-resource rule is ignored, and the next one counts;
+    R34, R39: deliver and expire-at may be in one."""
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk")
     rules = [("drop", "match-resource", "any"), ("alert", "expire-at", utc(-60))]
@@ -172,6 +208,10 @@ async def test_per_hop(prosody, node, clients):
     check_reply(
         reply, "alert", id=id, sender=f"{alice}/desk", recipient=bob, rule=rules[1]
     )
+    stored = ("error", "deliver", "stored")
+    id = a.send_xml(message(bob, "x", payload=amp(rule(*stored), per_hop="true")))
+    reply = await a.inbox.reply(id)
+    check_reply(reply, "error", id=id, sender=f"{alice}/desk", recipient=bob, rule=stored)
     # the same without per-hop is dropped by its first rule (R46: in silence)
     dropped = a.send_xml(message(bob, "x", payload=amp(*(rule(*r) for r in rules))))
     end = a.send_xml(message(bob, "x", payload=amp(rule(*rules[1]))))

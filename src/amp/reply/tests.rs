@@ -168,12 +168,12 @@ fn r57_attributes_that_are_absent_stay_so() {
 
 #[test]
 fn limits_hold_for_what_is_repeated() {
-    let long = "é".repeat(MAX_VALUE);
+    let long = "é".repeat(MAX_ECHO);
     let rules = vec![("drop", "deliver", long.as_str()); MAX_RULES + 1];
     let (before, error) = refused(&rules);
     assert_eq!(before.matches("<rule ").count(), MAX_RULES);
     assert_eq!(error.matches("<rule ").count(), MAX_RULES);
-    assert!(error.contains(&format!("value='{}'", "é".repeat(MAX_VALUE / 2))));
+    assert!(error.contains(&format!("value='{}'", "é".repeat(MAX_ECHO / 2))));
 }
 
 #[test]

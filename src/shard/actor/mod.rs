@@ -31,6 +31,8 @@ pub enum DueEvent {
     Scheduled(Timestamp),
     /// A due message was dealt with.
     Taken,
+    /// A server can be asked again to send notices.
+    LinkUp,
 }
 
 /// What every shard of a node shares.

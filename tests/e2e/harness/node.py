@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import urllib.error
 import urllib.request
@@ -175,6 +176,14 @@ class Node:
     def broadcast(self, *arguments):
         """Run `amphora broadcast <arguments>` against it: (code, output)."""
         return self.command("broadcast", *arguments, "--config", str(self.config))
+
+    def rows(self):
+        """How many messages its database holds, read from outside."""
+        try:
+            with sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=5) as database:
+                return database.execute("select count(*) from offline_message").fetchone()[0]
+        except sqlite3.OperationalError:
+            return 0
 
     def command(self, *arguments):
         """Run `amphora <arguments>` to its end: (code, output)."""
