@@ -30,6 +30,7 @@ return function (ctx)
 	local waiting = {}; -- key -> { origin, reply } of the newest request
 	local outcomes = {}; -- key -> outcome, of those that are resolved
 	local order = ctx.new_fifo(); -- { key, at }
+	local gates = {}; -- key -> true, of those that wait in the gate of a session
 
 	function broadcasts.is_key(key) return key:sub(1, #KEYS) == KEYS; end
 
@@ -56,9 +57,17 @@ return function (ctx)
 
 	-- A held message with such a key is resolved.
 	function broadcasts.settled(key, outcome)
+		gates[key] = nil;
 		remember(key, outcome, time_now());
 		local request = take(key);
 		if request then answer(request.origin, request.stanza, outcome); end
+	end
+
+	function broadcasts.gated(key) gates[key] = true; end
+
+	-- It went from a gate to its session.
+	function broadcasts.let_out(key)
+		if gates[key] then broadcasts.settled(key, "delivered"); end
 	end
 
 	local function put_off(request, text)
@@ -91,7 +100,7 @@ return function (ctx)
 		if outcomes[key] then return answer(origin, stanza, outcomes[key]); end
 		local again = element.attr.again == "true";
 		waiting[key] = { origin = origin, stanza = stanza };
-		if ctx.queue.holds(bare, key, again) then return; end
+		if gates[key] or ctx.queue.holds(bare, key, again) then return; end
 		local ok, type, condition, text = ctx.queue.hold_own(bare, message, key, again);
 		if not ok then
 			waiting[key] = nil;
@@ -358,7 +367,7 @@ return function (ctx)
 		if listing and now - listing.at >= LISTING then listing = nil; end
 	end
 
-	function broadcasts.save()
+	local function list_outcomes()
 		local list = {};
 		for index = order.first, order.last do
 			local entry = order[index];
@@ -367,15 +376,24 @@ return function (ctx)
 		return list;
 	end
 
-	function broadcasts.adopt(list)
+	local function adopt_outcomes(list)
 		for _, entry in ipairs(list or {}) do remember(entry.key, entry.outcome, entry.at); end
+	end
+
+	-- For a reload.
+	function broadcasts.save() return { outcomes = list_outcomes(), gates = gates }; end
+
+	function broadcasts.adopt(saved)
+		if not saved then return; end
+		gates = saved.gates;
+		adopt_outcomes(saved.outcomes);
 	end
 
 	local store = module:open_store("amphora_broadcast");
 
 	-- Outcomes outlive a restart, so that who was asked for before it is not sent his message again.
 	function broadcasts.keep()
-		local list = broadcasts.save();
+		local list = list_outcomes();
 		local ok, err = store:set(nil, list[1] and { outcomes = list } or nil);
 		if not ok then module:log("error", "Outcomes of broadcasts can't be kept over a restart: %s", err); end
 	end
@@ -384,7 +402,7 @@ return function (ctx)
 		local kept, err = store:get(nil);
 		if err then module:log("error", "Outcomes of broadcasts that were kept can't be read: %s", err); end
 		if not kept then return; end
-		broadcasts.adopt(kept.outcomes);
+		adopt_outcomes(kept.outcomes);
 		store:set(nil, nil);
 	end
 

@@ -322,7 +322,7 @@ return function (ctx)
 					key = record.key, user = user, from = record.from, addressed = record.addressed;
 					stage = record.stage, stamp = record.stamp, archived = record.archived, xml = record.xml, bytes = #record.xml;
 					ord = record.ord, again = true, ever_sent = true, loaded = true, spooled = handle;
-					settle = record.stage == "offline" and ctx.broadcasts.is_key(record.key) or nil;
+					settle = record.stage ~= "rules" and ctx.broadcasts.is_key(record.key) or nil;
 					may_see = record.stage == "rules" and facts.may_see_presence(user.username, record.from) or nil;
 				};
 				queue.drain(user.bare);
@@ -530,9 +530,11 @@ return function (ctx)
 		make_room();
 		held.bytes = #held.xml;
 		if too_large(stanza, held.bytes) then
+			if held.settle then return ctx.broadcasts.settled(held.key, "discarded"); end
 			queue.bounce(stanza, "modify", "policy-violation", "The message is too large to be stored");
 			return;
 		elseif (spool_full() and (memory_short() or straight_to_spool())) or (ctx.spool.failing and memory_short()) then
+			if held.settle then return ctx.broadcasts.settled(held.key, "discarded"); end
 			queue.bounce(stanza, "wait", "resource-constraint", "The server can keep no more messages");
 			return;
 		end
@@ -576,6 +578,7 @@ return function (ctx)
 		key = key or new_key();
 		queue.hold_for_storage(bare, {
 			key = key, from = from, addressed = session_jid or stanza.attr.to or bare, again = true;
+			settle = ctx.broadcasts.is_key(key) or nil;
 			-- one that was intercepted before has its id already
 			xml = copy and copy.key and facts.serialise(stanza) or facts.serialise_identified(stanza, bare, key);
 			stage = "undelivered", stamp = copy and copy.stamp or stamp or facts.timestamp();
@@ -786,6 +789,11 @@ return function (ctx)
 		fire_message(stanza, context);
 		if not held.captured then
 			held.stage = "rules";
+			if held.settle and context.copies > 0 and not context.written then
+				-- It waits in a gate: from there it goes to the session, or comes back as undelivered.
+				held.settle, context.gated = nil, true;
+				ctx.broadcasts.gated(held.key);
+			end
 			return finish(held, context.copies > 0 and "delivered" or "discarded");
 		end
 		-- It stays unresolved, as one at stage offline now.

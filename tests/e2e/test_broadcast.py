@@ -216,6 +216,17 @@ async def test_the_rate_is_kept(prosody, node):
     assert before == 30 and len(stored(node)) == 30
 
 
+async def test_more_users_than_a_page(prosody, node):
+    """1,200 accounts are three pages: each is a recipient, once."""
+    people = prosody.people(*(f"u{n:04}" for n in range(1200)), friends=False)
+    number = await start(
+        node, "--to-domain", "example.org", "--body", "x", "--rate", "1000", "--expires", "1h"
+    )
+    report = await done(node, number)
+    assert (report["total"], report["stored"], report["left"]) == (1200, 1200, 0)
+    assert stored(node) == {jid: 1 for jid in people}
+
+
 async def crowd(prosody, clients, away=280, online=20):
     """Many users, some of them online."""
     people = prosody.people(*(f"u{n:03}" for n in range(away + online)))
