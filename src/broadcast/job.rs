@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::store::{Broadcast, Fate, Recipient};
 
-use super::machine::Now;
+use super::input::Now;
 use super::pace::Pace;
 use super::payload::Payload;
 use super::{Report, WINDOW};

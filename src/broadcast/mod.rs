@@ -6,17 +6,22 @@
 //! what became of it (section 5 of the intercept protocol). [`Machine`] decides, from inputs
 //! and the time; [`task`] carries out what it asks for.
 
+mod answers;
 mod command;
+mod commands;
+mod input;
 mod job;
 mod machine;
 mod pace;
 mod payload;
+mod pump;
 mod task;
 #[cfg(test)]
 mod tests;
 
 pub use command::{Command, Problem, ProblemKind, Reply, Report};
-pub use machine::{Answered, Asker, Effect, Input, Machine, Now, Settings, Write};
+pub use input::{Answered, Asker, Effect, Input, Now, Settings, Write};
+pub use machine::Machine;
 pub use payload::{MAX_PAYLOAD, Payload, PayloadError};
 pub use task::{BroadcastContext, BroadcastHandle, Inbox, run};
 

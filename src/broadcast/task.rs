@@ -12,7 +12,8 @@ use tokio::time::{Instant, sleep};
 use crate::shard::Outbox;
 use crate::store::{BroadcastChange, BroadcastStore, Clock, Fate, Store, StoreError};
 
-use super::machine::{Answered, Asker, Effect, Input, Machine, Now, Settings};
+use super::input::{Answered, Asker, Effect, Input, Now, Settings};
+use super::machine::Machine;
 use super::{Command, Problem, ProblemKind, Reply};
 
 /// The pause before the store is asked again for what there is.

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::machine::{Answered, Asker, Effect, Input, Machine, Now, Settings, Write};
+use super::input::{Answered, Asker, Effect, Input, Now, Settings, Write};
+use super::machine::Machine;
 use super::{Command, Payload, ProblemKind, Reply, Report, UNFINISHED, WINDOW};
 use crate::shard::{Ask, Request};
 use crate::store::{Broadcast, BroadcastChange, BroadcastState, Counts, Fate, Recipient};
