@@ -146,25 +146,25 @@ impl Machine {
         if self.stopping {
             return None;
         }
-        let wakes = self.jobs.values().filter(|job| !job.is_over()).map(|job| {
-            let left = job.row.expires_at.since(now.wall).min(SLEEP);
-            let mut wake = now.steady + left;
-            for later in [job.hold_until, job.record_after] {
-                if later > now.steady {
-                    wake = wake.min(later);
-                }
-            }
-            let sends = job.row.state == BroadcastState::Running
-                && job.ending.is_none()
-                && !job.ready.is_empty()
-                && job.has_room()
-                && self.up.contains_key(&*job.row.host);
-            if sends {
-                wake = wake.min(job.pace.next().max(job.hold_until));
-            }
-            wake
-        });
-        wakes.min()
+        self.jobs.values().filter_map(|job| self.wake_of(now, job)).min()
+    }
+
+    fn wake_of(&self, now: Now, job: &Job) -> Option<Duration> {
+        let goes_on = matches!(job.row.state, BroadcastState::Running | BroadcastState::Paused);
+        if job.is_over() {
+            return None;
+        }
+        let later = [job.hold_until, job.record_after].into_iter().filter(|at| *at > now.steady);
+        // What ends it is looked at once; after that, only answers are waited for.
+        let expires = (goes_on && job.ending.is_none() && !job.closing)
+            .then(|| now.steady + job.row.expires_at.since(now.wall).min(SLEEP));
+        let sends = job.row.state == BroadcastState::Running
+            && job.ending.is_none()
+            && !job.ready.is_empty()
+            && job.has_room()
+            && self.up.contains_key(&*job.row.host);
+        let sends = sends.then(|| job.pace.next().max(job.hold_until));
+        later.chain(expires).chain(sends).min()
     }
 
     pub(super) fn reply(&mut self, asker: Asker, reply: Reply) {

@@ -4,7 +4,7 @@
 //! A broadcast is a job in the store. For each recipient the interceptor is asked to send a
 //! message of the host's own with the rule `drop` at `expire-at`, and answers when it is known
 //! what became of it (section 5 of the intercept protocol). [`Machine`] decides, from inputs
-//! and the time; [`task`] carries out what it asks for.
+//! and the time; [`run`] carries out what it asks for.
 
 mod answers;
 mod command;

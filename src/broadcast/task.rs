@@ -190,7 +190,7 @@ impl Shell {
                     }
                 }
                 Effect::Change { write, change } => {
-                    count(&change);
+                    note(&change);
                     let changed = self.context.broadcasts.change(change);
                     self.answer(async move {
                         let rows = changed.await.map_err(|error| error.to_string());
@@ -223,8 +223,20 @@ impl Shell {
     }
 }
 
-fn count(change: &BroadcastChange) {
-    let BroadcastChange::Settle { settled, .. } = change else { return };
+/// What the log and the metrics say about a change.
+fn note(change: &BroadcastChange) {
+    let settled = match change {
+        BroadcastChange::Create(new) => {
+            let (id, host, everyone) = (new.id, new.host.as_str(), new.everyone);
+            return tracing::info!(id, host, everyone, expires_at = %new.expires_at, "a broadcast");
+        }
+        BroadcastChange::SetState { broadcast, state, ended_at } => {
+            let (id, over) = (*broadcast, ended_at.is_some());
+            return tracing::info!(id, ?state, over, "a broadcast goes on");
+        }
+        BroadcastChange::Settle { settled, .. } => settled,
+        _ => return,
+    };
     for (_, fate) in settled {
         let fate = match fate {
             Fate::Delivered => "delivered",

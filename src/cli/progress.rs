@@ -48,6 +48,11 @@ impl Progress {
     }
 }
 
+/// To whom, before the host.
+fn to(report: &Report) -> &'static str {
+    if report.everyone { "everyone on " } else { "a list of users of " }
+}
+
 /// What a bar does not show.
 fn remark(report: &Report) -> String {
     let counting = if report.counting { ", still counting" } else { "" };
@@ -58,9 +63,11 @@ fn remark(report: &Report) -> String {
 /// All of it in one line.
 pub fn line(report: &Report) -> String {
     format!(
-        "broadcast {}: {} of {} settled ({} delivered, {} stored, {} discarded, {} expired, \
+        "broadcast {}: {}{}, {} of {} settled ({} delivered, {} stored, {} discarded, {} expired, \
          {} cancelled), {}",
         report.id,
+        to(report),
+        report.host,
         report.settled(),
         report.total,
         report.delivered,
@@ -74,16 +81,16 @@ pub fn line(report: &Report) -> String {
 
 /// All of it in several.
 pub fn page(report: &Report) -> String {
-    let to = if report.everyone { "everyone on " } else { "a list of users of " };
     let ended = report.ended_at.as_ref().map(|at| format!("  ended      {at}\n"));
     let trouble = report.trouble.as_ref().map(|text| format!("  trouble    {text}\n"));
     format!(
-        "broadcast {}\n  state      {}{}\n  to         {to}{}\n  started    {}\n  expires    {}\n{}  \
+        "broadcast {}\n  state      {}{}\n  to         {}{}\n  started    {}\n  expires    {}\n{}  \
          rate       {} a second\n  recipients {}\n  delivered  {}\n  stored     {}\n  \
          discarded  {}\n  expired    {}\n  cancelled  {}\n  left       {}\n{}",
         report.id,
         report.state,
         if report.counting { ", still counting recipients" } else { "" },
+        to(report),
         report.host,
         report.created_at,
         report.expires_at,

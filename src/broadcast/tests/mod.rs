@@ -1,5 +1,7 @@
 //! The machine, without a store or a server: whole lists of effects.
 
+mod histories;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,6 +69,8 @@ impl Bench {
 
     fn input(&mut self, input: Input) {
         self.effects.extend(self.machine.handle(self.now, input));
+        let wake = self.machine.wake_at(self.now);
+        assert!(wake.is_none_or(|at| at > self.now.steady), "what could be done now was not");
     }
 
     fn pass(&mut self, time: Duration) {
