@@ -1,7 +1,7 @@
 //! Random histories: servers that fail or answer late, links that break, a node that is killed.
 //! However it goes, everybody is settled once, and nobody is sent to twice.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -28,6 +28,10 @@ struct World {
     // The server, which remembers keys, and how often it was made to send each.
     keys: HashMap<String, Fate>,
     sent: HashMap<String, u32>,
+    /// It is killed now and then, and knows only what is stored.
+    killed: bool,
+    /// What it was asked to send though it was stored.
+    stored_again: HashSet<String>,
     up: bool,
     // What is under way.
     changes: VecDeque<Effect>,
@@ -50,6 +54,8 @@ impl World {
             settled: HashMap::new(),
             keys: HashMap::new(),
             sent: HashMap::new(),
+            killed: false,
+            stored_again: HashSet::new(),
             up: false,
             changes: VecDeque::new(),
             others: Vec::new(),
@@ -149,6 +155,9 @@ impl World {
             Ask::Settle { key, .. } => {
                 let fates = [Fate::Delivered, Fate::Stored, Fate::Discarded];
                 let fate = fates[self.random.usize(..3)];
+                if self.keys.get(&key) == Some(&Fate::Stored) && self.killed {
+                    self.stored_again.insert(key.clone());
+                }
                 if !self.keys.contains_key(&key) {
                     *self.sent.entry(key.clone()).or_default() += 1;
                 }
@@ -191,6 +200,7 @@ impl World {
                     false => Input::HostDown { host },
                 });
             }
+            2 if self.killed => self.keys.retain(|_, fate| *fate == Fate::Stored),
             2..40 => self.answer(),
             40..70 => self.carry_out(),
             _ => {
@@ -239,6 +249,20 @@ fn i2_everybody_is_settled_once_whatever_fails() {
         world.check();
         assert_eq!(world.row.state, BroadcastState::Done, "{seed}");
         assert_eq!(world.settled.len() as u64, PEOPLE, "{seed}");
+    }
+}
+
+#[test]
+fn i2_what_is_stored_is_sent_once_though_the_server_forgets() {
+    for seed in 0..60 {
+        let (row, rows) = list();
+        let mut world = World::new(seed, row, rows);
+        world.killed = true;
+        world.run();
+        assert_eq!(world.row.counts.settled(), PEOPLE, "{seed}");
+        let stored = world.keys.iter().filter(|(_, fate)| **fate == Fate::Stored);
+        let resent = stored.filter(|(key, _)| world.stored_again.contains(*key)).count();
+        assert_eq!(resent, 0, "{seed}");
     }
 }
 
