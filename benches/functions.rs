@@ -101,10 +101,11 @@ fn shard(c: &mut Criterion) {
         gateway: false,
         stamp: Timestamp::from_micros(0),
         message,
+        silent: false,
         rules: Some(rules),
     };
     let memory = Duration::from_secs(600);
-    let mut machine = Machine::new(Settings { epoch: 1, messages_per_user: 0, memory });
+    let mut machine = Machine::new(Settings { epoch: 1, quotas: Arc::default(), memory });
     c.bench_function("decide in a shard", |b| {
         b.iter(|| {
             let input = Input::Intercept(Box::new(intercept.clone()));

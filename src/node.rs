@@ -14,12 +14,12 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::amp::SecurityLevel;
 use crate::broadcast::{self, BroadcastContext, BroadcastHandle};
-use crate::config::{self, ControlSocket, Settings};
+use crate::config::{self, ControlSocket, QuotaLimits, QuotaOver, Settings};
 use crate::control::{self, Control, ControlError};
 use crate::http::{self, Health};
 use crate::link::{self, LinkContext, LinkSettings, Stop};
 use crate::router::{Router, Settle, run_due_clock};
-use crate::shard::{self, Outbox, ShardActor, ShardContext};
+use crate::shard::{self, Limits, Outbox, Over, Quotas, ShardActor, ShardContext};
 use crate::store::{SeaStore, Store, StoreError, StoreSettings, database_path};
 use crate::telemetry;
 use crate::words::ShardId;
@@ -251,7 +251,7 @@ fn start_shards(
     let arbiters: Vec<Arbiter> = (0..threads).map(|_| Arbiter::new()).collect();
     let machine = shard::Settings {
         epoch: context.store.epoch(),
-        messages_per_user: settings.store.messages_per_user.map_or(0, |n| n.get()),
+        quotas: Arc::new(quotas(&settings.quota)),
         memory: StoreSettings::new("").memory_of_keys,
     };
     let start = |shard: u32| {
@@ -298,6 +298,21 @@ async fn wait_for_signal() -> Result<(), NodeError> {
 
 fn store_settings(settings: &Settings) -> StoreSettings {
     StoreSettings::new(settings.store.url.expose())
+}
+
+fn quotas(settings: &config::QuotaSettings) -> Quotas {
+    let limits = |limits: QuotaLimits| Limits {
+        messages_per_user: limits.messages_per_user,
+        bytes_per_user: limits.bytes_per_user.0,
+        messages_per_sender: limits.messages_per_sender,
+        bytes_per_sender: limits.bytes_per_sender.0,
+        over: match limits.over {
+            QuotaOver::Error => Over::Error,
+            QuotaOver::Drop => Over::Drop,
+        },
+    };
+    let of = settings.by_name().into_iter().map(|(name, own)| (name, limits(own)));
+    Quotas::new(limits(settings.general), of.collect())
 }
 
 fn security(level: config::SecurityLevel) -> SecurityLevel {

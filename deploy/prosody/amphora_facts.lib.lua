@@ -67,10 +67,12 @@ end
 function facts.may_see_presence(username, sender)
 	local sender_bare = jid_bare(sender);
 	if sender_bare == username.."@"..host then return true; end
-	if not sender_bare or facts.blocks(username, sender) then return false; end
+	if not sender_bare then return false; end
+	-- Both are looked up, that a block takes no other time than a stranger.
+	local blocked = facts.blocks(username, sender);
 	local roster = rostermanager.load_roster(username, host);
 	local item = roster and roster[sender_bare];
-	return item ~= nil and (item.subscription == "from" or item.subscription == "both");
+	return not blocked and item ~= nil and (item.subscription == "from" or item.subscription == "both");
 end
 
 function facts.account_exists(username)

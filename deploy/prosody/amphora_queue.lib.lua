@@ -225,11 +225,14 @@ return function (ctx)
 
 	function queue.routing() return routing; end
 
+	-- What the server answers to a message that goes on in silence, is answered to this.
+	local nobody = setmetatable({ send = function () return true; end }, { __index = host_session });
+
 	-- Goes on with a message as if it had not been held.
-	local function fire_message(stanza, context)
+	local function fire_message(stanza, context, silent)
 		local name = stanza.attr.to:find("/", 1, true) and "message/full" or "message/bare";
 		under(context or {}, stanza, host_session.events.fire_event, name,
-			{ origin = host_session, stanza = stanza, amphora = true });
+			{ origin = silent and nobody or host_session, stanza = stanza, amphora = true });
 	end
 
 	local function send_out(stanza)
@@ -241,6 +244,24 @@ return function (ctx)
 	function queue.bounce(stanza, type, condition, text)
 		if stanza.attr.type == "error" then return; end
 		send_out(st.error_reply(stanza, type, condition, text));
+	end
+
+	-- Where rules are not for everybody, an error that depends on where the recipient is would
+	-- tell the sender of a message with rules what he may not know.
+	function queue.is_silent(username, stanza)
+		return link.security ~= "performance" and link.security ~= "none" and facts.has_rules(stanza)
+			and not facts.may_see_presence(username, stanza.attr.from);
+	end
+
+	local function bounce_stored(user, stanza, ...)
+		if not queue.is_silent(user.username, stanza) then queue.bounce(stanza, ...); end
+		release_user(user);
+	end
+
+	-- It can't be kept; whoever asked for it is told so.
+	local function settle_lost(held)
+		release_user(held.user);
+		ctx.broadcasts.settled(held.key, "discarded");
 	end
 
 	local function stanza_of(held)
@@ -468,6 +489,7 @@ return function (ctx)
 			key = key, user = user, from = from, addressed = stanza.attr.to;
 			stage = "rules", stamp = facts.timestamp(), xml = xml, bytes = #xml, stanza = stanza;
 			ord = new_ord(), may_see = facts.may_see_presence(user.username, from);
+			seen_at = time_now(), seen_gen = link.gen;
 		};
 		insert(held);
 		if held.may_see then
@@ -529,16 +551,14 @@ return function (ctx)
 	function queue.hold_for_storage(bare, held, stanza)
 		make_room();
 		held.bytes = #held.xml;
-		if too_large(stanza, held.bytes) then
-			if held.settle then return ctx.broadcasts.settled(held.key, "discarded"); end
-			queue.bounce(stanza, "modify", "policy-violation", "The message is too large to be stored");
-			return;
-		elseif (spool_full() and (memory_short() or straight_to_spool())) or (ctx.spool.failing and memory_short()) then
-			if held.settle then return ctx.broadcasts.settled(held.key, "discarded"); end
-			queue.bounce(stanza, "wait", "resource-constraint", "The server can keep no more messages");
-			return;
-		end
 		held.user = user_of(bare);
+		if too_large(stanza, held.bytes) then
+			if held.settle then return settle_lost(held); end
+			return bounce_stored(held.user, stanza, "modify", "policy-violation", "The message is too large to be stored");
+		elseif (spool_full() and (memory_short() or straight_to_spool())) or (ctx.spool.failing and memory_short()) then
+			if held.settle then return settle_lost(held); end
+			return bounce_stored(held.user, stanza, "wait", "resource-constraint", "The server can keep no more messages");
+		end
 		local pair = pair_of(held.user, held.from);
 		local first_rules = pair.first_rules;
 		if held.ord then -- luacheck: ignore 542
@@ -688,9 +708,11 @@ return function (ctx)
 	local function send(held)
 		local user, now = held.user, time_now();
 		local rules = held.stage == "rules";
-		if held.settle then held.may_see = true; end -- the host asks nobody for a right
-		if rules and held.gen and not held.settle then held.may_see = facts.may_see_presence(user.username, held.from); end
-		if (held.stage ~= "rules" or held.may_see == nil) and not held.settle then
+		-- A right that was looked up when the message came counts for its first sending soon after. The
+		-- host's own messages need none.
+		if held.settle then
+			held.may_see = true;
+		elseif not (rules and held.seen_at and held.seen_gen == link.gen and now - held.seen_at < 1) or held.ever_sent then
 			held.may_see = facts.may_see_presence(user.username, held.from);
 		end
 		if rules then held.takers = takers(held); end
@@ -779,14 +801,14 @@ return function (ctx)
 		end
 	end
 
-	local function deliver_rules(held)
+	local function deliver_rules(held, silent)
 		local stanza = stanza_of(held);
 		if not stanza then return finish(held, "discarded"); end
 		stanza = st.clone(stanza);
 		facts.address_rules(stanza);
 		held.stage, held.captured = "routing", nil;
 		local context = { key = held.key, stamp = held.stamp, held = held };
-		fire_message(stanza, context);
+		fire_message(stanza, context, silent);
 		if not held.captured then
 			held.stage = "rules";
 			if held.settle and context.copies > 0 and not context.written then
@@ -830,7 +852,7 @@ return function (ctx)
 		if what == "deliver" then
 			if held.stage == "rules" then
 				if takers(held) ~= held.takers then return ask_again(held); end
-				deliver_rules(held);
+				deliver_rules(held, verdict.silent);
 			else
 				if not deliver_to_sessions(held) then return ask_again(held); end
 				finish(held, "delivered");
@@ -932,7 +954,7 @@ return function (ctx)
 		end
 		local sends = {};
 		for tag in element:childtags("send") do sends[#sends + 1] = tag; end
-		held.verdict = { what = what, sends = sends };
+		held.verdict = { what = what, sends = sends, silent = attr.silent == "true" };
 		local pair = held.pair;
 		if what == "discarded" and held.stage == "rules" and not held.may_see then
 			carry_out(held); -- a refusal is outside the pair's order

@@ -2,7 +2,7 @@
 
 use jid::BareJid;
 
-use crate::shard::Ask;
+use crate::shard::Errand;
 use crate::store::{Broadcast, BroadcastChange, BroadcastState, Counts, Recipient};
 use crate::time::Timestamp;
 use crate::words::Bare;
@@ -136,7 +136,7 @@ impl Machine {
         }
         let host = new.host.clone();
         let new = Box::new(new);
-        let ask = Ask::Accounts { after: String::new(), max: ACCOUNTS };
+        let ask = Errand::Accounts { after: String::new(), max: ACCOUNTS };
         self.ask(&host, ask, Question::First { asker, new, payload });
         Ok(())
     }

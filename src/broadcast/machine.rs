@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::shard::{Ask, Request};
+use crate::shard::{Errand, Request};
 use crate::store::{Broadcast, BroadcastChange, BroadcastState, Fate, Recipient};
 use crate::time::Timestamp;
 
@@ -178,7 +178,7 @@ impl Machine {
         self.effects.push(Effect::Change { write, change });
     }
 
-    pub(super) fn ask(&mut self, host: &str, ask: Ask, question: Question) {
+    pub(super) fn ask(&mut self, host: &str, ask: Errand, question: Question) {
         let known = self.settings.hosts.iter().find(|known| ***known == *host);
         let host = known.cloned().unwrap_or_else(|| host.into());
         self.next_question += 1;

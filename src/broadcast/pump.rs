@@ -1,6 +1,6 @@
 //! Going on with a broadcast: all that can be done for it now.
 
-use crate::shard::Ask;
+use crate::shard::Errand;
 use crate::store::{BroadcastChange, BroadcastState, Fate};
 
 use super::input::{Effect, Now};
@@ -117,7 +117,7 @@ impl Machine {
         let Some(after) = job.row.counted_to.clone().filter(|_| !job.counting) else { return };
         job.counting = true;
         let host = job.row.host.clone();
-        let ask = Ask::Accounts { after, max: ACCOUNTS };
+        let ask = Errand::Accounts { after, max: ACCOUNTS };
         self.ask(&host, ask, Question::Accounts { broadcast: id });
     }
 
@@ -134,7 +134,7 @@ impl Machine {
             let host = job.row.host.clone();
             let to = recipient.bare.clone();
             let stanza = job.payload.message(&host, &to, &key, job.row.expires_at);
-            let ask = Ask::Settle { key, to, again, stanza };
+            let ask = Errand::Settle { key, to, again, stanza };
             self.ask(&host, ask, Question::Settle { broadcast: id, recipient });
         }
     }

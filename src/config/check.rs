@@ -2,18 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::Duration;
 
-use jid::DomainPart;
+use jid::{BareJid, DomainPart};
 
-use super::raw::{RawNode, RawServer, RawStore};
+use super::raw::{RawNode, RawOverride, RawQuota, RawServer, RawStore};
 use super::source::Merged;
 use super::{
     Address, ClusterSettings, ConfigError, ControlSocket, HttpSettings, LogFormat, LogSettings,
-    NodeSettings, Problem, Problems, ProcessorSettings, Secret, SecurityLevel, ServerSettings,
-    Settings, StoreSettings, StoreUrl,
+    NodeSettings, Problem, Problems, ProcessorSettings, QuotaLimits, QuotaOver, QuotaOverride,
+    QuotaSettings, Secret, SecurityLevel, ServerSettings, Settings, Size, StoreSettings, StoreUrl,
 };
 
 const MAX_SHARDS: u32 = 65_536;
@@ -43,6 +42,7 @@ pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigErr
         check.node(raw.node),
         check.processor(raw.processor.shards, &raw.processor.security_level),
         check.store(raw.store),
+        check.quota(raw.quota),
         check.servers(raw.servers),
         check.listen(&raw.http.listen),
         check.cluster(raw.cluster.nats),
@@ -53,12 +53,14 @@ pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigErr
             Some(node),
             Some(processor),
             Some(store),
+            Some(quota),
             Some(servers),
             Some(http),
             Some(cluster),
             Some(log),
         ) if check.problems.is_empty() => {
-            Ok((Settings { node, processor, store, servers, http, cluster, log }, check.warnings))
+            let settings = Settings { node, processor, store, quota, servers, http, cluster, log };
+            Ok((settings, check.warnings))
         }
         _ => {
             check.problems.sort();
@@ -150,14 +152,6 @@ impl Check {
 
     fn store(&mut self, raw: RawStore) -> Option<StoreSettings> {
         let url = self.url(raw.url);
-        let messages_per_user = match u64::try_from(raw.messages_per_user) {
-            Ok(limit) => Some(NonZeroU64::new(limit)),
-            Err(_) => self.refuse(
-                "store.messages_per_user",
-                raw.messages_per_user,
-                "must be 0 (no limit) or a number of messages above it",
-            ),
-        };
         let retention = match humantime::parse_duration(&raw.retention) {
             Ok(Duration::ZERO) => Some(None),
             Ok(time) if (Duration::from_secs(1)..=MAX_RETENTION).contains(&time) => {
@@ -174,11 +168,95 @@ impl Check {
                 "must be a time with its unit, as \"90days\" or \"12h\"; \"0s\" is for ever",
             ),
         };
-        Some(StoreSettings {
-            url: url?,
+        Some(StoreSettings { url: url?, retention: retention? })
+    }
+
+    fn quota(&mut self, raw: RawQuota) -> Option<QuotaSettings> {
+        let key = |name: &str| format!("quota.{name}");
+        let messages_per_user = self.messages(&key("messages_per_user"), raw.messages_per_user);
+        let bytes_per_user = self.size(&key("bytes_per_user"), &raw.bytes_per_user);
+        let messages_per_sender =
+            self.messages(&key("messages_per_sender"), raw.messages_per_sender);
+        let bytes_per_sender = self.size(&key("bytes_per_sender"), &raw.bytes_per_sender);
+        let over = self.over(&key("over"), &raw.over);
+        let overrides: Vec<_> =
+            raw.overrides.into_iter().enumerate().map(|(i, own)| self.quota_of(i, own)).collect();
+        let overrides: Vec<QuotaOverride> = overrides.into_iter().collect::<Option<_>>()?;
+        let mut names = BTreeMap::new();
+        for (index, own) in overrides.iter().enumerate() {
+            if let Some(first) = names.insert(&*own.whose, index) {
+                let key = format!("quota.override[{index}].for");
+                let says = format!("is that of quota.override[{first}] already; write one");
+                self.problem(&key, Some(format!("{:?}", own.whose)), says);
+            }
+        }
+        let general = QuotaLimits {
             messages_per_user: messages_per_user?,
-            retention: retention?,
+            bytes_per_user: bytes_per_user?,
+            messages_per_sender: messages_per_sender?,
+            bytes_per_sender: bytes_per_sender?,
+            over: over?,
+        };
+        Some(QuotaSettings { general, overrides })
+    }
+
+    fn quota_of(&mut self, index: usize, raw: RawOverride) -> Option<QuotaOverride> {
+        let key = |name: &str| format!("quota.override[{index}].{name}");
+        let whose = self.whose(&key("for"), raw.whose.as_deref());
+        let messages_per_user =
+            raw.messages_per_user.map(|n| self.messages(&key("messages_per_user"), n));
+        let bytes_per_user = raw.bytes_per_user.map(|n| self.size(&key("bytes_per_user"), &n));
+        let messages_per_sender =
+            raw.messages_per_sender.map(|n| self.messages(&key("messages_per_sender"), n));
+        let bytes_per_sender =
+            raw.bytes_per_sender.map(|n| self.size(&key("bytes_per_sender"), &n));
+        let over = raw.over.map(|over| self.over(&key("over"), &over));
+        // What is written must be right; what is not is inherited.
+        Some(QuotaOverride {
+            whose: whose?,
+            messages_per_user: given(messages_per_user)?,
+            bytes_per_user: given(bytes_per_user)?,
+            messages_per_sender: given(messages_per_sender)?,
+            bytes_per_sender: given(bytes_per_sender)?,
+            over: given(over)?,
         })
+    }
+
+    /// A user or a domain, as a server writes it.
+    fn whose(&mut self, key: &str, text: Option<&str>) -> Option<String> {
+        const SAYS: &str = "must be a user or a domain, as \"bob@example.org\" or \"example.org\"";
+        let Some(text) = text else {
+            self.problem(key, None, format!("is missing; it {SAYS}"));
+            return None;
+        };
+        match BareJid::new(text) {
+            Ok(jid) => Some(jid.to_string()),
+            Err(_) => self.refuse(key, text, SAYS),
+        }
+    }
+
+    fn messages(&mut self, key: &str, limit: i64) -> Option<u64> {
+        match u64::try_from(limit) {
+            Ok(limit) => Some(limit),
+            Err(_) => {
+                self.refuse(key, limit, "must be 0 (no limit) or a number of messages above it")
+            }
+        }
+    }
+
+    fn size(&mut self, key: &str, text: &str) -> Option<Size> {
+        match text.parse() {
+            Ok(size) => Some(size),
+            Err(bad) => self.refuse(key, text, format!("{bad}; \"0\" is no limit")),
+        }
+    }
+
+    fn over(&mut self, key: &str, text: &str) -> Option<QuotaOver> {
+        let known = [QuotaOver::Error, QuotaOver::Drop];
+        match known.into_iter().find(|known| known.as_str() == text) {
+            Some(over) => Some(over),
+            None => self.refuse(key, text, "must be \"error\" or \"drop\""),
+        }
     }
 
     fn url(&mut self, url: String) -> Option<StoreUrl> {
@@ -407,6 +485,14 @@ impl Check {
             ),
         };
         Some(LogSettings { filter: filter?, format: format? })
+    }
+}
+
+/// A value that was left out, or written and right; nothing if it is wrong.
+fn given<T>(value: Option<Option<T>>) -> Option<Option<T>> {
+    match value {
+        None => Some(None),
+        Some(value) => value.map(Some),
     }
 }
 

@@ -10,6 +10,7 @@ pub(super) struct Raw {
     pub node: RawNode,
     pub processor: RawProcessor,
     pub store: RawStore,
+    pub quota: RawQuota,
     pub servers: Vec<RawServer>,
     pub http: RawHttp,
     pub cluster: RawCluster,
@@ -46,14 +47,50 @@ impl Default for RawProcessor {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawStore {
     pub url: String,
-    pub messages_per_user: i64,
     pub retention: String,
 }
 
 impl Default for RawStore {
     fn default() -> Self {
-        RawStore { url: "sqlite://amphora.db".into(), messages_per_user: 0, retention: "0s".into() }
+        RawStore { url: "sqlite://amphora.db".into(), retention: "0s".into() }
     }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawQuota {
+    pub messages_per_user: i64,
+    pub bytes_per_user: String,
+    pub messages_per_sender: i64,
+    pub bytes_per_sender: String,
+    pub over: String,
+    #[serde(rename = "override")]
+    pub overrides: Vec<RawOverride>,
+}
+
+impl Default for RawQuota {
+    fn default() -> Self {
+        RawQuota {
+            messages_per_user: 0,
+            bytes_per_user: "0".into(),
+            messages_per_sender: 0,
+            bytes_per_sender: "0".into(),
+            over: "error".into(),
+            overrides: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawOverride {
+    #[serde(rename = "for")]
+    pub whose: Option<String>,
+    pub messages_per_user: Option<i64>,
+    pub bytes_per_user: Option<String>,
+    pub messages_per_sender: Option<i64>,
+    pub bytes_per_sender: Option<String>,
+    pub over: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

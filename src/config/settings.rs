@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -19,6 +18,8 @@ pub struct Settings {
     pub processor: ProcessorSettings,
     /// `[store]`
     pub store: StoreSettings,
+    /// `[quota]`
+    pub quota: super::QuotaSettings,
     /// `[[servers]]`, in the order of the file; may be empty.
     pub servers: Vec<ServerSettings>,
     /// `[http]`
@@ -94,8 +95,6 @@ impl SecurityLevel {
 pub struct StoreSettings {
     /// The database.
     pub url: StoreUrl,
-    /// How many messages are kept for a user at most; none: no limit.
-    pub messages_per_user: Option<NonZeroU64>,
     /// How long a message is kept at most; none: for ever.
     pub retention: Option<Duration>,
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use config::{Config, FileFormat, Map, Value, ValueKind};
 
-use super::keys::{self, Kind, SERVERS};
+use super::keys::{self, Kind, OVERRIDES, SERVERS};
 use super::raw::Raw;
 use super::{ConfigError, Problem, Problems};
 
@@ -201,11 +201,33 @@ impl Found {
     fn section(&mut self, section: &str, path: &str, table: Map<String, Value>) {
         for (name, value) in table {
             let key = format!("{path}.{name}");
+            if key == OVERRIDES {
+                self.overrides(value.kind);
+                continue;
+            }
             match keys::kind(section, &name) {
-                None => self.problem(&key, None, keys::known(section)),
+                None => self.problem(&key, None, keys::unknown(section, &name)),
                 Some(kind) if fits(kind, &value.kind) => self.put(key, value),
                 Some(Kind::Secret) => self.problem(&key, None, Kind::Secret.expected()),
                 Some(kind) => self.problem(&key, shown(&value.kind), kind.expected()),
+            }
+        }
+    }
+
+    /// `[[quota.override]]`, in the file alone.
+    fn overrides(&mut self, value: ValueKind) {
+        let ValueKind::Array(tables) = value else {
+            return self.problem(OVERRIDES, None, "write [[quota.override]], in two brackets");
+        };
+        for (index, table) in tables.into_iter().enumerate() {
+            let path = format!("{OVERRIDES}[{index}]");
+            match table.kind {
+                ValueKind::Table(table) => {
+                    // Also an empty one is there.
+                    self.values.insert(path.clone(), Value::new(None, Map::<String, Value>::new()));
+                    self.section(OVERRIDES, &path, table);
+                }
+                _ => self.problem(&path, None, "must be a table, under a line [[quota.override]]"),
             }
         }
     }
@@ -237,6 +259,9 @@ impl Found {
                     "write AMPHORA__SERVERS__0__SECRET for the secret of the first server",
                 );
             }
+            ["quota", "override", ..] => {
+                return self.problem(&path, None, "overrides stand in the file alone");
+            }
             _ => {
                 return self.problem(
                     &path,
@@ -246,7 +271,7 @@ impl Found {
             }
         };
         let Some(kind) = keys::kind(section, name) else {
-            return self.problem(&key, None, keys::known(section));
+            return self.problem(&key, None, keys::unknown(section, name));
         };
         let Ok(text) = value.into_string() else {
             return self.problem(&key, None, "must be UTF-8");
@@ -264,7 +289,8 @@ impl Found {
                 }
             },
         };
-        if let Some(end) = key.find(']')
+        if section == SERVERS
+            && let Some(end) = key.find(']')
             && let Ok(index) = key[SERVERS.len() + 1..end].parse()
         {
             self.servers.insert(index);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::broadcast::{Answered, Command, Payload, ProblemKind, Reply, Report};
 use crate::ns;
-use crate::shard::{Answer, Request, ToLink};
+use crate::shard::{Request, Response, ToLink};
 use crate::store::Fate;
 use crate::xml::{Element, escape_attribute, escape_text};
 
@@ -94,7 +94,7 @@ impl Session<'_> {
                 Err(says) => crate::broadcast::Problem::reply(ProblemKind::Request, says),
             };
             let answer = written(&reply);
-            outbox.tell(link, vec![ToLink::Answer(Answer { host, request, answer })]);
+            outbox.tell(link, vec![ToLink::Response(Response { host, request, answer })]);
         });
     }
 }

@@ -17,7 +17,7 @@ use crate::ns;
 use crate::shard::Stage;
 use crate::stanza::Message;
 use crate::time::Timestamp;
-use crate::words::{Bare, Key, MessageId};
+use crate::words::{Bare, Key, MessageId, bare};
 use crate::xml::{Element, XmlError};
 
 /// One thing that a server said.
@@ -114,6 +114,8 @@ pub struct Malformed {
     pub key: Option<Key>,
     /// Where it is held.
     pub stage: Stage,
+    /// The sender may see the recipient's presence.
+    pub may_see_presence: bool,
     /// The message's `from`, `to` and `id`, as far as they could be read.
     pub from: Option<String>,
     /// The message's `to`.
@@ -246,6 +248,7 @@ impl<'a> Reader<'a> {
                 host: host.to_owned(),
                 key: attrs.get("key").map(Key::from),
                 stage: stage.unwrap_or(Stage::Offline),
+                may_see_presence: attrs.is_true("may-see-presence"),
                 from: inside.from,
                 to: inside.to,
                 id: inside.id,
@@ -393,12 +396,11 @@ fn available(host: &str, start: &BytesStart) -> Result<Option<Incoming>, XmlErro
     let (Some(session), Some(jid)) = (attrs.get("session"), attrs.get("jid")) else {
         return Ok(None);
     };
-    let bare = jid.split_once('/').map_or(jid, |(bare, _)| bare);
     Ok(Some(Incoming::Available {
         host: host.to_owned(),
         session: session.into(),
         n: attrs.get("n").and_then(|n| n.parse().ok()).unwrap_or(0),
-        user: bare.into(),
+        user: bare(jid).into(),
         archive: attrs.is_true("archive"),
     }))
 }

@@ -11,26 +11,27 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc};
 
-use crate::amp::{self, Refusal, RuleSet, SecurityLevel, StanzaError};
+use crate::amp::{self, Refusal, RuleSet, StanzaError};
 use crate::router::{Everywhere, Route};
 use crate::shard::{
-    Asked, Available, Do, DueEvent, ITEM_OVERHEAD, Input, Intercept, Sent, Stage, Taken, ToLink,
-    Verdict, reply_to,
+    Answer, Asked, Asker, Available, Do, DueEvent, ITEM_OVERHEAD, Input, Intercept, Retrieve,
+    Retrieved, Sent, Stage, Taken, ToLink, Verdict, reply_to,
 };
 use crate::stanza::{Message, MessageType};
 use crate::words::{Bare, Key, LinkId, MessageId};
 use crate::xml::{Element, Frame};
 use crate::{amp::Envelope, ns};
 
-use super::ask::Asked as Request;
+use super::ask::Asked as Underway;
 use super::counters::Counters;
 use super::error::LinkError;
 use super::keep::{LinkContext, LinkSettings, Stop};
 use super::order::Refused;
 use super::read::{Held, Incoming, Malformed, read};
+use super::retrieve::{self, Request};
 use super::speak::GREETING;
 use super::stream::{self, Incoming as Stream};
-use super::window::{TOO_MANY_INTERCEPTS, Window};
+use super::window::{TOO_MANY_INTERCEPTS, Waiting, Window};
 use super::write::Writer;
 
 /// What a server takes in one stanza if its interceptor does not say.
@@ -58,7 +59,7 @@ pub(super) struct State {
     /// Notices under way, by the id of their request.
     pub sends: HashMap<String, (Bare, MessageId, Instant)>,
     /// Requests of broadcasts under way, by their ids.
-    pub requests: HashMap<String, Request>,
+    pub requests: HashMap<String, Underway>,
     /// Keys of intercepts that are not answered.
     pub unanswered: HashSet<Key>,
     pub next_iq: u64,
@@ -294,9 +295,7 @@ impl<'a> Session<'a> {
         self.counters.intercept(held.stage);
         let too_large = held.message.raw.len() + ITEM_OVERHEAD > self.max_stanza(&host);
         let rules = self.rules(&held);
-        let answers_itself = held.stage == Stage::Rules
-            && self.context.security == SecurityLevel::Strict
-            && !held.may_see_presence;
+        let silent = rules.is_some() && self.is_silent(&held);
         let intercept = Intercept {
             link: self.id,
             host,
@@ -312,14 +311,21 @@ impl<'a> Session<'a> {
             gateway: held.gateway,
             stamp: held.stamp.unwrap_or_else(|| (self.context.clock)()),
             message: held.message,
+            silent,
             rules,
         };
+        // Until it has left the stage of its rules, a refusal is by the message alone.
+        let at_rules = intercept.stage == Stage::Rules;
         if too_large {
-            let bounce = reply_to::bounce(&intercept, StanzaError::POLICY_VIOLATION);
-            self.refuse(&intercept, bounce);
+            let told = at_rules || !silent;
+            let bounce = told.then(|| reply_to::bounce(&intercept, StanzaError::POLICY_VIOLATION));
+            self.refuse(&intercept, bounce.flatten());
             return None;
         }
-        if answers_itself && let Some(Err(refusal)) = &intercept.rules {
+        if silent
+            && at_rules
+            && let Some(Err(refusal)) = &intercept.rules
+        {
             let reply = reply_to::refusal(&intercept, refusal);
             self.refuse(&intercept, Some(reply));
             return None;
@@ -328,8 +334,13 @@ impl<'a> Session<'a> {
         Some((intercept.to.clone(), Input::Intercept(Box::new(intercept))))
     }
 
+    fn is_silent(&self, held: &Held) -> bool {
+        amp::is_silent(self.context.security, held.may_see_presence)
+    }
+
     /// The rules that are to be looked at, validated: none in errors, in what a room says
-    /// or is said about, and in replies of this system.
+    /// or is said about, and in replies of this system. Of a right that was lost after the
+    /// rules had been accepted, only the answers are.
     fn rules(&self, held: &Held) -> Option<Result<RuleSet, Refusal>> {
         let message: &Message = &held.message;
         let looked_at = !message.amp.is_empty()
@@ -338,7 +349,9 @@ impl<'a> Session<'a> {
             && !matches!(message.kind, MessageType::Error | MessageType::Groupchat);
         looked_at.then(|| {
             let rules = amp::check(&message.amp, message.id.as_deref())?;
-            amp::permit(&rules, self.context.security, held.may_see_presence)?;
+            if held.stage == Stage::Rules || !self.is_silent(held) {
+                amp::permit(&rules, self.context.security, held.may_see_presence)?;
+            }
             Ok(rules)
         })
     }
@@ -352,6 +365,7 @@ impl<'a> Session<'a> {
             key: intercept.key.clone(),
             stage: intercept.stage,
             what: Do::Discarded,
+            silent: false,
             sends: reply.into_iter().collect(),
         });
         metrics::counter!("amphora_refused_by_link_total").increment(1);
@@ -359,7 +373,7 @@ impl<'a> Session<'a> {
     }
 
     fn malformed(&self, malformed: Malformed) {
-        let Malformed { host, key, stage, from, to, id, reason } = malformed;
+        let Malformed { host, key, stage, may_see_presence, from, to, id, reason } = malformed;
         tracing::error!(
             host,
             key = key.as_deref(),
@@ -369,7 +383,10 @@ impl<'a> Session<'a> {
         let (Some(key), Some(host)) = (key, self.host(&host)) else {
             return;
         };
-        let bounce = from.zip(to).map(|(from, to)| {
+        // It may have had rules.
+        let silent =
+            stage != Stage::Rules && amp::is_silent(self.context.security, may_see_presence);
+        let bounce = from.zip(to).filter(|_| !silent).map(|(from, to)| {
             let envelope =
                 Envelope { host: &host, sender: &from, recipient: &to, id: id.as_deref() };
             reply_to::plain(&envelope, StanzaError::BAD_REQUEST)
@@ -377,7 +394,8 @@ impl<'a> Session<'a> {
         let mut state = self.state.borrow_mut();
         state.refused.insert(key.clone(), None);
         let sends = bounce.into_iter().collect();
-        state.verdicts.push(Verdict { host, key, stage, what: Do::Discarded, sends });
+        let what = Do::Discarded;
+        state.verdicts.push(Verdict { host, key, stage, what, silent: false, sends });
         self.wake.notify_one();
     }
 
@@ -412,6 +430,9 @@ impl<'a> Session<'a> {
                 self.broadcast_command(&host, id, asked);
                 None
             }
+            Some("get") if let Some(retrieve) = iq.child("retrieve", ns::INTERCEPT) => {
+                self.retrieve(host, id, retrieve)
+            }
             Some("get") if iq.child("ping", "urn:xmpp:ping").is_some() => {
                 self.writer.result(&mut self.state.borrow_mut().out, &host, id);
                 self.wake.notify_one();
@@ -424,6 +445,38 @@ impl<'a> Session<'a> {
                 None
             }
             _ => None,
+        }
+    }
+
+    /// A user asks for his messages. What XEP-0013 does not allow is answered here.
+    fn retrieve(&self, host: Arc<str>, id: &str, retrieve: &Element) -> Option<(Bare, Input)> {
+        let batch_bytes = self.max_stanza(&host) / 2;
+        let request = match retrieve::read(retrieve, &host) {
+            Ok(request) => request,
+            Err(flaw) => {
+                tracing::error!(host = &*host, "a request for a user's messages: {flaw}");
+                let out = &mut self.state.borrow_mut().out;
+                self.writer.error(out, &host, id, "modify", "bad-request");
+                self.wake.notify_one();
+                return None;
+            }
+        };
+        let Request { name, user, jid, id: of_user, ask } = request;
+        let (link, request) = (self.id, id.to_owned());
+        let asker = Asker { link, host, request, name, user, jid, id: of_user };
+        metrics::counter!("amphora_retrievals_total").increment(1);
+        match ask {
+            Ok(ask) => {
+                let user = asker.user.clone();
+                Some((user, Input::Retrieve(Retrieve { asker, ask, batch_bytes })))
+            }
+            Err(refused) => {
+                let answer = Answer::Refused(refused);
+                let retrieved = Waiting::Retrieved(Retrieved { asker, answer });
+                self.state.borrow_mut().window.push(retrieved);
+                self.wake.notify_one();
+                None
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::amp::{SecurityLevel, support};
 use crate::ns;
-use crate::shard::{Answer, Ask, HandOver, Send, Verdict};
+use crate::shard::{Do, Errand, HandOver, Response, Retrieved, Send, Verdict};
 use crate::xml::{escape_attribute, escape_text};
 
 /// One link's addresses.
@@ -42,6 +42,9 @@ impl Writer {
                 verdict.stage.as_str(),
                 verdict.what.as_str()
             );
+            if verdict.silent && verdict.what == Do::Deliver {
+                out.push_str(" silent='true'");
+            }
             if verdict.sends.is_empty() {
                 out.push_str("/>");
                 continue;
@@ -64,10 +67,11 @@ impl Writer {
         self.open(out, "message", &hand_over.host, "");
         let _ = write!(
             out,
-            "<hand-over xmlns='{}' session='{}' batch='{}'>",
+            "<hand-over xmlns='{}' session='{}' batch='{}'{}>",
             ns::INTERCEPT,
             escape_attribute(&hand_over.session),
-            hand_over.batch
+            hand_over.batch,
+            if hand_over.view { " view='true'" } else { "" }
         );
         for item in &hand_over.items {
             let _ = write!(
@@ -152,9 +156,9 @@ impl Writer {
     }
 
     /// A request of a broadcast.
-    pub fn ask(&self, out: &mut String, host: &str, id: &str, ask: &Ask) {
+    pub fn ask(&self, out: &mut String, host: &str, id: &str, ask: &Errand) {
         match ask {
-            Ask::Settle { key, to, again, stanza } => {
+            Errand::Settle { key, to, again, stanza } => {
                 self.open(out, "iq", host, &format!(" type='set' id='{id}'"));
                 let _ = write!(
                     out,
@@ -167,7 +171,7 @@ impl Writer {
                     ns::FORWARD,
                 );
             }
-            Ask::Accounts { after, max } => {
+            Errand::Accounts { after, max } => {
                 self.open(out, "iq", host, &format!(" type='get' id='{id}'"));
                 let _ = write!(
                     out,
@@ -180,7 +184,7 @@ impl Writer {
     }
 
     /// The answer to a request of an interceptor.
-    pub fn answer(&self, out: &mut String, answer: &Answer) {
+    pub fn answer(&self, out: &mut String, answer: &Response) {
         let (host, id) = (&answer.host, &answer.request);
         match &answer.answer {
             Ok(inside) => {
@@ -200,6 +204,22 @@ impl Writer {
                 );
             }
         }
+    }
+
+    /// The answer to a `<retrieve/>` request: what the user is answered.
+    pub fn retrieved(&self, out: &mut String, retrieved: &Retrieved) {
+        let asker = &retrieved.asker;
+        let id = escape_attribute(&asker.request);
+        self.open(out, "iq", &asker.host, &format!(" type='result' id='{id}'"));
+        let _ = write!(
+            out,
+            "<retrieve xmlns='{}' session='{}'><forwarded xmlns='{}'>",
+            ns::INTERCEPT,
+            escape_attribute(&asker.name),
+            ns::FORWARD
+        );
+        super::retrieve::reply(out, retrieved);
+        out.push_str("</forwarded></retrieve></iq>");
     }
 
     /// A ping (XEP-0199), to see whether the server still answers.

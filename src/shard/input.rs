@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use crate::amp::{Refusal, RuleSet, Session};
 use crate::stanza::Message;
-use crate::store::{Outcome, StoreError, StoredMessage};
+use crate::store::{Outcome, StoreError, StoredMessage, Usage};
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, LinkId, MessageId};
 
 use super::effect::Token;
+use super::retrieve::{Found, Retrieve};
 
 /// Where in the server the message is held (section 2 of the intercept protocol).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -63,6 +64,9 @@ pub struct Intercept {
     pub stamp: Timestamp,
     /// The message itself.
     pub message: Message,
+    /// It has rules, and its sender may not learn what becomes of it: nothing about it goes
+    /// back to him (section 2 of the intercept protocol, Strict).
+    pub silent: bool,
     /// Its rules, validated; `None` where there are none to look at.
     pub rules: Option<Result<RuleSet, Refusal>>,
 }
@@ -163,12 +167,14 @@ pub enum Input {
         /// The rows, in order of their ids.
         rows: Result<Vec<StoredMessage>, StoreError>,
     },
-    /// How many messages a recipient has.
-    Count {
+    /// How much is stored for a recipient.
+    Usage {
         /// Whose.
         user: Bare,
-        /// The number.
-        rows: Result<u64, StoreError>,
+        /// The question's number.
+        question: u64,
+        /// The answer.
+        usage: Result<Usage, StoreError>,
     },
     /// Whether a key is known to the store.
     Found {
@@ -185,6 +191,15 @@ pub enum Input {
         user: Bare,
         /// The row.
         row: StoredMessage,
+    },
+    /// A user asks for his stored messages (XEP-0013, section 6).
+    Retrieve(Retrieve),
+    /// What the store showed for the sake of that.
+    Looked {
+        /// Whose messages.
+        user: Bare,
+        /// What it found.
+        found: Result<Found, StoreError>,
     },
     /// What became of a notice about an expiry.
     Sent {

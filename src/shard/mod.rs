@@ -11,9 +11,12 @@ mod effect;
 mod expire;
 mod input;
 mod machine;
+mod quota;
 mod recipient;
 pub mod reply_to;
 mod request;
+mod retrieve;
+mod room;
 mod verdict;
 
 pub use actor::{Busy, DueEvent, Inputs, LinkSender, Outbox, ShardActor, ShardContext};
@@ -21,7 +24,11 @@ pub use drain::ITEM_OVERHEAD;
 pub use effect::{Do, Effect, HandOver, Item, Send, ToLink, Token, Verdict, WriteFor};
 pub use input::{Asked, Available, Input, Intercept, Sent, Stage, Taken};
 pub use machine::{Machine, Settings};
-pub use request::{Answer, Ask, Request};
+pub use quota::{Limits, Over, Quotas};
+pub use request::{Errand, Request, Response};
+pub use retrieve::{
+    Answer, Ask, Asker, Found, Listed, Look, MAX_ITEMS, Refused, Retrieve, Retrieved,
+};
 
 #[cfg(test)]
 mod tests;

@@ -13,12 +13,12 @@ pub struct Request {
     /// The host.
     pub host: Arc<str>,
     /// The question.
-    pub ask: Ask,
+    pub ask: Errand,
 }
 
 /// What a server is asked.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Ask {
+pub enum Errand {
     /// To send a message of the host's own, and say what became of it (section 5 of the
     /// intercept protocol).
     Settle {
@@ -42,7 +42,7 @@ pub enum Ask {
 
 /// The answer to a request of an interceptor.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Answer {
+pub struct Response {
     /// The virtual host that asked.
     pub host: Arc<str>,
     /// The request's id.

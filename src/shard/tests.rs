@@ -1,13 +1,19 @@
 //! The machine against lists of effects: each test is a history.
 
+use std::collections::HashMap;
 use std::time::Duration;
+
+mod retrieve;
 
 use super::*;
 use crate::amp::{self, Session};
 use crate::stanza::Message;
-use crate::store::{Outcome, StoredMessage, Write};
+use crate::store::{Amount, Outcome, StoredMessage, Usage, Write};
 use crate::time::Timestamp;
 use crate::words::{Expiry, LinkId, MessageId};
+
+mod quota;
+mod strict;
 
 const LINK: LinkId = LinkId(1);
 const BOB: &str = "bob@h";
@@ -28,8 +34,13 @@ impl History {
     }
 
     fn with_quota(messages_per_user: u64) -> Self {
+        Self::with_limits(Limits { messages_per_user, ..Limits::default() })
+    }
+
+    fn with_limits(limits: Limits) -> Self {
         let memory = Duration::from_secs(600);
-        let settings = Settings { epoch: 1, messages_per_user, memory };
+        let quotas = Quotas::new(limits, HashMap::new()).into();
+        let settings = Settings { epoch: 1, quotas, memory };
         History { machine: Machine::new(settings), now: seconds(1_000_000) }
     }
 
@@ -47,6 +58,11 @@ impl History {
         intercept.stamp = self.now;
         make(&mut intercept);
         self.give(Input::Intercept(Box::new(intercept)))
+    }
+
+    fn used(&mut self, question: u64, messages: u64) -> Vec<String> {
+        let usage = Usage { all: Amount { messages, bytes: 0 }, ..Usage::default() };
+        self.give(Input::Usage { user: BOB.into(), question, usage: Ok(usage) })
     }
 
     fn outcome(&mut self, token: u64, outcome: Outcome) -> Vec<String> {
@@ -156,6 +172,7 @@ fn offline(key: &str) -> Intercept {
         gateway: false,
         stamp: seconds(0),
         message: Message::parse(stanza("", "chat", "<body>hi</body>").into(), "h").unwrap(),
+        silent: false,
         rules: None,
     }
 }
@@ -175,7 +192,9 @@ fn show(effect: &Effect) -> String {
         Effect::Link(link, what) => format!("{}: {}", link.0, show_link(what)),
         Effect::Write(WriteFor { token, write }) => format!("#{} {}", token.0, show_write(write)),
         Effect::ReadPage { user, after, .. } => format!("read {user} after {}", short(*after)),
-        Effect::Count { user } => format!("count {user}"),
+        Effect::Usage { user, question, .. } => format!("usage {user} {question}"),
+        Effect::OverQuota(over) => format!("over quota, {over:?}").to_lowercase(),
+        Effect::Look { look, .. } => retrieve::show_look(look),
         Effect::Find { key, .. } => format!("find {key}"),
         Effect::Send(send) => format!("send {} {}", send.key, show_reply(&send.stanza)),
         Effect::Scheduled(at) => format!("scheduled {}", at.as_micros() / 1_000_000 - 1_000_000),
@@ -198,7 +217,8 @@ fn show_link(what: &ToLink) -> String {
         }
         ToLink::HandOver(h) => {
             let ids: Vec<_> = h.items.iter().map(|i| short(i.id).to_string()).collect();
-            format!("batch {} to {}: {}", h.batch - BATCH, h.session, ids.join(" "))
+            let what = if h.view { "view" } else { "batch" };
+            format!("{what} {} to {}: {}", h.batch - BATCH, h.session, ids.join(" "))
         }
         ToLink::HandedOver { session, n, count, .. } => {
             format!("handed over {session} {n}: {count}")
@@ -206,7 +226,8 @@ fn show_link(what: &ToLink) -> String {
         ToLink::Deleted { session, batch, .. } => format!("deleted {session} {}", batch - BATCH),
         ToLink::AccountRemoved { request, done, .. } => format!("removed {request} {done}"),
         ToLink::Send(_) => "send".into(),
-        ToLink::Request(_) | ToLink::Answer(_) => "not a shard's".into(),
+        ToLink::Request(_) | ToLink::Response(_) => "not a shard's".into(),
+        ToLink::Retrieved(retrieved) => retrieve::show_answer(retrieved),
     }
 }
 
@@ -461,48 +482,6 @@ fn o6_what_is_not_worth_keeping_is_discarded_in_silence() {
 }
 
 #[test]
-fn o2_over_the_quota_the_new_message_is_refused() {
-    let mut h = History::with_quota(2);
-    assert_eq!(h.held(|_| {}), ["count bob@h"]);
-    assert!(h.held(|i| i.key = "k2".into()).is_empty());
-    let counted = Input::Count { user: BOB.into(), rows: Ok(1) };
-    assert_eq!(h.give(counted), ["#1 append 1 k1", "1: k2 offline discarded +service-unavailable"]);
-    h.outcome(1, Outcome::Retry);
-    assert_eq!(h.held(|i| i.key = "k3".into()), ["#2 append 2 k3"], "room is given back");
-}
-
-#[test]
-fn o2_a_count_that_says_full_is_read_anew_after_a_while() {
-    let mut h = History::with_quota(1);
-    h.held(|_| {});
-    h.give(Input::Count { user: BOB.into(), rows: Ok(1) });
-    assert_eq!(h.held(|i| i.key = "k2".into()), ["1: k2 offline discarded +service-unavailable"]);
-    assert_eq!(h.at(11).held(|i| i.key = "k3".into()), ["count bob@h"]);
-    let counted = Input::Count { user: BOB.into(), rows: Ok(0) };
-    assert_eq!(h.give(counted), ["#1 append 1 k3"]);
-}
-
-#[test]
-fn a_store_that_cannot_count_or_find_makes_them_wait() {
-    let mut h = History::with_quota(1);
-    h.held(|_| {});
-    h.held(|i| i.key = "k2".into());
-    let failed = Input::Count { user: BOB.into(), rows: Err(crate::store::StoreError::Closed) };
-    assert_eq!(h.give(failed), ["1: k1 offline retry", "1: k2 offline retry"]);
-    assert_eq!(h.machine.busy(), 0);
-}
-
-#[test]
-fn what_comes_back_undelivered_is_kept_whatever_the_quota() {
-    let mut h = History::with_quota(1);
-    let effects = h.held(|i| {
-        i.stage = Stage::Undelivered;
-        with_rules(i, &rule("drop", "deliver", "stored"));
-    });
-    assert_eq!(effects, ["#1 append 1 k1"], "its deliver rule was evaluated before");
-}
-
-#[test]
 fn r38_what_comes_back_undelivered_expires() {
     let mut h = History::new();
     let effects = h.held(|i| {
@@ -628,7 +607,7 @@ fn a_link_that_closes_takes_its_sessions_and_its_undecided_intercepts() {
     h.held(|_| {});
     assert!(h.give(Input::LinkDown(LINK)).is_empty());
     h.page(&[]);
-    assert!(h.give(Input::Count { user: BOB.into(), rows: Ok(0) }).is_empty());
+    assert!(h.used(1, 0).is_empty());
     h.at(61).give(Input::Tick);
     assert!(h.machine.recipients.is_empty());
 }
@@ -727,7 +706,7 @@ fn what_waits_for_the_store_when_its_account_is_removed_is_discarded() {
     let removal = h.now;
     assert_eq!(h.at(1).give(removed(removal)), ["1: k1 offline discarded", "#1 remove bob@h"]);
     assert_eq!(h.outcome(1, Outcome::Retry), ["1: removed r false"]);
-    assert!(h.give(Input::Count { user: BOB.into(), rows: Ok(0) }).is_empty());
+    assert!(h.used(1, 0).is_empty());
 }
 
 #[test]
@@ -875,9 +854,9 @@ fn collect(h: &mut History, said: Vec<String>, open: &mut Vec<u64>, random: &mut
         for effect in said {
             if let Some(rest) = effect.strip_prefix('#') {
                 open.push(rest.split(' ').next().unwrap().parse().unwrap());
-            } else if effect.starts_with("count") {
-                let rows = random.u64(0..4);
-                next.extend(h.give(Input::Count { user: BOB.into(), rows: Ok(rows) }));
+            } else if effect.starts_with("usage") {
+                let question = effect.rsplit(' ').next().unwrap().parse().unwrap();
+                next.extend(h.used(question, random.u64(0..4)));
             } else if effect.starts_with("find") {
                 let known = random.bool().then_some(None);
                 let key = effect.rsplit(' ').next().unwrap().into();

@@ -15,10 +15,11 @@ use super::broadcast_rows;
 use super::committer::{Committer, Shared};
 use super::error::StoreError;
 use super::job::{Done, Job, Outcome};
-use super::message::{DueMessage, DuePosition, PageLimit, Purged, StoredMessage};
+use super::message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
 use super::pages::{self, Place};
 use super::queue::{Submitted, Task};
 use super::settings::StoreSettings;
+use super::usage::{Detail, Usage};
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, MessageId};
 
@@ -124,8 +125,21 @@ impl Store for SeaStore {
         Box::pin(pages::page(self.readers.clone(), recipient, after, limit))
     }
 
-    fn count(&self, recipient: Bare) -> BoxFuture<'static, Result<u64, StoreError>> {
-        Box::pin(pages::count(self.readers.clone(), recipient))
+    fn headers(
+        &self,
+        recipient: Bare,
+        after: MessageId,
+        rows: usize,
+    ) -> BoxFuture<'static, Result<Vec<Header>, StoreError>> {
+        Box::pin(pages::headers(self.readers.clone(), recipient, after, rows))
+    }
+
+    fn usage(
+        &self,
+        recipient: Bare,
+        detail: Detail,
+    ) -> BoxFuture<'static, Result<Usage, StoreError>> {
+        Box::pin(pages::usage(self.readers.clone(), recipient, detail))
     }
 
     fn due(

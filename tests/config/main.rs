@@ -4,7 +4,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use amphora::config::{ControlSocket, FileUsed, Loaded, LogFormat, SecurityLevel, Settings, load};
+use amphora::config::{
+    ControlSocket, FileUsed, Loaded, LogFormat, QuotaLimits, QuotaOver, QuotaSettings,
+    SecurityLevel, Settings, Size, load,
+};
 
 const MANUAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/default.toml");
 
@@ -92,7 +95,10 @@ fn the_example_of_the_manual_is_valid() {
     assert_eq!(server.secret.expose(), "change-me");
     assert_eq!(server.hosts.iter().map(|host| host.as_str()).collect::<Vec<_>>(), ["example.org"]);
     assert_eq!(warnings, [""; 0]);
-    assert_eq!(Settings { servers: Vec::new(), ..settings }, Settings::default());
+    let bob = &settings.quota.overrides[0];
+    assert_eq!((&*bob.whose, bob.bytes_per_user), ("bob@example.org", Some(Size(64 << 20))));
+    let quota = QuotaSettings { overrides: Vec::new(), ..settings.quota };
+    assert_eq!(Settings { servers: Vec::new(), quota, ..settings }, Settings::default());
 }
 
 #[test]
@@ -103,7 +109,7 @@ fn the_defaults() {
     assert_eq!(settings.processor.shards, 256);
     assert_eq!(settings.processor.security_level, SecurityLevel::Strict);
     assert_eq!(settings.store.url.expose(), "sqlite://amphora.db");
-    assert_eq!(settings.store.messages_per_user, None);
+    assert_eq!(settings.quota, QuotaSettings::default());
     assert_eq!(settings.store.retention, None);
     assert!(settings.servers.is_empty());
     assert_eq!(settings.http.listen, "127.0.0.1:9079".parse().ok());
@@ -128,7 +134,8 @@ fn the_environment_comes_over_the_file() {
         &text,
         &[
             ("AMPHORA__STORE__URL", "sqlite:///var/b.db"),
-            ("AMPHORA__STORE__MESSAGES_PER_USER", "100"),
+            ("AMPHORA__QUOTA__MESSAGES_PER_USER", "100"),
+            ("AMPHORA__QUOTA__BYTES_PER_USER", "1GiB"),
             ("AMPHORA__HTTP__LISTEN", ""),
             ("AMPHORA__SERVERS__0__SECRET", "other"),
             ("AMPHORA__SERVERS__0__HOSTS", "a.example, b.example"),
@@ -140,7 +147,8 @@ fn the_environment_comes_over_the_file() {
     .settings;
     assert_eq!(settings.store.url.expose(), "sqlite:///var/b.db");
     assert_eq!(settings.store.retention, Some(Duration::from_secs(3600)));
-    assert_eq!(settings.store.messages_per_user.map(u64::from), Some(100));
+    assert_eq!(settings.quota.general.messages_per_user, 100);
+    assert_eq!(settings.quota.general.bytes_per_user, Size(1 << 30));
     assert_eq!(settings.http.listen, None);
     assert_eq!(settings.servers[0].secret.expose(), "other");
     assert_eq!(settings.servers[0].component.as_str(), "amp.example.org");
@@ -192,8 +200,12 @@ sharks = 1
 security_level = 'STRICT'
 [store]
 url = 7
-messages_per_user = -1
+messages_per_user = 7
 retention = '90'
+[quota]
+messages_per_user = -1
+bytes_per_sender = '10 MB'
+over = 'bounce'
 [log]
 format = 'xml'
 filter = 'a=b=c'
@@ -219,11 +231,14 @@ nats = ['nats://user:hunter2@localhost']
             r#"FILE: processor.security_level = "STRICT": must be "strict", "performance" or "none"; leave it out for "strict""#,
             r#"FILE: processor.shards = 0: must be 1 to 65536; leave it out for 256"#,
             r#"FILE: processor.sharks: unknown key; the keys of [processor] are shards, security_level"#,
-            r#"FILE: store.messages_per_user = -1: must be 0 (no limit) or a number of messages above it"#,
+            r#"FILE: quota.bytes_per_sender = "10 MB": must be a whole number and one of B, KiB, MiB, GiB, TiB, as "64MiB"; "0" is no limit"#,
+            r#"FILE: quota.messages_per_user = -1: must be 0 (no limit) or a number of messages above it"#,
+            r#"FILE: quota.over = "bounce": must be "error" or "drop""#,
+            r#"FILE: store.messages_per_user: has moved; write it under [quota]"#,
             r#"FILE: store.retention = "90": must be a time with its unit, as "90days" or "12h"; "0s" is for ever"#,
-            r#"AMPHORA__STORE__URI: store.uri: unknown key; the keys of [store] are url, messages_per_user, retention"#,
+            r#"AMPHORA__STORE__URI: store.uri: unknown key; the keys of [store] are url, retention"#,
             r#"FILE: store.url = 7: must be a text in quotes"#,
-            r#"FILE: top: unknown section; the sections are node, processor, store, servers, http, cluster, log"#,
+            r#"FILE: top: unknown section; the sections are node, processor, store, quota, servers, http, cluster, log"#,
         ]
     );
 }
@@ -391,7 +406,11 @@ fn a_file_that_is_not_there_or_not_toml() {
 #[test]
 fn what_is_shown_says_the_same_again_but_for_secrets() {
     let text = format!(
-        "[store]\nretention = '90days'\nmessages_per_user = 5\nurl = 'sqlite://a \\\\\"b.db'\n\
+        "[store]\nretention = '90days'\nurl = 'sqlite://a \\\\\"b.db'\n\
+         [quota]\nmessages_per_user = 5\nbytes_per_sender = '1536KiB'\nover = 'drop'\n\
+         [[quota.override]]\nfor = 'b.example'\n[[quota.override]]\nfor = 'a@b.example'\n\
+         messages_per_user = 0\nbytes_per_user = '7B'\nmessages_per_sender = 1\n\
+         bytes_per_sender = '0'\nover = 'error'\n\
          [http]\nlisten = ''\n[log]\nformat = 'json'\n{SERVER}"
     );
     let Loaded { settings, .. } = loaded(&text, &[]);
@@ -399,4 +418,72 @@ fn what_is_shown_says_the_same_again_but_for_secrets() {
     assert!(!shown.contains("hunter2") && !format!("{settings:?}").contains("hunter2"), "{shown}");
     let again = loaded(&shown, &[("AMPHORA__SERVERS__0__SECRET", "hunter2")]).settings;
     assert_eq!(again, settings);
+}
+
+#[test]
+fn what_an_override_leaves_out_is_the_domains_or_general() {
+    let text = "
+[quota]
+messages_per_user = 100
+bytes_per_user = '1MiB'
+[[quota.override]]
+for = 'Bob@Example.org'
+messages_per_user = 0
+over = 'drop'
+[[quota.override]]
+for = 'example.org'
+messages_per_user = 50
+messages_per_sender = 5
+[[quota.override]]
+for = 'eve@example.net'
+bytes_per_sender = '2KiB'
+";
+    let quota = loaded(text, &[]).settings.quota;
+    let general = QuotaLimits {
+        messages_per_user: 100,
+        bytes_per_user: Size(1 << 20),
+        ..QuotaLimits::default()
+    };
+    let domain = QuotaLimits { messages_per_user: 50, messages_per_sender: 5, ..general };
+    let bob = QuotaLimits { messages_per_user: 0, over: QuotaOver::Drop, ..domain };
+    let eve = QuotaLimits { bytes_per_sender: Size(2048), ..general };
+    let names = [("bob@example.org", bob), ("example.org", domain), ("eve@example.net", eve)];
+    assert_eq!(quota.general, general);
+    assert_eq!(quota.by_name(), names.map(|(name, limits)| (name.to_owned(), limits)).into());
+}
+
+#[test]
+fn what_can_be_wrong_with_an_override() {
+    let text = "
+[[quota.override]]
+[[quota.override]]
+for = 'bob@example.org/phone'
+[[quota.override]]
+for = 'a@b'
+messages_per_user = 1.5
+bytes_per_user = 7
+over = ''
+bytes = 1
+";
+    assert_eq!(
+        problems(text, &[("AMPHORA__QUOTA__OVERRIDE__0__FOR", "a@b")]),
+        [
+            r#"quota.override[0].for: is missing; it must be a user or a domain, as "bob@example.org" or "example.org""#,
+            r#"FILE: quota.override[1].for = "bob@example.org/phone": must be a user or a domain, as "bob@example.org" or "example.org""#,
+            r#"FILE: quota.override[2].bytes: unknown key; the keys of [[quota.override]] are for, messages_per_user, bytes_per_user, messages_per_sender, bytes_per_sender, over"#,
+            r#"FILE: quota.override[2].bytes_per_user = 7: must be a text in quotes"#,
+            r#"FILE: quota.override[2].messages_per_user = 1.5: must be a whole number, without quotes"#,
+            r#"FILE: quota.override[2].over = "": must be "error" or "drop""#,
+            r#"AMPHORA__QUOTA__OVERRIDE__0__FOR: quota__override__0__for: overrides stand in the file alone"#,
+        ]
+    );
+    let twice = "[[quota.override]]\nfor = 'a@b'\n[[quota.override]]\nfor = 'A@B'\n";
+    assert_eq!(
+        problems(twice, &[]),
+        [r#"FILE: quota.override[1].for = "a@b": is that of quota.override[0] already; write one"#]
+    );
+    assert_eq!(
+        problems("[quota.override]\nfor = 'a@b'\n", &[]),
+        ["FILE: quota.override: write [[quota.override]], in two brackets"]
+    );
 }

@@ -10,7 +10,7 @@ use super::{HOST, at, kept};
 use crate::broadcast::input::{Answered, Effect, Input, Now, Settings};
 use crate::broadcast::machine::Machine;
 use crate::broadcast::{Command, WINDOW};
-use crate::shard::{Ask, Request};
+use crate::shard::{Errand, Request};
 use crate::store::{Broadcast, BroadcastChange, BroadcastState, Fate, Recipient};
 
 const PEOPLE: u64 = 150;
@@ -70,7 +70,8 @@ impl World {
                 other => self.others.push(other),
             }
         }
-        let asked = |e: &&Effect| matches!(e, Effect::Ask(Request { ask: Ask::Settle { .. }, .. }));
+        let asked =
+            |e: &&Effect| matches!(e, Effect::Ask(Request { ask: Errand::Settle { .. }, .. }));
         assert!(self.others.iter().filter(asked).count() <= WINDOW);
         let wake = self.machine.wake_at(self.now);
         assert!(wake.is_none_or(|at| at > self.now.steady), "what could be done now was not");
@@ -146,13 +147,13 @@ impl World {
         self.input(input);
     }
 
-    fn ask(&mut self, ask: Ask) -> Answered {
+    fn ask(&mut self, ask: Errand) -> Answered {
         let failed = Answered::Failed("no".into());
         if !self.up || self.random.u8(..10) == 0 {
             return failed;
         }
         match ask {
-            Ask::Settle { key, .. } => {
+            Errand::Settle { key, .. } => {
                 let fates = [Fate::Delivered, Fate::Stored, Fate::Discarded];
                 let fate = fates[self.random.usize(..3)];
                 if self.keys.get(&key) == Some(&Fate::Stored) && self.killed {
@@ -165,7 +166,7 @@ impl World {
                 // It is done, and the answer is lost now and then.
                 if self.random.u8(..10) == 0 { failed } else { Answered::Settled(fate) }
             }
-            Ask::Accounts { after, .. } => {
+            Errand::Accounts { after, .. } => {
                 let names = (1..=PEOPLE).map(|n| format!("u{n:04}")).filter(|name| *name > after);
                 let names: Vec<String> = names.take(NAMES).collect();
                 let complete = names.last().is_none_or(|last| *last == format!("u{PEOPLE:04}"));

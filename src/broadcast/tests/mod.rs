@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::input::{Answered, Asker, Effect, Input, Now, Settings, Write};
 use super::machine::Machine;
 use super::{Command, Payload, ProblemKind, Reply, Report, UNFINISHED, WINDOW};
-use crate::shard::{Ask, Request};
+use crate::shard::{Errand, Request};
 use crate::store::{Broadcast, BroadcastChange, BroadcastState, Counts, Fate, Recipient};
 use crate::time::Timestamp;
 
@@ -108,7 +108,7 @@ impl Bench {
     fn sent(&mut self) -> Vec<(u64, u64)> {
         let mut sent = Vec::new();
         self.effects.retain(|effect| match effect {
-            Effect::Ask(Request { number, ask: Ask::Settle { key, .. }, .. }) => {
+            Effect::Ask(Request { number, ask: Errand::Settle { key, .. }, .. }) => {
                 sent.push((*number, key.strip_prefix("send-t-").unwrap().parse().unwrap()));
                 false
             }
@@ -152,7 +152,11 @@ fn start(everyone: bool) -> Command {
 fn settle(number: u64, n: u64, again: bool) -> Effect {
     let (key, to) = (format!("send-t-{n}"), recipient(n).bare);
     let stanza = payload().message(HOST, &to, &key, at(1000));
-    Effect::Ask(Request { number, host: HOST.into(), ask: Ask::Settle { key, to, again, stanza } })
+    Effect::Ask(Request {
+        number,
+        host: HOST.into(),
+        ask: Errand::Settle { key, to, again, stanza },
+    })
 }
 
 fn page(rows: impl Iterator<Item = u64>) -> Input {
@@ -163,7 +167,7 @@ fn page(rows: impl Iterator<Item = u64>) -> Input {
 fn one_to_everyone_counts_accounts_and_sends() {
     let mut bench = Bench::new(vec![]).up();
     let ask = |number, after: &str| {
-        let ask = Ask::Accounts { after: after.into(), max: 500 };
+        let ask = Errand::Accounts { after: after.into(), max: 500 };
         Effect::Ask(Request { number, host: HOST.into(), ask })
     };
     assert_eq!(bench.command(start(true)), [ask(1, "")]);

@@ -24,7 +24,10 @@ security_level = "{security}"
 
 [store]
 url = "{url}"
+
+[quota]
 messages_per_user = {per_user}
+{quota}
 
 [http]
 listen = "127.0.0.1:{http}"
@@ -60,6 +63,7 @@ class Node:
             "security": "strict",
             "url": f"sqlite://{self.database}",
             "per_user": 0,
+            "quota": "",
             "http": self.http,
             "address": f"127.0.0.1:{server.component_port}",
             "component": COMPONENT,

@@ -1,0 +1,181 @@
+"""Somebody who may not see a recipient's presence, and tries to find it out by rules.
+
+A probe is one message. It is sent between two pings in one write, so that what the server
+says at once stands between their answers; what a node is asked about comes later.
+"""
+
+import itertools
+import re
+from dataclasses import dataclass
+
+from .stanzas import AMP, HINTS, STANZA_ID, amp, new_id, rule
+
+PAST, FUTURE = "2004-01-01T00:00:00Z", "2099-01-01T00:00:00Z"
+
+#: Every condition with every value (XEP-0079 section 3.3).
+CONDITIONS = [
+    *(("deliver", value) for value in ("direct", "stored", "none", "forward", "gateway")),
+    ("expire-at", PAST),
+    ("expire-at", FUTURE),
+    *(("match-resource", value) for value in ("any", "exact", "other")),
+]
+#: The actions that bring an answer.
+ANSWERS = ("alert", "error", "notify")
+BODY = "<body>probe</body>"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A message without its address."""
+
+    name: str
+    #: what is in it
+    payload: str
+    #: a refusal must come back, and nothing else; otherwise nothing at all
+    refused: bool
+    type: str | None = "chat"
+    has_id: bool = True
+
+
+def with_rules(*rules, content=BODY, type="chat", **attributes):
+    """A probe with these rules, each (action, condition, value)."""
+    refused = any(action != "drop" for action, _, _ in rules)
+    name = " ".join("/".join(given) for given in rules)
+    kind = f"{type} {content}" if (content, type) != (BODY, "chat") else ""
+    payload = content + amp(*(rule(*given) for given in rules), **attributes)
+    return Probe(f"{name} {kind}".strip(), payload, refused, type)
+
+
+def singles():
+    """Each action with each condition."""
+    for action in ("drop", *ANSWERS):
+        for condition in CONDITIONS:
+            yield with_rules((action, *condition))
+
+
+def pairs():
+    """Two rules: drop with each other rule, first and second."""
+    drops = [("drop", *condition) for condition in CONDITIONS]
+    for first, second in itertools.product(drops, drops):
+        yield with_rules(first, second)
+    for drop, condition in itertools.product(drops, CONDITIONS):
+        yield with_rules(drop, ("notify", *condition))
+        yield with_rules(("notify", *condition), drop)
+    for drop, action in itertools.product(drops, ("alert", "error")):
+        other = (action, *drop[1:])
+        yield with_rules(drop, other)
+        yield with_rules(other, drop)
+
+
+def kinds():
+    """Types, content and hints that decide what becomes of a message."""
+    composing = "<composing xmlns='http://jabber.org/protocol/chatstates'/>"
+    hints = ["", f"<no-store xmlns='{HINTS}'/>", f"<store xmlns='{HINTS}'/>"]
+    rules = [("drop", *condition) for condition in CONDITIONS] + [("alert", *CONDITIONS[0])]
+    for type, text, hint in itertools.product(
+        ("chat", "normal", None, "headline", "other"), (BODY, composing), hints
+    ):
+        for given in rules:
+            yield with_rules(given, content=text + hint, type=type)
+
+
+def invalid():
+    """Rules that are refused whoever sends them, and per-hop."""
+    drop = ("drop", "deliver", "stored")
+    bad = [
+        ("explode", "deliver", "stored"),
+        ("drop", "weather", "fine"),
+        ("drop", "deliver", "nowhere"),
+        ("drop", "deliver", ""),
+        ("drop", "expire-at", "tomorrow"),
+        ("drop", "expire-at", "2026-11-22T17:00:00+01:00"),
+        ("drop", "match-resource", "some"),
+        ("drop", "deliver", "x" * 200),
+        (None, "deliver", "stored"),
+        ("drop", None, "stored"),
+        ("drop", "deliver", None),
+    ]
+    for given in bad:
+        for rules in ([given], [drop, given], [given, drop], [given, ("notify", *drop[1:])]):
+            text = "".join(rule(*one) for one in rules)
+            yield Probe(f"invalid {text}", BODY + amp(text), True)
+    good = amp(rule(*drop))
+    yield Probe("no id", BODY + good, True, has_id=False)
+    yield Probe("two sets of rules", BODY + good + good, True)
+    yield Probe("no rule", BODY + f"<amp xmlns='{AMP}'/>", True)
+    yield Probe("33 rules", BODY + amp(*[rule(*drop)] * 33), True)
+    yield Probe("per-hop maybe", BODY + amp(rule(*drop), per_hop="maybe"), True)
+    for condition in CONDITIONS:
+        yield with_rules(("drop", *condition), per_hop="true")
+        yield with_rules(("notify", *condition), per_hop="true")
+
+
+GROUPS = {group.__name__: list(group()) for group in (singles, pairs, kinds, invalid)}
+
+
+class Prober:
+    """Sends probes with a raw client, and says what came back."""
+
+    def __init__(self, client, bare, resource):
+        self.client, self.bare = client, bare
+        self.addresses = [bare, f"{bare}/{resource}"]
+        #: for each probe and address, what came at once
+        self.at_once = []
+        self._ids = {}
+
+    async def probe(self, probe):
+        """Send one probe to each address; returns when the last ping is answered."""
+        for address in self.addresses:
+            before, id, after = new_id("ping"), new_id("probe"), new_id("ping")
+            self._ids[id] = f"{probe.name} to {'full' if '/' in address else 'bare'}"
+            type = f" type='{probe.type}'" if probe.type else ""
+            given = f" id='{id}'" if probe.has_id else ""
+            start = len(self.client.inbox.all)
+            self.client.write(
+                f"{self._ping(before)}<message to='{address}'{type}{given}>{probe.payload}</message>"
+                f"{self._ping(after)}"
+            )
+            came = await self.client.inbox.until(
+                lambda box: self._until(box.all[start:], after), "the answer to a ping"
+            )
+            ids = [stanza.id for stanza in came]
+            between = came[ids.index(before) + 1 : -1]
+            # answers to earlier probes come whenever a node has given them
+            mine = [self.shape(s) for s in between if s.id == id or (s.id is None and not given)]
+            self.at_once.append((self._ids[id], mine))
+
+    def _ping(self, id):
+        return f"<iq type='get' id='{id}' to='{self.client.prosody.host}'><ping xmlns='urn:xmpp:ping'/></iq>"
+
+    @staticmethod
+    def _until(stanzas, id):
+        for at, stanza in enumerate(stanzas):
+            if stanza.id == id:
+                return stanzas[: at + 1]
+        return None
+
+    def came(self, start, *without):
+        """All messages that came since, but these: each with the probe it is about."""
+        stanzas = [s for s in self.client.inbox.all[start:] if s.name == "message"]
+        stanzas = [s for s in stanzas if s.id not in without]
+        return [(self._ids.get(s.id, "no probe"), self.shape(s)) for s in stanzas]
+
+    def shape(self, stanza):
+        """A stanza without what stood in the question, and what the sender's own archive adds."""
+        names = [
+            (self.client.jid, "SENDER"),
+            (self.bare, "RECIPIENT"),
+        ]
+
+        def value(text):
+            for name, word in names:
+                text = text.replace(name, word)
+            return text
+
+        def show(element):
+            attributes = {n: value(v) for n, v in element.attrib.items() if n != "id"}
+            inside = [show(c) for c in element if c.tag != f"{{{STANZA_ID}}}stanza-id"]
+            tag = re.sub(r"^\{jabber:client\}", "", element.tag)
+            return (tag, sorted(attributes.items()), element.text, inside)
+
+        return show(stanza.element)
