@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::amp::SecurityLevel;
 use crate::config::{self, QuotaLimits, QuotaOver, Settings};
 use crate::http::{self, Health};
-use crate::link::{self, LinkContext, LinkSettings, Stop};
+use crate::link::{self, LinkContext, LinkSettings, Redirect, Stop};
 use crate::router::{Router, Settle, run_due_clock};
 use crate::shard::{self, Limits, Outbox, Over, Quotas, ShardActor, ShardContext};
 use crate::store::{SeaStore, Store, StoreError, StoreSettings};
@@ -130,7 +130,7 @@ impl Node {
             stop: stopped,
         };
         let links = settings.servers.iter().map(|server| {
-            let link = link_settings(server);
+            let link = link_settings(server, &settings.forward);
             health.add_link(&link.component, link.hosts.iter().map(|host| host.to_string()));
             actix_rt::spawn(link::run(link, context.clone()))
         });
@@ -253,12 +253,21 @@ fn security(level: config::SecurityLevel) -> SecurityLevel {
     }
 }
 
-fn link_settings(server: &config::ServerSettings) -> LinkSettings {
+fn link_settings(
+    server: &config::ServerSettings,
+    forward: &[config::ForwardSettings],
+) -> LinkSettings {
+    let redirect = |entry: &config::ForwardSettings| Redirect {
+        host: entry.from.domain().as_str().into(),
+        from: entry.from.to_string(),
+        to: entry.to.to_string(),
+    };
     LinkSettings {
         host: server.address.host.clone(),
         port: server.address.port,
         component: server.component.as_str().into(),
         secret: server.secret.expose().to_owned(),
         hosts: server.hosts.iter().map(|host| host.as_str().into()).collect(),
+        redirects: forward.iter().map(redirect).collect(),
     }
 }

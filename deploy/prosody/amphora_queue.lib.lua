@@ -217,11 +217,13 @@ return function (ctx)
 	-- What the server answers to a message that goes on in silence, is answered to this.
 	local nobody = setmetatable({ send = function () return true; end }, { __index = host_session });
 
-	-- Goes on with a message as if it had not been held.
+	-- Goes on with a message as if it had not been held. Answers of other modules go to its origin:
+	-- to the sender's session while it is there.
 	local function fire_message(stanza, context, silent)
 		local name = stanza.attr.to:find("/", 1, true) and "message/full" or "message/bare";
+		local origin = silent and nobody or full_sessions[stanza.attr.from] or host_session;
 		under(context or {}, stanza, host_session.events.fire_event, name,
-			{ origin = silent and nobody or host_session, stanza = stanza, amphora = true });
+			{ origin = origin, stanza = stanza, amphora = true });
 	end
 
 	local function send_out(stanza)
@@ -484,10 +486,10 @@ return function (ctx)
 			return queue.from_rules_to_offline(routing.held, stanza);
 		end
 		local key = new_key();
+		local xml, archived = facts.seal(stanza, bare, key);
 		queue.hold_for_storage(bare, {
 			key = key, from = from, addressed = stanza.attr.to or bare, ord = own and routing.ord or nil;
-			stage = "offline", stamp = facts.timestamp(), archived = facts.is_archived(stanza, bare);
-			xml = facts.serialise_identified(stanza, bare, key);
+			stage = "offline", stamp = facts.timestamp(), archived = archived, xml = xml;
 		}, stanza);
 		return true;
 	end
@@ -519,12 +521,13 @@ return function (ctx)
 
 	-- The server was told to go on with a message, and found nobody: the second stage.
 	function queue.from_rules_to_offline(held, stanza)
-		local bytes = held.bytes;
-		held.xml = facts.serialise(stanza);
+		local bytes, bare = held.bytes, held.user.bare;
+		held.xml, held.archived = facts.seal(stanza, bare, held.key, true);
 		held.bytes = #held.xml;
 		held_bytes = held_bytes + held.bytes - bytes;
 		held.stage, held.stanza = "offline", nil;
-		held.archived = facts.is_archived(stanza, held.user.bare);
+		-- The archive has it only now: who read it since the stamp has not seen this one.
+		if held.archived and ctx.seats.read_between(bare, held.stamp, facts.timestamp()) then held.archived = false; end
 		held.gen, held.captured = nil, true;
 		held.again = held.loaded; -- no node was asked about it at this stage yet
 		enter_storage_list(held);
@@ -537,13 +540,16 @@ return function (ctx)
 		local from = stanza.attr.from or "";
 		local key = copy and copy.key;
 		if key and keys[key] then return; end
+		local seen = key ~= nil;
 		key = key or new_key();
+		stamp = copy and copy.stamp or stamp or facts.timestamp();
+		local xml, archived = facts.seal(stanza, bare, key, seen);
+		-- mod_smacks' stamp is a second wide: who read the archive within it may not have seen this one.
+		local second = archived and stamp:match("^(.*:%d%d)Z$");
+		if second and ctx.seats.read_between(bare, second..".000Z", second..".999Z") then archived = false; end
 		queue.hold_for_storage(bare, {
 			key = key, from = from, addressed = session_jid or stanza.attr.to or bare, again = true;
-			-- one that was intercepted before has its id already
-			xml = copy and copy.key and facts.serialise(stanza) or facts.serialise_identified(stanza, bare, key);
-			stage = "undelivered", stamp = copy and copy.stamp or stamp or facts.timestamp();
-			archived = facts.is_archived(stanza, bare);
+			stage = "undelivered", stamp = stamp, archived = archived, xml = xml;
 		}, stanza);
 	end
 
@@ -592,8 +598,11 @@ return function (ctx)
 		ctx.schedule();
 	end
 
-	-- Who would get the message if it were routed now. The decision holds only as long as this.
+	-- Who would get the message if it were routed now. The decision holds only as long as this. For
+	-- one who is sent on, his sessions change nothing.
 	local function takers(held)
+		local how, target = ctx.forward.target_of(held, stanza_of);
+		if how then return how.." "..target; end
 		local session = full_sessions[held.addressed];
 		if session then
 			local seat = ctx.seats.of(session);
@@ -654,12 +663,15 @@ return function (ctx)
 			held.may_see = facts.may_see_presence(user.username, held.from);
 		end
 		if rules then held.takers = takers(held); end
+		local how, target;
+		if rules then how, target = ctx.forward.target_of(held, stanza_of); end
 		local after = held.prev and (" after='"..escape(held.prev.key).."'") or "";
 		local xml = {
 			"<intercept xmlns='urn:amphora:intercept:1' key='"..escape(held.key).."'"..after
 				..(held.again and " again='true'" or "").." stage='"..held.stage.."' leg='recipient' to='"
 				..escape(user.bare).."' account='"..tostring(account_exists(held))
-				.."' may-see-presence='"..tostring(held.may_see).."' archived='"..tostring(held.archived or false).."'>";
+				.."' may-see-presence='"..tostring(held.may_see).."' archived='"..tostring(held.archived or false).."'"
+				..(how and (" "..how.."='"..escape(target).."'") or "")..">";
 		};
 		add_sessions(xml, held);
 		xml[#xml + 1] = "<forwarded xmlns='urn:xmpp:forward:0'><delay xmlns='urn:xmpp:delay' stamp='"..escape(held.stamp).."'/>";

@@ -42,8 +42,8 @@ pub enum Incoming {
         n: u64,
         /// The user.
         user: Bare,
-        /// The client reads the archive itself.
-        archive: bool,
+        /// Until when the client has read the archive itself; none if it does not.
+        archive: Option<Timestamp>,
     },
     /// A session has taken a batch, or has ended.
     Taken {
@@ -418,8 +418,18 @@ fn available(host: &str, start: &BytesStart) -> Result<Option<Incoming>, XmlErro
         session: session.into(),
         n: attrs.get("n").and_then(|n| n.parse().ok()).unwrap_or(0),
         user: bare(jid).into(),
-        archive: attrs.is_true("archive"),
+        archive: archive(&attrs),
     }))
+}
+
+/// Until when the client has read its archive. Without `read` that is now; one that is no
+/// time leaves the fact out.
+fn archive(attrs: &Attributes) -> Option<Timestamp> {
+    match attrs.get("read") {
+        _ if !attrs.is_true("archive") => None,
+        Some(read) => read.parse().ok(),
+        None => Some(Timestamp::MAX),
+    }
 }
 
 fn taken(host: &str, start: &BytesStart) -> Result<Option<Incoming>, XmlError> {
@@ -558,10 +568,32 @@ mod tests {
         let all = said(&stanza);
         assert_eq!(all.len(), 3, "{all:?}");
         assert!(matches!(&all[0], Incoming::Intercept { .. }));
-        assert!(matches!(&all[1], Incoming::Available { session, n: 2, user, archive: true, .. }
-            if &**session == "s" && &**user == "b@h"));
+        assert!(
+            matches!(&all[1], Incoming::Available { session, n: 2, user, archive: Some(Timestamp::MAX), .. }
+            if &**session == "s" && &**user == "b@h")
+        );
         assert!(matches!(&all[2], Incoming::Taken { batch: 4_294_967_297, ids, ended: true, .. }
             if ids.len() == 2));
+    }
+
+    #[test]
+    fn how_far_the_client_has_read_its_archive() {
+        let cases = [
+            ("", None),
+            ("archive='false' read='2026-11-22T05:00:00Z'", None),
+            ("archive='true'", Some(Timestamp::MAX)),
+            ("archive='true' read='1970-01-01T00:00:01Z'", Some(Timestamp::from_micros(1_000_000))),
+            ("archive='true' read='yesterday'", None),
+        ];
+        for (attrs, read) in cases {
+            let available = format!(
+                "<available xmlns='urn:amphora:intercept:1' session='s' n='1' jid='b@h/p' {attrs}/>"
+            );
+            let Incoming::Available { archive, .. } = only(&message(&available)) else {
+                panic!("{attrs}")
+            };
+            assert_eq!(archive, read, "{attrs}");
+        }
     }
 
     #[test]
@@ -600,6 +632,20 @@ mod tests {
         let stanza = message(&intercept("key='k' stage='offline' to='b@h'", &forwarded(&inside)));
         let Incoming::Malformed(malformed) = only(&stanza) else { panic!("it was taken") };
         assert_eq!(malformed.from.as_deref(), Some("a@h/r"));
+    }
+
+    #[test]
+    fn r33_where_the_server_would_send_it_on() {
+        for (attrs, forwards_to, gateway) in [
+            ("", false, false),
+            ("forwards-to='b@other'", true, false),
+            ("gateway='b@gw.h'", false, true),
+        ] {
+            let attrs = format!("key='k' stage='rules' to='b@h' {attrs}");
+            let stanza = message(&intercept(&attrs, &forwarded(MESSAGE)));
+            let Incoming::Intercept { held, .. } = only(&stanza) else { panic!("no intercept") };
+            assert_eq!((held.forwards_to, held.gateway), (forwards_to, gateway), "{attrs}");
+        }
     }
 
     #[test]

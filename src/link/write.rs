@@ -4,8 +4,10 @@ use std::fmt::Write as _;
 
 use crate::amp::{SecurityLevel, support};
 use crate::ns;
-use crate::shard::{Do, HandOver, Send, Verdict};
+use crate::shard::{Do, HandOver, Retrieved, Send, Verdict};
 use crate::xml::escape_attribute;
+
+use super::keep::Redirect;
 
 /// One link's addresses.
 #[derive(Clone, Debug)]
@@ -67,10 +69,11 @@ impl Writer {
         self.open(out, "message", &hand_over.host, "");
         let _ = write!(
             out,
-            "<hand-over xmlns='{}' session='{}' batch='{}'>",
+            "<hand-over xmlns='{}' session='{}' batch='{}'{}>",
             ns::INTERCEPT,
             escape_attribute(&hand_over.session),
-            hand_over.batch
+            hand_over.batch,
+            if hand_over.view { " view='true'" } else { "" }
         );
         for item in &hand_over.items {
             let _ = write!(
@@ -109,14 +112,16 @@ impl Writer {
         );
     }
 
-    /// The greeting of a host, with the actions and conditions that are supported.
-    pub fn greeting(
+    /// The greeting of a host, with the actions and conditions that are supported, and what it
+    /// sends on: from a user to a user, or from its domain to a gateway's.
+    pub fn greeting<'a>(
         &self,
         out: &mut String,
         host: &str,
         id: &str,
         node: &str,
         security: SecurityLevel,
+        redirects: impl Iterator<Item = &'a Redirect>,
     ) {
         self.open(out, "iq", host, &format!(" type='set' id='{id}'"));
         let security = match security {
@@ -137,6 +142,11 @@ impl Writer {
         for condition in support::conditions() {
             let _ = write!(out, "<condition name='{condition}'/>");
         }
+        for Redirect { host: domain, from, to } in redirects {
+            let name = if **domain == **from { "gateway" } else { "forward" };
+            let (from, to) = (escape_attribute(from), escape_attribute(to));
+            let _ = write!(out, "<{name} from='{from}' to='{to}'/>");
+        }
         out.push_str("</greeting></iq>");
     }
 
@@ -152,6 +162,22 @@ impl Writer {
             ns::FORWARD,
             send.stanza
         );
+    }
+
+    /// The answer to a `<retrieve/>` request: what the user is answered.
+    pub fn retrieved(&self, out: &mut String, retrieved: &Retrieved) {
+        let asker = &retrieved.asker;
+        let id = escape_attribute(&asker.request);
+        self.open(out, "iq", &asker.host, &format!(" type='result' id='{id}'"));
+        let _ = write!(
+            out,
+            "<retrieve xmlns='{}' session='{}'><forwarded xmlns='{}'>",
+            ns::INTERCEPT,
+            escape_attribute(&asker.name),
+            ns::FORWARD
+        );
+        super::retrieve::reply(out, retrieved);
+        out.push_str("</forwarded></retrieve></iq>");
     }
 
     /// A ping (XEP-0199), to see whether the server still answers.
@@ -171,5 +197,26 @@ impl Writer {
         self.open(out, "iq", host, &format!(" type='error' id='{}'", escape_attribute(id)));
         let _ =
             write!(out, "<error type='{kind}'><{condition} xmlns='{}'/></error></iq>", ns::STANZAS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_greeting_says_what_the_host_sends_on() {
+        let redirect = |from: &str, to: &str| Redirect {
+            host: "h".into(),
+            from: from.to_owned(),
+            to: to.to_owned(),
+        };
+        let redirects = [redirect("b@h", "b@'other"), redirect("h", "gw.h")];
+        let mut out = String::new();
+        let writer = Writer::new("amp.h");
+        writer.greeting(&mut out, "h", "g1", "n", SecurityLevel::Strict, redirects.iter());
+        let end =
+            "<forward from='b@h' to='b@&apos;other'/><gateway from='h' to='gw.h'/></greeting></iq>";
+        assert!(out.ends_with(end), "{out}");
     }
 }

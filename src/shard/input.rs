@@ -9,6 +9,7 @@ use crate::time::Timestamp;
 use crate::words::{Bare, Key, LinkId, MessageId};
 
 use super::effect::Token;
+use super::retrieve::{Found, Retrieve};
 
 /// Where in the server the message is held (section 2 of the intercept protocol).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -97,8 +98,9 @@ pub struct Available {
     pub n: u64,
     /// The user.
     pub user: Bare,
-    /// The client reads the archive itself.
-    pub archive: bool,
+    /// Until when the client has read the archive itself; none if it does not. What is
+    /// archived and older is not handed over.
+    pub archive: Option<Timestamp>,
     /// Bytes that one batch may have: half of what the server takes.
     pub batch_bytes: usize,
 }
@@ -204,6 +206,15 @@ pub enum Input {
         user: Bare,
         /// The row.
         row: StoredMessage,
+    },
+    /// A user asks for his stored messages (XEP-0013, section 6).
+    Retrieve(Retrieve),
+    /// What the store showed for the sake of that.
+    Looked {
+        /// Whose messages.
+        user: Bare,
+        /// What it found.
+        found: Result<Found, StoreError>,
     },
     /// What became of a notice about an expiry.
     Sent {

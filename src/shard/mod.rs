@@ -15,6 +15,7 @@ mod next_hop;
 mod quota;
 mod recipient;
 pub mod reply_to;
+mod retrieve;
 mod room;
 mod verdict;
 
@@ -24,6 +25,9 @@ pub use effect::{Do, Effect, HandOver, Item, Send, ToLink, Token, Verdict, Write
 pub use input::{Asked, Available, Input, Intercept, Leg, Sent, Stage, Taken};
 pub use machine::{Machine, Settings};
 pub use quota::{Limits, Over, Quotas};
+pub use retrieve::{
+    Answer, Ask, Asker, Found, Listed, Look, MAX_ITEMS, Refused, Retrieve, Retrieved,
+};
 
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+mod retrieve;
+
 use super::*;
 use crate::amp::{self, Session};
 use crate::stanza::Message;
@@ -15,6 +17,8 @@ mod strict;
 
 const LINK: LinkId = LinkId(1);
 const BOB: &str = "bob@h";
+/// When the sessions whose names begin with `archive` have read the archive.
+const ARCHIVE_READ: Timestamp = Timestamp::from_micros(10_000_000);
 
 /// A machine, a clock and a way to read its effects.
 struct History {
@@ -74,7 +78,7 @@ impl History {
             session: session.into(),
             n,
             user: BOB.into(),
-            archive: session.starts_with("archive"),
+            archive: session.starts_with("archive").then_some(ARCHIVE_READ),
             batch_bytes: 4_000,
         }))
     }
@@ -193,6 +197,7 @@ fn show(effect: &Effect) -> String {
         Effect::ReadPage { user, after, .. } => format!("read {user} after {}", short(*after)),
         Effect::Usage { user, question, .. } => format!("usage {user} {question}"),
         Effect::OverQuota(over) => format!("over quota, {over:?}").to_lowercase(),
+        Effect::Look { look, .. } => retrieve::show_look(look),
         Effect::Find { key, .. } => format!("find {key}"),
         Effect::Send(send) => format!("send {} {}", send.key, show_reply(&send.stanza)),
         Effect::Scheduled(at) => format!("scheduled {}", at.as_micros() / 1_000_000 - 1_000_000),
@@ -215,7 +220,8 @@ fn show_link(what: &ToLink) -> String {
         }
         ToLink::HandOver(h) => {
             let ids: Vec<_> = h.items.iter().map(|i| short(i.id).to_string()).collect();
-            format!("batch {} to {}: {}", h.batch - BATCH, h.session, ids.join(" "))
+            let what = if h.view { "view" } else { "batch" };
+            format!("{what} {} to {}: {}", h.batch - BATCH, h.session, ids.join(" "))
         }
         ToLink::HandedOver { session, n, count, .. } => {
             format!("handed over {session} {n}: {count}")
@@ -223,6 +229,7 @@ fn show_link(what: &ToLink) -> String {
         ToLink::Deleted { session, batch, .. } => format!("deleted {session} {}", batch - BATCH),
         ToLink::AccountRemoved { request, done, .. } => format!("removed {request} {done}"),
         ToLink::Send(_) => "send".into(),
+        ToLink::Retrieved(retrieved) => retrieve::show_answer(retrieved),
     }
 }
 
@@ -565,6 +572,46 @@ fn o6_what_is_not_worth_keeping_is_discarded_in_silence() {
 }
 
 #[test]
+fn r33_what_is_sent_on_is_decided_at_stage_rules_whatever_account_sessions_and_quota() {
+    for (value, forwards_to) in [("forward", true), ("gateway", false)] {
+        let decide = |action: &str, value: &str| {
+            let mut h = History::with_quota(1);
+            h.held(|_| {});
+            h.held(|i| {
+                i.key = "k2".into();
+                i.stage = Stage::Rules;
+                i.account = false;
+                i.sessions = vec![phone(1)];
+                (i.forwards_to, i.gateway) = (forwards_to, !forwards_to);
+                with_rules(i, &rule(action, "deliver", value));
+            });
+            h.used(1, 100).pop().unwrap()
+        };
+        assert_eq!(decide("notify", value), "1: k2 rules deliver +notify");
+        assert_eq!(decide("alert", value), "1: k2 rules discarded +alert");
+        assert_eq!(decide("error", value), "1: k2 rules discarded +error");
+        assert_eq!(decide("drop", value), "1: k2 rules discarded");
+        let others = ["direct", "stored", "none", if forwards_to { "gateway" } else { "forward" }];
+        for other in others {
+            assert_eq!(decide("alert", other), "1: k2 rules deliver", "{other} at {value}");
+        }
+    }
+}
+
+#[test]
+fn what_came_to_storage_stays_whatever_is_said_of_sending_it_on() {
+    for stage in [Stage::Offline, Stage::Undelivered] {
+        let mut h = History::new();
+        let effects = h.held(|i| {
+            i.stage = stage;
+            (i.forwards_to, i.gateway) = (true, true);
+            with_rules(i, &rule("drop", "deliver", "forward"));
+        });
+        assert_eq!(effects, ["#1 append 1 k1"], "{stage:?}");
+    }
+}
+
+#[test]
 fn r38_what_comes_back_undelivered_expires() {
     let mut h = History::new();
     let effects = h.held(|i| {
@@ -674,11 +721,24 @@ fn a_page_that_cannot_be_read_is_read_when_the_session_asks_again() {
 fn archived_messages_are_not_handed_to_a_client_that_reads_its_archive() {
     let mut h = History::new();
     h.available("archive", 1);
-    let mut archived = row(1);
-    archived.archived = true;
+    let archived = StoredMessage { archived: true, ..row(1) };
     assert_eq!(
         h.rows(vec![archived, row(2)]),
         ["1: batch 1 to archive: 2", "#1 delete 1", "read bob@h after 2"]
+    );
+}
+
+#[test]
+fn what_was_archived_after_the_client_had_read_its_archive_is_handed_over() {
+    let mut h = History::new();
+    h.available("archive", 1);
+    let at = |id, micros| {
+        let stored_at = Timestamp::from_micros(ARCHIVE_READ.as_micros() + micros);
+        StoredMessage { archived: true, stored_at, ..row(id) }
+    };
+    assert_eq!(
+        h.rows(vec![at(1, -1), at(2, 0), at(3, 1)]),
+        ["1: batch 1 to archive: 2 3", "#1 delete 1", "read bob@h after 3"]
     );
 }
 

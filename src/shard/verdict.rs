@@ -314,6 +314,8 @@ fn by_default(
                 }
             }
         }
+        // A message is sent on at stage rules. What is past that is here to stay: see
+        // `disposition`, which gives the last two at no other stage.
         Disposition::Stored | Disposition::Forward | Disposition::Gateway => {
             let rules = intercept.rules.as_ref().and_then(|rules| rules.as_ref().ok());
             let fired = index.and_then(|i| rules.and_then(|rules| rules.expiry(i)));

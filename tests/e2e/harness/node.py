@@ -1,5 +1,6 @@
 """An Amphora node of our own: a folder, a settings file, a process that can be killed."""
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -34,7 +35,8 @@ listen = "127.0.0.1:{http}"
 address = "{address}"
 component = "{component}"
 secret = "{secret}"
-hosts = ["{host}"]
+hosts = ["{host}"{others}]
+{more}
 """
 
 
@@ -57,6 +59,8 @@ class Node:
         self.database = self.dir / "amphora.db"
         self.settings = {
             "name": "n1",
+            "others": "",
+            "more": "",
             "shards": 8,
             "security": "strict",
             "url": f"sqlite://{self.database}",
@@ -142,6 +146,17 @@ class Node:
         """kill -9."""
         self.process.kill()
         self.process = None
+
+    def stored(self, jid):
+        """How many messages the database holds for a bare JID, read from outside."""
+        try:
+            with contextlib.closing(
+                sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=5)
+            ) as database:
+                query = "select count(*) from offline_message where recipient = ?"
+                return database.execute(query, (jid,)).fetchone()[0]
+        except sqlite3.OperationalError:
+            return 0
 
     def wait_exit(self, seconds=30):
         """The exit code of a node that ends by itself."""

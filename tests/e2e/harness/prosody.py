@@ -81,7 +81,8 @@ class Prosody:
     """One server. `options` are those of the virtual host (amphora_hold = 1, say).
 
     `s2s`: it has an address of its own, which is its host too, and other servers reach it.
-    `modules`: more modules of the host, from tests/e2e/modules. `extra`: more configuration.
+    `modules`: more modules of the host, of the server's or from tests/e2e/modules.
+    `extra`: more configuration, in which {host} is the host.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class Prosody:
             host=self.host,
             host_modules=f"  modules_enabled = {lua(['amphora'] * self.module + self.modules)}",
             host_options="\n".join(f"  {key} = {lua(value)}" for key, value in options.items()),
-            extra=self.extra.format(host=self.host),
+            extra=self.extra.replace("{host}", self.host),
             component=COMPONENT,
             secret=SECRET,
         )
