@@ -7,16 +7,20 @@ use std::time::Duration;
 
 use jid::{BareJid, DomainPart};
 
-use super::raw::{RawOverride, RawQuota, RawServer, RawStore};
+use super::forward;
+use super::raw::{RawForward, RawNode, RawOverride, RawQuota, RawServer, RawStore};
 use super::source::Merged;
 use super::{
-    Address, ClusterSettings, ConfigError, HttpSettings, LogFormat, LogSettings, NodeSettings,
-    Problem, Problems, ProcessorSettings, QuotaLimits, QuotaOver, QuotaOverride, QuotaSettings,
-    Secret, SecurityLevel, ServerSettings, Settings, Size, StoreSettings, StoreUrl,
+    Address, ClusterSettings, ConfigError, ControlSocket, ForwardSettings, HttpSettings, LogFormat,
+    LogSettings, NodeSettings, Problem, Problems, ProcessorSettings, QuotaLimits, QuotaOver,
+    QuotaOverride, QuotaSettings, Secret, SecurityLevel, ServerSettings, Settings, Size,
+    StoreSettings, StoreUrl,
 };
 
 const MAX_SHARDS: u32 = 65_536;
 const MAX_NAME: usize = 64;
+/// The 107 bytes of the system, less what a socket is called while it is made.
+const MAX_SOCKET: usize = 100;
 /// A hundred years: what is longer is a slip, and the sum with a time could overflow.
 const MAX_RETENTION: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Far more than a secret has, and little enough to read before looking.
@@ -36,12 +40,14 @@ pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigErr
     if let Some(file) = file.filter(|_| raw.servers.iter().any(|server| server.secret.is_some())) {
         check.readable_by_all(&file);
     }
+    let servers = check.servers(raw.servers);
     let settings = (
-        check.name(raw.node.name),
+        check.node(raw.node),
         check.processor(raw.processor.shards, &raw.processor.security_level),
         check.store(raw.store),
         check.quota(raw.quota),
-        check.servers(raw.servers),
+        check.forward(raw.forward, servers.as_deref()),
+        servers,
         check.listen(&raw.http.listen),
         check.cluster(raw.cluster.nats),
         check.log(raw.log.filter, &raw.log.format),
@@ -52,12 +58,14 @@ pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigErr
             Some(processor),
             Some(store),
             Some(quota),
+            Some(forward),
             Some(servers),
             Some(http),
             Some(cluster),
             Some(log),
         ) if check.problems.is_empty() => {
-            let settings = Settings { node, processor, store, quota, servers, http, cluster, log };
+            let settings =
+                Settings { node, processor, store, quota, servers, forward, http, cluster, log };
             Ok((settings, check.warnings))
         }
         _ => {
@@ -97,11 +105,27 @@ impl Check {
         None
     }
 
-    fn name(&mut self, name: String) -> Option<NodeSettings> {
+    fn node(&mut self, raw: RawNode) -> Option<NodeSettings> {
+        let control = match raw.control.as_str() {
+            "" => Some(ControlSocket::Off),
+            "auto" => Some(ControlSocket::Auto),
+            path if path.len() <= MAX_SOCKET => Some(ControlSocket::At(path.into())),
+            path => {
+                let says = format!(
+                    "is longer than {MAX_SOCKET} bytes, which no socket's path may be; choose a shorter one"
+                );
+                self.refuse("node.control", path, says)
+            }
+        };
+        let name = self.name(raw.name);
+        Some(NodeSettings { name: name?, control: control? })
+    }
+
+    fn name(&mut self, name: String) -> Option<String> {
         let good = (1..=MAX_NAME).contains(&name.len())
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         match good {
-            true => Some(NodeSettings { name }),
+            true => Some(name),
             false => self.refuse(
                 "node.name",
                 name,
@@ -347,6 +371,21 @@ impl Check {
         }
         let secret_file = raw.secret_file.map(Into::into);
         Some(ServerSettings { address: address?, component, secret: secret?, secret_file, hosts })
+    }
+
+    fn forward(
+        &mut self,
+        raw: Vec<RawForward>,
+        servers: Option<&[ServerSettings]>,
+    ) -> Option<Vec<ForwardSettings>> {
+        let wrong = match forward::check(raw, servers) {
+            Ok(entries) => return Some(entries),
+            Err(wrong) => wrong,
+        };
+        for (key, value, says) in wrong {
+            self.problem(&key, value, says);
+        }
+        None
     }
 
     fn domain(&mut self, key: &str, text: &str) -> Option<DomainPart> {
