@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use amphora::amp::{self, Disposition, SecurityLevel};
 use amphora::link;
-use amphora::shard::{Input, Intercept, Machine, Settings, Stage};
+use amphora::shard::{Input, Intercept, Leg, Machine, Settings, Stage};
 use amphora::stanza::Message;
 use amphora::time::Timestamp;
 use amphora::words::LinkId;
@@ -93,6 +93,7 @@ fn shard(c: &mut Criterion) {
         after: None,
         again: false,
         stage: Stage::Rules,
+        leg: Leg::Recipient,
         to: "bob@example.org".into(),
         account: true,
         archived: false,

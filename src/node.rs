@@ -17,7 +17,7 @@ use crate::broadcast::{self, BroadcastContext, BroadcastHandle};
 use crate::config::{self, ControlSocket, QuotaLimits, QuotaOver, Settings};
 use crate::control::{self, Control, ControlError};
 use crate::http::{self, Health};
-use crate::link::{self, LinkContext, LinkSettings, Stop};
+use crate::link::{self, LinkContext, LinkSettings, Redirect, Stop};
 use crate::router::{Router, Settle, run_due_clock};
 use crate::shard::{self, Limits, Outbox, Over, Quotas, ShardActor, ShardContext};
 use crate::store::{SeaStore, Store, StoreError, StoreSettings, database_path};
@@ -168,7 +168,7 @@ impl Node {
             messages: store.clone(),
             outbox: outbox.clone(),
             clock: clock.clone(),
-            hosts: settings.servers.iter().flat_map(|server| link_settings(server).hosts).collect(),
+            hosts: hosts(&settings),
         };
         actix_rt::spawn(broadcast::run(context, inbox));
         let control = serve_control(&settings, &broadcasts)?;
@@ -187,7 +187,7 @@ impl Node {
             stop: stopped,
         };
         let links = settings.servers.iter().map(|server| {
-            let link = link_settings(server);
+            let link = link_settings(server, &settings.forward);
             health.add_link(&link.component, link.hosts.iter().map(|host| host.to_string()));
             actix_rt::spawn(link::run(link, context.clone()))
         });
@@ -323,12 +323,27 @@ fn security(level: config::SecurityLevel) -> SecurityLevel {
     }
 }
 
-fn link_settings(server: &config::ServerSettings) -> LinkSettings {
+/// All hosts that the node serves.
+fn hosts(settings: &Settings) -> Vec<Arc<str>> {
+    let all = settings.servers.iter().flat_map(|server| &server.hosts);
+    all.map(|host| host.as_str().into()).collect()
+}
+
+fn link_settings(
+    server: &config::ServerSettings,
+    forward: &[config::ForwardSettings],
+) -> LinkSettings {
+    let redirect = |entry: &config::ForwardSettings| Redirect {
+        host: entry.from.domain().as_str().into(),
+        from: entry.from.to_string(),
+        to: entry.to.to_string(),
+    };
     LinkSettings {
         host: server.address.host.clone(),
         port: server.address.port,
         component: server.component.as_str().into(),
         secret: server.secret.expose().to_owned(),
         hosts: server.hosts.iter().map(|host| host.as_str().into()).collect(),
+        redirects: forward.iter().map(redirect).collect(),
     }
 }

@@ -25,25 +25,22 @@ local host_session = prosody.hosts[host];
 local bare_sessions, full_sessions = prosody.bare_sessions, prosody.full_sessions;
 
 local RETRY_FIRST, RETRY_LAST = 0.25, 30; -- seconds a pair pauses after retry: doubled each time
-local MAX_OVERHEAD = 4096; -- bytes of all that a node wraps round a message to send it back
-local MAX_DEPTH = 60; -- levels of elements in a message that a node reads
 
 return function (ctx)
-	local facts, link, options = ctx.facts, ctx.link, ctx.options;
-	local escape = facts.escape;
+	local facts, link, options, window = ctx.facts, ctx.link, ctx.options, ctx.window;
+	local escape, new_key, unanswer = facts.escape, ctx.new_key, window.answered;
 	local queue = {};
 
 	local users = {};   -- bare JID -> user
 	local keys = {};    -- key -> held, those in memory
 	local held_count, held_bytes = 0, 0;
 	local followers_count, followers_bytes = 0, 0;
-	local next_key, next_seq = 0, 0;
+	local next_seq = 0;
 	local paused = {};  -- pair -> true
 	local routing;      -- what is being routed right now, see below
 
 	local new_fifo = ctx.new_fifo;
 	local urgent, normal = new_fifo(), new_fifo();
-	local in_flight = new_fifo();    -- { held, time it was sent }, for the resending
 	local waiting_order = new_fifo(); -- plain messages that wait for their pair, oldest first
 	local draining = new_fifo();     -- users with a spool
 
@@ -129,13 +126,6 @@ return function (ctx)
 	end
 
 	function queue.seq() return next_seq; end
-
-	local function unanswer(held)
-		if held.outstanding then
-			held.outstanding = nil;
-			link.count, link.bytes = link.count - 1, link.bytes - held.bytes;
-		end
-	end
 
 	local enqueue, advance;
 
@@ -228,11 +218,13 @@ return function (ctx)
 	-- What the server answers to a message that goes on in silence, is answered to this.
 	local nobody = setmetatable({ send = function () return true; end }, { __index = host_session });
 
-	-- Goes on with a message as if it had not been held.
+	-- Goes on with a message as if it had not been held. Answers of other modules go to its origin:
+	-- to the sender's session while it is there.
 	local function fire_message(stanza, context, silent)
 		local name = stanza.attr.to:find("/", 1, true) and "message/full" or "message/bare";
+		local origin = silent and nobody or full_sessions[stanza.attr.from] or host_session;
 		under(context or {}, stanza, host_session.events.fire_event, name,
-			{ origin = silent and nobody or host_session, stanza = stanza, amphora = true });
+			{ origin = origin, stanza = stanza, amphora = true });
 	end
 
 	local function send_out(stanza)
@@ -243,7 +235,10 @@ return function (ctx)
 
 	function queue.bounce(stanza, type, condition, text)
 		if stanza.attr.type == "error" then return; end
-		send_out(st.error_reply(stanza, type, condition, text));
+		local reply = st.error_reply(stanza, type, condition, text);
+		-- the code that XEP-0079 section 6 gives it
+		if condition == "service-unavailable" then reply:get_child("error").attr.code = "503"; end
+		send_out(reply);
 	end
 
 	-- Where rules are not for everybody, an error that depends on where the recipient is would
@@ -434,20 +429,12 @@ return function (ctx)
 
 	-- -------------------------------------------------------------------- interception
 
-	local function new_key()
-		next_key = next_key + 1;
-		return ("%s-%d"):format(ctx.token, next_key);
-	end
-
 	local function new_ord()
 		ctx.spool.max_ord = ctx.spool.max_ord + 1;
 		return ctx.spool.max_ord;
 	end
 
-	-- What could not come back from a node, or not be read by one.
-	local function too_large(stanza, bytes)
-		return bytes + MAX_OVERHEAD > ctx.max_stanza or facts.deeper_than(stanza, MAX_DEPTH);
-	end
+	local function too_large(stanza, bytes) return facts.too_large(stanza, bytes, ctx.max_stanza); end
 
 	-- A message that waits at its stage goes to the link, or behind what the spool has for the user.
 	-- It stays in memory before others of its pair that are there.
@@ -540,10 +527,10 @@ return function (ctx)
 			return queue.from_rules_to_offline(routing.held, stanza);
 		end
 		local key = new_key();
+		local xml, archived = facts.seal(stanza, bare, key);
 		queue.hold_for_storage(bare, {
 			key = key, from = from, addressed = stanza.attr.to or bare, ord = own and routing.ord or nil;
-			stage = "offline", stamp = facts.timestamp(), archived = facts.is_archived(stanza, bare);
-			xml = facts.serialise_identified(stanza, bare, key);
+			stage = "offline", stamp = facts.timestamp(), archived = archived, xml = xml;
 		}, stanza);
 		return true;
 	end
@@ -577,12 +564,13 @@ return function (ctx)
 
 	-- The server was told to go on with a message, and found nobody: the second stage.
 	function queue.from_rules_to_offline(held, stanza)
-		local bytes = held.bytes;
-		held.xml = facts.serialise(stanza);
+		local bytes, bare = held.bytes, held.user.bare;
+		held.xml, held.archived = facts.seal(stanza, bare, held.key, true);
 		held.bytes = #held.xml;
 		held_bytes = held_bytes + held.bytes - bytes;
 		held.stage, held.stanza = "offline", nil;
-		held.archived = facts.is_archived(stanza, held.user.bare);
+		-- The archive has it only now: who read it since the stamp has not seen this one.
+		if held.archived and ctx.seats.read_between(bare, held.stamp, facts.timestamp()) then held.archived = false; end
 		held.gen, held.captured = nil, true;
 		held.again = held.loaded; -- no node was asked about it at this stage yet
 		enter_storage_list(held);
@@ -595,14 +583,17 @@ return function (ctx)
 		local from = stanza.attr.from or "";
 		local key = copy and copy.key;
 		if key and keys[key] then return; end
+		local seen = key ~= nil;
 		key = key or new_key();
+		stamp = copy and copy.stamp or stamp or facts.timestamp();
+		local xml, archived = facts.seal(stanza, bare, key, seen);
+		-- mod_smacks' stamp is a second wide: who read the archive within it may not have seen this one.
+		local second = archived and stamp:match("^(.*:%d%d)Z$");
+		if second and ctx.seats.read_between(bare, second..".000Z", second..".999Z") then archived = false; end
 		queue.hold_for_storage(bare, {
 			key = key, from = from, addressed = session_jid or stanza.attr.to or bare, again = true;
 			settle = ctx.broadcasts.is_key(key) or nil;
-			-- one that was intercepted before has its id already
-			xml = copy and copy.key and facts.serialise(stanza) or facts.serialise_identified(stanza, bare, key);
-			stage = "undelivered", stamp = copy and copy.stamp or stamp or facts.timestamp();
-			archived = facts.is_archived(stanza, bare);
+			stage = "undelivered", stamp = stamp, archived = archived, xml = xml;
 		}, stanza);
 	end
 
@@ -651,8 +642,11 @@ return function (ctx)
 		ctx.schedule();
 	end
 
-	-- Who would get the message if it were routed now. The decision holds only as long as this.
+	-- Who would get the message if it were routed now. The decision holds only as long as this. For
+	-- one who is sent on, his sessions change nothing.
 	local function takers(held)
+		local how, target = ctx.forward.target_of(held, stanza_of);
+		if how then return how.." "..target; end
 		local session = full_sessions[held.addressed];
 		if session then
 			local seat = ctx.seats.of(session);
@@ -716,24 +710,22 @@ return function (ctx)
 			held.may_see = facts.may_see_presence(user.username, held.from);
 		end
 		if rules then held.takers = takers(held); end
+		local how, target;
+		if rules then how, target = ctx.forward.target_of(held, stanza_of); end
 		local after = held.prev and (" after='"..escape(held.prev.key).."'") or "";
 		local xml = {
 			"<intercept xmlns='urn:amphora:intercept:1' key='"..escape(held.key).."'"..after
 				..(held.again and " again='true'" or "").." stage='"..held.stage.."' leg='recipient' to='"
 				..escape(user.bare).."' account='"..tostring(account_exists(held))
-				.."' may-see-presence='"..tostring(held.may_see).."' archived='"..tostring(held.archived or false).."'>";
+				.."' may-see-presence='"..tostring(held.may_see).."' archived='"..tostring(held.archived or false).."'"
+				..(how and (" "..how.."='"..escape(target).."'") or "")..">";
 		};
 		add_sessions(xml, held);
 		xml[#xml + 1] = "<forwarded xmlns='urn:xmpp:forward:0'><delay xmlns='urn:xmpp:delay' stamp='"..escape(held.stamp).."'/>";
 		xml[#xml + 1] = held.xml;
 		xml[#xml + 1] = "</forwarded></intercept>";
-		if not held.outstanding then
-			held.outstanding = true;
-			link.count, link.bytes = link.count + 1, link.bytes + held.bytes;
-		end
-		held.gen, held.again, held.ever_sent, held.sent_at = link.gen, true, true, now;
+		window.sent(held, send);
 		held.pair.last_sent = held.key;
-		in_flight:push({ held = held, at = now });
 		ctx.emit(t_concat(xml));
 		local after_it = held.next;
 		if after_it and after_it.blocked then
@@ -742,12 +734,8 @@ return function (ctx)
 		end
 	end
 
-	local function window_open()
-		return link.up and link.count < link.window and link.bytes < options.window_bytes;
-	end
-
 	function queue.pump()
-		while window_open() do
+		while window.open() do
 			local held = urgent:pop() or normal:pop();
 			if not held then
 				if draining:empty() or memory_short() then break; end
@@ -790,7 +778,7 @@ return function (ctx)
 		run_free(pair);
 	end
 
-	local function route_sends(held, sends)
+	function queue.route_sends(held, sends)
 		for _, send_element in ipairs(sends) do
 			local stanza, err = ctx.own_stanza(send_element);
 			if stanza then
@@ -816,7 +804,7 @@ return function (ctx)
 				held.settle, context.gated = nil, true;
 				ctx.broadcasts.gated(held.key);
 			end
-			return finish(held, context.copies > 0 and "delivered" or "discarded");
+			return finish(held, (context.copies > 0 or context.passed) and "delivered" or "discarded");
 		end
 		-- It stays unresolved, as one at stage offline now.
 		unanswer(held);
@@ -861,7 +849,7 @@ return function (ctx)
 			finish(held, what);
 			if what == "stored" then ctx.seats.stored(held.user.bare); end
 		end
-		route_sends(held, sends);
+		queue.route_sends(held, sends);
 		if held.gone then ctx.seats.check_user(held.user.bare); end
 	end
 
@@ -966,8 +954,6 @@ return function (ctx)
 
 	-- Nothing that was sent counts as sent any more. All goes again, in each pair's order.
 	function queue.link_lost()
-		in_flight:clear();
-		link.count, link.bytes = 0, 0;
 		for _, held in pairs(keys) do
 			held.gen, held.verdict, held.outstanding, held.blocked = nil, nil, nil, nil;
 		end
@@ -995,20 +981,6 @@ return function (ctx)
 	end
 
 	function queue.sweep(now)
-		while true do
-			local first = in_flight:peek();
-			if not first then break; end
-			local held = first.held;
-			if held.gone or not held.outstanding or held.gen ~= link.gen or held.sent_at ~= first.at then
-				in_flight:pop();
-			elseif now - first.at >= options.resend then
-				in_flight:pop();
-				module:log("debug", "No verdict for %s within %g s, asking again", held.key, options.resend);
-				send(held);
-			else
-				break;
-			end
-		end
 		for pair in pairs(paused) do
 			if now >= (pair.resume_at or 0) then resume(pair); end
 		end

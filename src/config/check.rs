@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use jid::{BareJid, DomainPart};
 
-use super::raw::{RawNode, RawOverride, RawQuota, RawServer, RawStore};
+use super::forward;
+use super::raw::{RawForward, RawNode, RawOverride, RawQuota, RawServer, RawStore};
 use super::source::Merged;
 use super::{
-    Address, ClusterSettings, ConfigError, ControlSocket, HttpSettings, LogFormat, LogSettings,
-    NodeSettings, Problem, Problems, ProcessorSettings, QuotaLimits, QuotaOver, QuotaOverride,
-    QuotaSettings, Secret, SecurityLevel, ServerSettings, Settings, Size, StoreSettings, StoreUrl,
+    Address, ClusterSettings, ConfigError, ControlSocket, ForwardSettings, HttpSettings, LogFormat,
+    LogSettings, NodeSettings, Problem, Problems, ProcessorSettings, QuotaLimits, QuotaOver,
+    QuotaOverride, QuotaSettings, Secret, SecurityLevel, ServerSettings, Settings, Size,
+    StoreSettings, StoreUrl,
 };
 
 const MAX_SHARDS: u32 = 65_536;
@@ -38,12 +40,14 @@ pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigErr
     if let Some(file) = file.filter(|_| raw.servers.iter().any(|server| server.secret.is_some())) {
         check.readable_by_all(&file);
     }
+    let servers = check.servers(raw.servers);
     let settings = (
         check.node(raw.node),
         check.processor(raw.processor.shards, &raw.processor.security_level),
         check.store(raw.store),
         check.quota(raw.quota),
-        check.servers(raw.servers),
+        check.forward(raw.forward, servers.as_deref()),
+        servers,
         check.listen(&raw.http.listen),
         check.cluster(raw.cluster.nats),
         check.log(raw.log.filter, &raw.log.format),
@@ -54,12 +58,14 @@ pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigErr
             Some(processor),
             Some(store),
             Some(quota),
+            Some(forward),
             Some(servers),
             Some(http),
             Some(cluster),
             Some(log),
         ) if check.problems.is_empty() => {
-            let settings = Settings { node, processor, store, quota, servers, http, cluster, log };
+            let settings =
+                Settings { node, processor, store, quota, servers, forward, http, cluster, log };
             Ok((settings, check.warnings))
         }
         _ => {
@@ -365,6 +371,21 @@ impl Check {
         }
         let secret_file = raw.secret_file.map(Into::into);
         Some(ServerSettings { address: address?, component, secret: secret?, secret_file, hosts })
+    }
+
+    fn forward(
+        &mut self,
+        raw: Vec<RawForward>,
+        servers: Option<&[ServerSettings]>,
+    ) -> Option<Vec<ForwardSettings>> {
+        let wrong = match forward::check(raw, servers) {
+            Ok(entries) => return Some(entries),
+            Err(wrong) => wrong,
+        };
+        for (key, value, says) in wrong {
+            self.problem(&key, value, says);
+        }
+        None
     }
 
     fn domain(&mut self, key: &str, text: &str) -> Option<DomainPart> {

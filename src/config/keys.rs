@@ -23,14 +23,20 @@ impl Kind {
     }
 }
 
-/// The section that comes any number of times, `[[servers]]`.
+/// A section that comes any number of times, `[[servers]]`.
 pub(super) const SERVERS: &str = "servers";
+
+/// Another, `[[forward]]`.
+pub(super) const FORWARD: &str = "forward";
+
+/// The sections that come any number of times.
+pub(super) const LISTS: [&str; 2] = [SERVERS, FORWARD];
 
 /// Any number of these stand in the section `[quota]`, as `[[quota.override]]`.
 pub(super) const OVERRIDES: &str = "quota.override";
 
-/// More servers than this are a mistake in an index, not a configuration.
-pub(super) const MAX_SERVERS: usize = 1_000;
+/// More of one section than this are a mistake in an index, not a configuration.
+pub(super) const MAX_LISTED: usize = 1_000;
 
 const KEYS: &[(&str, &str, Kind)] = &[
     ("node", "name", Kind::Text),
@@ -55,6 +61,8 @@ const KEYS: &[(&str, &str, Kind)] = &[
     (SERVERS, "secret", Kind::Secret),
     (SERVERS, "secret_file", Kind::Text),
     (SERVERS, "hosts", Kind::List),
+    (FORWARD, "from", Kind::Text),
+    (FORWARD, "to", Kind::Text),
     ("http", "listen", Kind::Text),
     ("cluster", "nats", Kind::List),
     ("log", "filter", Kind::Text),
@@ -79,14 +87,17 @@ pub(super) fn unknown(section: &str, name: &str) -> String {
     }
 }
 
+/// The first key of a section, for an example.
+pub(super) fn first(section: &str) -> &'static str {
+    KEYS.iter().find(|key| key.0 == section).map_or("key", |key| key.1)
+}
+
 /// What an unknown key should have been, for an error.
 pub(super) fn known(section: &str) -> String {
     if is_section(section) || section == OVERRIDES {
         let names: Vec<_> = KEYS.iter().filter(|key| key.0 == section).map(|key| key.1).collect();
-        let open = match section {
-            SERVERS | OVERRIDES => format!("[[{section}]]"),
-            _ => format!("[{section}]"),
-        };
+        let is_list = section == OVERRIDES || LISTS.contains(&section);
+        let open = if is_list { format!("[[{section}]]") } else { format!("[{section}]") };
         return format!("unknown key; the keys of {open} are {}", names.join(", "));
     }
     let mut sections: Vec<_> =

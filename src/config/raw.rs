@@ -12,6 +12,7 @@ pub(super) struct Raw {
     pub store: RawStore,
     pub quota: RawQuota,
     pub servers: Vec<RawServer>,
+    pub forward: Vec<RawForward>,
     pub http: RawHttp,
     pub cluster: RawCluster,
     pub log: RawLog,
@@ -113,6 +114,13 @@ impl Default for RawServer {
             hosts: Vec::new(),
         }
     }
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawForward {
+    pub from: Option<String>,
+    pub to: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

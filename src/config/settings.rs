@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use jid::DomainPart;
+use jid::{BareJid, DomainPart};
 
 /// All settings of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct Settings {
     pub quota: super::QuotaSettings,
     /// `[[servers]]`, in the order of the file; may be empty.
     pub servers: Vec<ServerSettings>,
+    /// `[[forward]]`, in the order of the file; may be empty.
+    pub forward: Vec<ForwardSettings>,
     /// `[http]`
     pub http: HttpSettings,
     /// `[cluster]`
@@ -141,6 +143,16 @@ pub struct ServerSettings {
     /// The virtual hosts served through this link; at least one, and none of them
     /// under another server.
     pub hosts: Vec<DomainPart>,
+}
+
+/// `[[forward]]`: messages for one address, or for all of a domain, are sent on to another.
+/// Both are of users, or both are domains; none of the entries leads to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForwardSettings {
+    /// A user of one of the hosts of `[[servers]]`, or such a host itself.
+    pub from: BareJid,
+    /// Another user, or the domain of a gateway.
+    pub to: BareJid,
 }
 
 /// A host name or IP address, and a port. The name is looked up at each connection.

@@ -2,13 +2,15 @@
 
 use std::fmt::{self, Display, Formatter, Write};
 
-use super::{ControlSocket, QuotaOverride, QuotaSettings, ServerSettings, Settings};
+use super::{
+    ControlSocket, ForwardSettings, QuotaOverride, QuotaSettings, ServerSettings, Settings,
+};
 
 /// The settings as a configuration file that says the same, with each secret and
 /// password as `***`.
 impl Display for Settings {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Settings { node, processor, store, quota, servers, http, cluster, log } = self;
+        let Settings { node, processor, store, quota, servers, forward, http, cluster, log } = self;
         writeln!(f, "[node]\nname = {}", text(&node.name))?;
         let control = match &node.control {
             ControlSocket::Auto => "auto".into(),
@@ -23,6 +25,7 @@ impl Display for Settings {
         writeln!(f, "retention = {}", text(&retention.to_string()))?;
         show_quota(quota, f)?;
         servers.iter().try_for_each(|server| show_server(server, f))?;
+        forward.iter().try_for_each(|entry| show_forward(entry, f))?;
         let listen = http.listen.map(|address| address.to_string()).unwrap_or_default();
         writeln!(f, "\n[http]\nlisten = {}", text(&listen))?;
         writeln!(f, "\n[cluster]\nnats = {}", list(cluster.nats.iter().map(String::as_str)))?;
@@ -70,6 +73,11 @@ fn show_server(server: &ServerSettings, f: &mut Formatter<'_>) -> fmt::Result {
         None => writeln!(f, "secret = {}", text(&secret.to_string()))?,
     }
     writeln!(f, "hosts = {}", list(hosts.iter().map(|host| host.as_str())))
+}
+
+fn show_forward(entry: &ForwardSettings, f: &mut Formatter<'_>) -> fmt::Result {
+    let ForwardSettings { from, to } = entry;
+    writeln!(f, "\n[[forward]]\nfrom = {}\nto = {}", text(from.as_str()), text(to.as_str()))
 }
 
 fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {

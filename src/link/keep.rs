@@ -32,6 +32,19 @@ pub struct LinkSettings {
     pub secret: String,
     /// The virtual hosts that are served.
     pub hosts: Vec<Arc<str>>,
+    /// What is sent on, of all hosts; each host is told its own in the greeting.
+    pub redirects: Vec<Redirect>,
+}
+
+/// Messages for one address, or for all of a domain, are sent on to another.
+#[derive(Clone, Debug)]
+pub struct Redirect {
+    /// The virtual host that it belongs to.
+    pub host: Arc<str>,
+    /// A user of that host, or the host itself: then `to` is the domain of a gateway.
+    pub from: String,
+    /// A user, or a domain.
+    pub to: String,
 }
 
 /// How far a node has come with stopping.

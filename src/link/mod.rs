@@ -20,6 +20,6 @@ mod window;
 mod write;
 
 pub use error::LinkError;
-pub use keep::{LinkContext, LinkSettings, Stop, run};
+pub use keep::{LinkContext, LinkSettings, Redirect, Stop, run};
 pub use read::{Incoming, Malformed, read};
 pub use retrieve::{Request, read as read_retrieve, reply as retrieve_reply};

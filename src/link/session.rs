@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc};
 
-use crate::amp::{self, Refusal, RuleSet, StanzaError};
+use crate::amp::{self, Refusal, RuleSet, SecurityLevel, StanzaError};
 use crate::router::{Everywhere, Route};
 use crate::shard::{
-    Answer, Asked, Asker, Available, Do, DueEvent, ITEM_OVERHEAD, Input, Intercept, Retrieve,
+    Answer, Asked, Asker, Available, Do, DueEvent, ITEM_OVERHEAD, Input, Intercept, Leg, Retrieve,
     Retrieved, Sent, Stage, Taken, ToLink, Verdict, reply_to,
 };
 use crate::stanza::{Message, MessageType};
@@ -294,8 +294,8 @@ impl<'a> Session<'a> {
         }
         self.counters.intercept(held.stage);
         let too_large = held.message.raw.len() + ITEM_OVERHEAD > self.max_stanza(&host);
-        let rules = self.rules(&held);
-        let silent = rules.is_some() && self.is_silent(&held);
+        let rules = rules_of(&held, self.context.security);
+        let silent = rules.is_some() && is_silent(&held, self.context.security);
         let intercept = Intercept {
             link: self.id,
             host,
@@ -303,6 +303,7 @@ impl<'a> Session<'a> {
             after: self.state.borrow().refused.resolve(held.after),
             again: held.again,
             stage: held.stage,
+            leg: held.leg,
             to: held.to,
             account: held.account,
             archived: held.archived,
@@ -332,28 +333,6 @@ impl<'a> Session<'a> {
         }
         self.state.borrow_mut().unanswered.insert(intercept.key.clone());
         Some((intercept.to.clone(), Input::Intercept(Box::new(intercept))))
-    }
-
-    fn is_silent(&self, held: &Held) -> bool {
-        amp::is_silent(self.context.security, held.may_see_presence)
-    }
-
-    /// The rules that are to be looked at, validated: none in errors, in what a room says
-    /// or is said about, and in replies of this system. Of a right that was lost after the
-    /// rules had been accepted, only the answers are.
-    fn rules(&self, held: &Held) -> Option<Result<RuleSet, Refusal>> {
-        let message: &Message = &held.message;
-        let looked_at = !message.amp.is_empty()
-            && !message.is_amp_reply()
-            && !message.muc
-            && !matches!(message.kind, MessageType::Error | MessageType::Groupchat);
-        looked_at.then(|| {
-            let rules = amp::check(&message.amp, message.id.as_deref())?;
-            if held.stage == Stage::Rules || !self.is_silent(held) {
-                amp::permit(&rules, self.context.security, held.may_see_presence)?;
-            }
-            Ok(rules)
-        })
     }
 
     /// Answers an intercept without any shard.
@@ -530,5 +509,73 @@ impl<'a> Session<'a> {
         self.context.broadcasts.host_up(host.clone(), known.max_stanza);
         // The clock ends only when the node does.
         let _ = self.context.due.send(DueEvent::LinkUp);
+    }
+}
+
+/// Whether nothing about the message may go back. Never at the sender's leg: what is decided
+/// there depends on the message and the clock alone, and the recipient's own server applies
+/// its level to what reaches it.
+fn is_silent(held: &Held, security: SecurityLevel) -> bool {
+    held.leg == Leg::Recipient && amp::is_silent(security, held.may_see_presence)
+}
+
+/// The rules that are to be looked at, validated: none in errors, in what a room says
+/// or is said about, and in replies of this system. Of a right that was lost after the
+/// rules had been accepted, only the answers are.
+fn rules_of(held: &Held, security: SecurityLevel) -> Option<Result<RuleSet, Refusal>> {
+    let message: &Message = &held.message;
+    let looked_at = !message.amp.is_empty()
+        && !message.is_amp_reply()
+        && !message.muc
+        && !matches!(message.kind, MessageType::Error | MessageType::Groupchat);
+    looked_at.then(|| {
+        let rules = amp::check(&message.amp, message.id.as_deref())?;
+        let may_see = held.may_see_presence || held.leg != Leg::Recipient;
+        if held.stage == Stage::Rules || !is_silent(held, security) {
+            amp::permit(&rules, security, may_see)?;
+        }
+        Ok(rules)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message with that rule on that leg, from someone who may not see the presence.
+    fn held(action: &str, leg: &str) -> Held {
+        let stanza = format!(
+            "<message from='h' to='amp.h'><intercept xmlns='{}' key='k' stage='rules' leg='{leg}' \
+             to='b@h'><forwarded xmlns='{}'><message xmlns='jabber:client' from='a@h/r' to='b@h' \
+             id='1'><amp xmlns='{}'><rule action='{action}' condition='deliver' value='direct'/>\
+             </amp></message></forwarded></intercept></message>",
+            ns::INTERCEPT,
+            ns::FORWARD,
+            ns::AMP
+        );
+        let said = read(&stanza.into(), "amp.h", &["h".into()]).unwrap();
+        match said.into_iter().next() {
+            Some(Incoming::Intercept { held, .. }) => *held,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn r71_r72_a_level_asks_for_presence_at_the_recipients_leg_alone() {
+        use SecurityLevel::{None, Performance, Strict};
+        for (security, leg, action, accepted) in [
+            (Strict, "recipient", "notify", false),
+            (Strict, "sender", "notify", true),
+            (Performance, "recipient", "notify", false),
+            (Performance, "sender", "notify", false),
+            (Performance, "sender", "drop", true),
+            (None, "recipient", "notify", true),
+            (None, "sender", "notify", true),
+        ] {
+            let rules = rules_of(&held(action, leg), security).unwrap();
+            assert_eq!(rules.is_ok(), accepted, "{security:?} at the {leg}'s: {action}");
+            let silent = security == Strict && leg == "recipient";
+            assert_eq!(is_silent(&held(action, leg), security), silent, "{security:?}, {leg}");
+        }
     }
 }

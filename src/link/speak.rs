@@ -199,7 +199,8 @@ impl Session<'_> {
             state.next_iq += 1;
             let id = format!("g{}", state.next_iq);
             let (node, security) = (&self.context.node, self.context.security);
-            self.writer.greeting(&mut state.out, name, &id, node, security);
+            let redirects = self.settings.redirects.iter().filter(|r| r.host == *name);
+            self.writer.greeting(&mut state.out, name, &id, node, security, redirects);
         }
     }
 

@@ -7,6 +7,8 @@ use crate::ns;
 use crate::shard::{Do, Errand, HandOver, Response, Retrieved, Send, Verdict};
 use crate::xml::{escape_attribute, escape_text};
 
+use super::keep::Redirect;
+
 /// One link's addresses.
 #[derive(Clone, Debug)]
 pub struct Writer {
@@ -110,14 +112,16 @@ impl Writer {
         );
     }
 
-    /// The greeting of a host, with the actions and conditions that are supported.
-    pub fn greeting(
+    /// The greeting of a host, with the actions and conditions that are supported, and what it
+    /// sends on: from a user to a user, or from its domain to a gateway's.
+    pub fn greeting<'a>(
         &self,
         out: &mut String,
         host: &str,
         id: &str,
         node: &str,
         security: SecurityLevel,
+        redirects: impl Iterator<Item = &'a Redirect>,
     ) {
         self.open(out, "iq", host, &format!(" type='set' id='{id}'"));
         let security = match security {
@@ -137,6 +141,11 @@ impl Writer {
         }
         for condition in support::conditions() {
             let _ = write!(out, "<condition name='{condition}'/>");
+        }
+        for Redirect { host: domain, from, to } in redirects {
+            let name = if **domain == **from { "gateway" } else { "forward" };
+            let (from, to) = (escape_attribute(from), escape_attribute(to));
+            let _ = write!(out, "<{name} from='{from}' to='{to}'/>");
         }
         out.push_str("</greeting></iq>");
     }
@@ -239,5 +248,26 @@ impl Writer {
         self.open(out, "iq", host, &format!(" type='error' id='{}'", escape_attribute(id)));
         let _ =
             write!(out, "<error type='{kind}'><{condition} xmlns='{}'/></error></iq>", ns::STANZAS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_greeting_says_what_the_host_sends_on() {
+        let redirect = |from: &str, to: &str| Redirect {
+            host: "h".into(),
+            from: from.to_owned(),
+            to: to.to_owned(),
+        };
+        let redirects = [redirect("b@h", "b@'other"), redirect("h", "gw.h")];
+        let mut out = String::new();
+        let writer = Writer::new("amp.h");
+        writer.greeting(&mut out, "h", "g1", "n", SecurityLevel::Strict, redirects.iter());
+        let end =
+            "<forward from='b@h' to='b@&apos;other'/><gateway from='h' to='gw.h'/></greeting></iq>";
+        assert!(out.ends_with(end), "{out}");
     }
 }

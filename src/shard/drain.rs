@@ -32,8 +32,8 @@ struct Sorted {
 /// What a session can take.
 #[derive(Clone, Copy)]
 struct Wants {
-    /// It reads the archive itself.
-    archive: bool,
+    /// Until when it has read the archive itself.
+    archive: Option<Timestamp>,
     /// Bytes of one stanza.
     stanza_bytes: usize,
 }
@@ -297,7 +297,7 @@ fn sort(
         }
         if row.expiry.is_some_and(|expiry| expiry.at <= now) {
             sorted.expired.push(row);
-        } else if wants.archive && row.archived {
+        } else if row.archived && wants.archive.is_some_and(|read| row.stored_at < read) {
             recipient.held.insert(row.id, Held::Deleting { expires: row.expiry.is_some() });
             sorted.in_archive.push(row.id);
         } else if row.stanza.len() + ITEM_OVERHEAD > wants.stanza_bytes {

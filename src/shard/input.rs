@@ -33,12 +33,24 @@ impl Stage {
     }
 }
 
+/// Whose server asks: the two edges that rules are for (XEP-0079 section 2.1.2).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Leg {
+    /// The recipient's; he is a user of the host that asks.
+    Recipient,
+    /// The sender's; the message is about to leave for another server.
+    Sender {
+        /// That server supports Advanced Message Processing (section 2.2.4).
+        next_supports_amp: bool,
+    },
+}
+
 /// A message that the interceptor holds, with what the server knows.
 #[derive(Clone, Debug)]
 pub struct Intercept {
     /// The link that asks; the verdict goes there.
     pub link: LinkId,
-    /// The virtual host of the recipient: where replies come from.
+    /// The virtual host that asks, the recipient's or the sender's: where replies come from.
     pub host: Arc<str>,
     /// Stays with the message through resending, spool and all stages.
     pub key: Key,
@@ -48,6 +60,8 @@ pub struct Intercept {
     pub again: bool,
     /// Where it is held.
     pub stage: Stage,
+    /// Whose server holds it.
+    pub leg: Leg,
     /// The recipient.
     pub to: Bare,
     /// The recipient's account exists.
@@ -84,8 +98,9 @@ pub struct Available {
     pub n: u64,
     /// The user.
     pub user: Bare,
-    /// The client reads the archive itself.
-    pub archive: bool,
+    /// Until when the client has read the archive itself; none if it does not. What is
+    /// archived and older is not handed over.
+    pub archive: Option<Timestamp>,
     /// Bytes that one batch may have: half of what the server takes.
     pub batch_bytes: usize,
 }

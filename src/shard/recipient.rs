@@ -93,8 +93,8 @@ pub struct Session {
     pub host: Arc<str>,
     /// The newest reason.
     pub n: u64,
-    /// Archived messages are not handed over.
-    pub archive: bool,
+    /// Archived messages from before this are not handed over.
+    pub archive: Option<Timestamp>,
     /// Bytes a batch.
     pub batch_bytes: usize,
     /// The last row that was looked at.

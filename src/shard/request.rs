@@ -31,7 +31,7 @@ pub enum Errand {
         /// The message.
         stanza: String,
     },
-    /// For the names of its accounts, in order (section 8).
+    /// For the names of its accounts, in order (section 9).
     Accounts {
         /// After this one; empty: from the first.
         after: String,

@@ -17,6 +17,8 @@ mod strict;
 
 const LINK: LinkId = LinkId(1);
 const BOB: &str = "bob@h";
+/// When the sessions whose names begin with `archive` have read the archive.
+const ARCHIVE_READ: Timestamp = Timestamp::from_micros(10_000_000);
 
 /// A machine, a clock and a way to read its effects.
 struct History {
@@ -76,7 +78,7 @@ impl History {
             session: session.into(),
             n,
             user: BOB.into(),
-            archive: session.starts_with("archive"),
+            archive: session.starts_with("archive").then_some(ARCHIVE_READ),
             batch_bytes: 4_000,
         }))
     }
@@ -164,6 +166,7 @@ fn offline(key: &str) -> Intercept {
         after: None,
         again: false,
         stage: Stage::Offline,
+        leg: Leg::Recipient,
         to: BOB.into(),
         account: true,
         archived: false,
@@ -403,6 +406,94 @@ fn r45_drop_is_silent_r44_alert_and_r47_error_are_not() {
     }
 }
 
+/// At the sender's leg, with one rule.
+fn leaving(action: &str, condition: &str, value: &str, next_supports_amp: bool) -> Vec<String> {
+    History::new().held(|i| {
+        i.stage = Stage::Rules;
+        i.leg = Leg::Sender { next_supports_amp };
+        i.account = false;
+        with_rules(i, &rule(action, condition, value));
+    })
+}
+
+const PAST: &str = "1970-01-01T00:00:00Z";
+
+#[test]
+fn r26_r33_a_rule_that_is_met_at_the_senders_leg_is_carried_out_there() {
+    for (action, met) in [
+        ("drop", "1: k1 rules discarded"),
+        ("alert", "1: k1 rules discarded +alert"),
+        ("error", "1: k1 rules discarded +error"),
+        ("notify", "1: k1 rules deliver +notify"),
+    ] {
+        for (condition, value) in
+            [("deliver", "direct"), ("expire-at", PAST), ("match-resource", "any")]
+        {
+            assert_eq!(leaving(action, condition, value, true), [met], "{condition} {value}");
+        }
+        for (condition, value) in [
+            ("deliver", "stored"),
+            ("deliver", "none"),
+            ("expire-at", "2099-01-01T00:00:00Z"),
+            ("match-resource", "exact"),
+            ("match-resource", "other"),
+        ] {
+            let effects = leaving(action, condition, value, true);
+            assert_eq!(effects, ["1: k1 rules deliver"], "{condition} {value}");
+        }
+    }
+}
+
+#[test]
+fn r25_r64_what_would_go_on_to_a_server_without_the_rules_comes_back() {
+    let unavailable = ["1: k1 rules discarded +service-unavailable"];
+    assert_eq!(leaving("drop", "deliver", "stored", false), unavailable);
+    // A notice would say that it went on.
+    assert_eq!(leaving("notify", "deliver", "direct", false), unavailable);
+    // What is discarded here does not ask what the next server can do.
+    assert_eq!(leaving("alert", "expire-at", PAST, false), ["1: k1 rules discarded +alert"]);
+    assert_eq!(leaving("drop", "expire-at", PAST, false), ["1: k1 rules discarded"]);
+}
+
+#[test]
+fn r15_r17_rules_are_validated_before_the_next_server_matters() {
+    for next_supports_amp in [true, false] {
+        let refused = leaving("explode", "deliver", "stored", next_supports_amp);
+        assert_eq!(refused, ["1: k1 rules discarded +bad-request"]);
+        let refused = leaving("drop", "deliver", "by-pigeon", next_supports_amp);
+        assert_eq!(refused, ["1: k1 rules discarded +not-acceptable"]);
+    }
+}
+
+#[test]
+fn r14_r42_a_per_hop_match_resource_is_passed_over_at_the_senders_leg() {
+    let mut h = History::new();
+    let effects = h.held(|i| {
+        i.stage = Stage::Rules;
+        i.leg = Leg::Sender { next_supports_amp: true };
+        with_rules(i, &(rule("drop", "match-resource", "any") + &rule("alert", "expire-at", PAST)));
+        let mut amp = i.message.amp.clone();
+        amp[0].attrs.push(("per-hop".into(), "true".into()));
+        i.rules = Some(amp::check(&amp, Some("i")));
+    });
+    assert_eq!(effects, ["1: k1 rules discarded +alert"]);
+}
+
+#[test]
+fn what_leaves_knows_no_order_no_quota_and_no_recipient() {
+    let mut h = History::with_quota(1);
+    let effects = h.held(|i| {
+        i.stage = Stage::Rules;
+        i.leg = Leg::Sender { next_supports_amp: true };
+        i.after = Some("k0".into());
+        i.stamp = seconds(0);
+        with_rules(i, &rule("drop", "deliver", "stored"));
+    });
+    assert_eq!(effects, ["1: k1 rules deliver"]);
+    assert!(h.machine.recipients.is_empty(), "something is remembered");
+    assert!(!h.machine.accepted.contains("k1"), "something is remembered");
+}
+
 #[test]
 fn r51_the_notice_of_a_stored_message_waits_for_the_offline_stage() {
     let mut h = History::new();
@@ -479,6 +570,46 @@ fn o6_what_is_not_worth_keeping_is_discarded_in_silence() {
         i.message = Message::parse(stanza("", "chat", composing).into(), "h").unwrap();
     });
     assert_eq!(effects, ["1: k1 offline discarded"]);
+}
+
+#[test]
+fn r33_what_is_sent_on_is_decided_at_stage_rules_whatever_account_sessions_and_quota() {
+    for (value, forwards_to) in [("forward", true), ("gateway", false)] {
+        let decide = |action: &str, value: &str| {
+            let mut h = History::with_quota(1);
+            h.held(|_| {});
+            h.held(|i| {
+                i.key = "k2".into();
+                i.stage = Stage::Rules;
+                i.account = false;
+                i.sessions = vec![phone(1)];
+                (i.forwards_to, i.gateway) = (forwards_to, !forwards_to);
+                with_rules(i, &rule(action, "deliver", value));
+            });
+            h.used(1, 100).pop().unwrap()
+        };
+        assert_eq!(decide("notify", value), "1: k2 rules deliver +notify");
+        assert_eq!(decide("alert", value), "1: k2 rules discarded +alert");
+        assert_eq!(decide("error", value), "1: k2 rules discarded +error");
+        assert_eq!(decide("drop", value), "1: k2 rules discarded");
+        let others = ["direct", "stored", "none", if forwards_to { "gateway" } else { "forward" }];
+        for other in others {
+            assert_eq!(decide("alert", other), "1: k2 rules deliver", "{other} at {value}");
+        }
+    }
+}
+
+#[test]
+fn what_came_to_storage_stays_whatever_is_said_of_sending_it_on() {
+    for stage in [Stage::Offline, Stage::Undelivered] {
+        let mut h = History::new();
+        let effects = h.held(|i| {
+            i.stage = stage;
+            (i.forwards_to, i.gateway) = (true, true);
+            with_rules(i, &rule("drop", "deliver", "forward"));
+        });
+        assert_eq!(effects, ["#1 append 1 k1"], "{stage:?}");
+    }
 }
 
 #[test]
@@ -591,11 +722,24 @@ fn a_page_that_cannot_be_read_is_read_when_the_session_asks_again() {
 fn archived_messages_are_not_handed_to_a_client_that_reads_its_archive() {
     let mut h = History::new();
     h.available("archive", 1);
-    let mut archived = row(1);
-    archived.archived = true;
+    let archived = StoredMessage { archived: true, ..row(1) };
     assert_eq!(
         h.rows(vec![archived, row(2)]),
         ["1: batch 1 to archive: 2", "#1 delete 1", "read bob@h after 2"]
+    );
+}
+
+#[test]
+fn what_was_archived_after_the_client_had_read_its_archive_is_handed_over() {
+    let mut h = History::new();
+    h.available("archive", 1);
+    let at = |id, micros| {
+        let stored_at = Timestamp::from_micros(ARCHIVE_READ.as_micros() + micros);
+        StoredMessage { archived: true, stored_at, ..row(id) }
+    };
+    assert_eq!(
+        h.rows(vec![at(1, -1), at(2, 0), at(3, 1)]),
+        ["1: batch 1 to archive: 2 3", "#1 delete 1", "read bob@h after 3"]
     );
 }
 

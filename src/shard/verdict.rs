@@ -10,8 +10,9 @@ use crate::time::Timestamp;
 use crate::words::{Bare, Expiry, Key};
 
 use super::effect::{Do, Effect};
-use super::input::{Intercept, Stage};
+use super::input::{Intercept, Leg, Stage};
 use super::machine::{Append, Machine, Pending, notice_of};
+use super::next_hop;
 use super::quota::Over;
 use super::reply_to;
 use super::room::Room;
@@ -46,6 +47,11 @@ impl Machine {
     /// A message that the interceptor holds: it is decided now, or when the store has
     /// said what the decision needs.
     pub(super) fn intercept(&mut self, now: Timestamp, intercept: Box<Intercept>) {
+        if let Leg::Sender { next_supports_amp } = intercept.leg {
+            let (what, sends) = next_hop::decide(&intercept, next_supports_amp, now);
+            self.verdict(&intercept, what, sends);
+            return;
+        }
         if let Some(recipient) = self.recipients.get_mut(&intercept.to)
             && !recipient.waiting.is_empty()
         {
@@ -308,6 +314,8 @@ fn by_default(
                 }
             }
         }
+        // A message is sent on at stage rules. What is past that is here to stay: see
+        // `disposition`, which gives the last two at no other stage.
         Disposition::Stored | Disposition::Forward | Disposition::Gateway => {
             let rules = intercept.rules.as_ref().and_then(|rules| rules.as_ref().ok());
             let fired = index.and_then(|i| rules.and_then(|rules| rules.expiry(i)));
@@ -367,6 +375,6 @@ fn disposition<'a>(
     })
 }
 
-fn to_resource(intercept: &Intercept) -> Option<&str> {
+pub(super) fn to_resource(intercept: &Intercept) -> Option<&str> {
     intercept.message.to.as_deref()?.split_once('/').map(|(_, resource)| resource)
 }

@@ -18,6 +18,15 @@ secret = 'hunter2'
 hosts = ['example.org']
 ";
 
+const FORWARD: &str = "
+[[forward]]
+from = 'Bob@Example.ORG'
+to = 'bob@example.net'
+[[forward]]
+from = 'example.org'
+to = 'GW.example.net'
+";
+
 /// A file in a directory of its own, readable by its owner alone.
 fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
@@ -95,10 +104,13 @@ fn the_example_of_the_manual_is_valid() {
     assert_eq!(server.secret.expose(), "change-me");
     assert_eq!(server.hosts.iter().map(|host| host.as_str()).collect::<Vec<_>>(), ["example.org"]);
     assert_eq!(warnings, [""; 0]);
+    assert_eq!(settings.forward[0].from.as_str(), "bob@example.org");
+    assert_eq!(settings.forward[0].to.as_str(), "bob@example.net");
     let bob = &settings.quota.overrides[0];
     assert_eq!((&*bob.whose, bob.bytes_per_user), ("bob@example.org", Some(Size(64 << 20))));
     let quota = QuotaSettings { overrides: Vec::new(), ..settings.quota };
-    assert_eq!(Settings { servers: Vec::new(), quota, ..settings }, Settings::default());
+    let bare = Settings { servers: Vec::new(), forward: Vec::new(), quota, ..settings };
+    assert_eq!(bare, Settings::default());
 }
 
 #[test]
@@ -112,6 +124,7 @@ fn the_defaults() {
     assert_eq!(settings.quota, QuotaSettings::default());
     assert_eq!(settings.store.retention, None);
     assert!(settings.servers.is_empty());
+    assert!(settings.forward.is_empty());
     assert_eq!(settings.http.listen, "127.0.0.1:9079".parse().ok());
     assert!(settings.cluster.nats.is_empty());
     assert_eq!(settings.log.filter, "info");
@@ -238,7 +251,7 @@ nats = ['nats://user:hunter2@localhost']
             r#"FILE: store.retention = "90": must be a time with its unit, as "90days" or "12h"; "0s" is for ever"#,
             r#"AMPHORA__STORE__URI: store.uri: unknown key; the keys of [store] are url, retention"#,
             r#"FILE: store.url = 7: must be a text in quotes"#,
-            r#"FILE: top: unknown section; the sections are node, processor, store, quota, servers, http, cluster, log"#,
+            r#"FILE: top: unknown section; the sections are node, processor, store, quota, servers, forward, http, cluster, log"#,
         ]
     );
 }
@@ -329,6 +342,138 @@ fn servers_are_numbered_without_gaps() {
 }
 
 #[test]
+fn what_is_sent_on_is_normalised() {
+    let variables = [
+        ("AMPHORA__FORWARD__1__TO", "gw2.example.net"),
+        ("AMPHORA__FORWARD__2__FROM", "carol@example.org"),
+        ("AMPHORA__FORWARD__2__TO", "carol@example.net"),
+    ];
+    let settings = loaded(&format!("{SERVER}{FORWARD}"), &variables).settings;
+    let shown: Vec<_> =
+        settings.forward.iter().map(|entry| (entry.from.as_str(), entry.to.as_str())).collect();
+    assert_eq!(
+        shown,
+        [
+            ("bob@example.org", "bob@example.net"),
+            ("example.org", "gw2.example.net"),
+            ("carol@example.org", "carol@example.net"),
+        ]
+    );
+}
+
+#[test]
+fn what_is_sent_on_wrongly() {
+    let entries = |entries: &[(&str, &str)]| {
+        let entries = entries.iter().map(|(from, to)| {
+            let key = |name: &str, value: &str| match value {
+                "" => String::new(),
+                value => format!("{name} = '{value}'\n"),
+            };
+            format!("[[forward]]\n{}{}", key("from", from), key("to", to))
+        });
+        problems(&format!("{SERVER}{}", entries.collect::<String>()), &[])
+    };
+    for (wrong, says) in [
+        (
+            &[("", "")][..],
+            &[
+                r#"forward[0].from: is missing; write an address, as "bob@example.org", or a domain"#,
+                r#"forward[0].to: is missing; write an address, as "bob@example.org", or a domain"#,
+            ][..],
+        ),
+        (
+            &[("bob@example.org/phone", "@"), ("carol@example.org", "dave@example.net/x")],
+            &[
+                r#"FILE: forward[0].from = "bob@example.org/phone": has a resource; leave out the '/' and what follows"#,
+                r#"FILE: forward[0].to = "@": must be an address, as "bob@example.org", or a domain (nodepart empty despite the presence of a @)"#,
+                r#"FILE: forward[1].to = "dave@example.net/x": has a resource; leave out the '/' and what follows"#,
+            ],
+        ),
+        (
+            &[("bob@example.org", "gw.example.net"), ("example.org", "bob@example.net")],
+            &[
+                r#"FILE: forward[0].to = "gw.example.net": must be an address such as "bob@example.net", because from is one"#,
+                r#"FILE: forward[1].to = "bob@example.net": must be a domain such as "gw.example.net", because from is one"#,
+            ],
+        ),
+        (
+            &[("bob@example.com", "bob@example.net"), ("sms.example.org", "amp.example.org")],
+            &[
+                r#"FILE: forward[0].from = "bob@example.com": is not of a host of ours; add "example.com" to the hosts of its [[servers]]"#,
+                r#"FILE: forward[1].from = "sms.example.org": is not of a host of ours; add "sms.example.org" to the hosts of its [[servers]]"#,
+                r#"FILE: forward[1].to = "amp.example.org": is at the component of this node, where nobody is; name another address"#,
+            ],
+        ),
+        (
+            &[("bob@example.org", "bob@example.net"), ("BOB@example.org", "bob@example.com")],
+            &[
+                r#"FILE: forward[1].from = "bob@example.org": is in forward[0] already; send it on to one address"#,
+            ],
+        ),
+        (
+            &[("bob@example.org", "Bob@example.org"), ("example.org", "example.org")],
+            &[
+                r#"FILE: forward[0].to = "bob@example.org": is from itself; name another address, or leave the entry out"#,
+                r#"FILE: forward[1].to = "example.org": is from itself; name another address, or leave the entry out"#,
+            ],
+        ),
+        (
+            &[("bob@example.org", "carol@example.org"), ("carol@example.org", "bob@example.org")],
+            &[
+                r#"FILE: forward[0].to = "carol@example.org": is sent on again by forward[1]; name the last address here"#,
+                r#"FILE: forward[1].to = "bob@example.org": is sent on again by forward[0]; name the last address here"#,
+            ],
+        ),
+        (
+            &[("bob@example.org", "dave@example.org"), ("example.org", "gw.example.net")],
+            &[
+                r#"FILE: forward[0].to = "dave@example.org": is sent on again by forward[1]; name the last address here"#,
+            ],
+        ),
+    ] {
+        assert_eq!(entries(wrong), says, "{wrong:?}");
+    }
+    assert_eq!(
+        problems("[forward]\nfrom = 'a'", &[]),
+        ["FILE: forward: must be a list of tables; write [[forward]], in two brackets"]
+    );
+    assert_eq!(
+        problems(&format!("[[forward]]\nform = 'a'\n{SERVER}"), &[])[0],
+        "FILE: forward[0].form: unknown key; the keys of [[forward]] are from, to"
+    );
+    assert_eq!(
+        problems(SERVER, &[("AMPHORA__FORWARD__FROM", "a@example.org")]),
+        [
+            "AMPHORA__FORWARD__FROM: forward__from: write AMPHORA__FORWARD__0__FROM for that of the first"
+        ]
+    );
+}
+
+#[test]
+fn i6_no_more_is_sent_on_than_a_greeting_holds() {
+    let entries = |count: usize, name: &str| -> String {
+        let entry =
+            |n| format!("[[forward]]\nfrom = '{name}{n}@example.org'\nto = 'a@b.example'\n");
+        (0..count).map(entry).collect()
+    };
+    let settings = loaded(&format!("{SERVER}{}", entries(1_000, "u")), &[]).settings;
+    assert_eq!(settings.forward.len(), 1_000);
+    assert_eq!(
+        problems(&format!("{SERVER}{}", entries(1_001, "u")), &[]),
+        [
+            "forward: has 1001 entries, at most 1000 are allowed; give a whole domain to a gateway, or leave some out"
+        ]
+    );
+    let lines = problems(&format!("{SERVER}{}", entries(1_000, &"u".repeat(300))), &[]);
+    assert_eq!(
+        lines,
+        [
+            "forward: has entries of 357890 bytes for example.org, at most 262144 are allowed; give the whole domain to a gateway, or leave some out"
+        ]
+    );
+}
+
+#[test]
 fn other_databases_are_refused_and_passwords_not_shown() {
     for url in [
         "postgres://a:hunter2@db/x",
@@ -411,7 +556,7 @@ fn what_is_shown_says_the_same_again_but_for_secrets() {
          [[quota.override]]\nfor = 'b.example'\n[[quota.override]]\nfor = 'a@b.example'\n\
          messages_per_user = 0\nbytes_per_user = '7B'\nmessages_per_sender = 1\n\
          bytes_per_sender = '0'\nover = 'error'\n\
-         [http]\nlisten = ''\n[log]\nformat = 'json'\n{SERVER}"
+         [http]\nlisten = ''\n[log]\nformat = 'json'\n{SERVER}{FORWARD}"
     );
     let Loaded { settings, .. } = loaded(&text, &[]);
     let shown = settings.to_string();

@@ -141,6 +141,7 @@ async def test_a_prober_learns_nothing(bed, clients, group):
     expected = [probe for probe in probes for _ in range(2) if probe.refused]
     for name, (at_once, came) in zip(SITUATIONS, results, strict=True):
         assert [said for said in at_once if said[1]] == [], f"{name}: before a ping's answer"
+        assert all(in_order for _, _, in_order in at_once), name
         assert len(came) == len(expected), f"{name}: {difference(came, results[0][1])}"
         assert came == results[0][1], f"{name}: {difference(came, results[0][1])}"
 

@@ -5,11 +5,11 @@ F5, F9; invariants I1, I6: what the other side does wrong costs a request, and n
 
 import pytest
 
+from harness.component import INTERCEPT, Component
 from harness.fake_server import FakeServer, intercept
 from harness.prosody import COMPONENT, HOST
 from harness.stanzas import CLIENT, FORWARD, INFO, RETRIEVAL, STANZAS, Stanza, new_id
 from harness.waiting import until
-from test_interceptor import INTERCEPT, Component
 
 COUNT = f"<query xmlns='{INFO}' node='{RETRIEVAL}'/>"
 FETCH = f"<offline xmlns='{RETRIEVAL}'><fetch/></offline>"

@@ -1,5 +1,6 @@
 """An Amphora node of our own: a folder, a settings file, a process that can be killed."""
 
+import contextlib
 import json
 import os
 import socket
@@ -36,7 +37,8 @@ listen = "127.0.0.1:{http}"
 address = "{address}"
 component = "{component}"
 secret = "{secret}"
-hosts = ["{host}"]
+hosts = ["{host}"{others}]
+{more}
 """
 
 
@@ -59,6 +61,8 @@ class Node:
         self.database = self.dir / "amphora.db"
         self.settings = {
             "name": "n1",
+            "others": "",
+            "more": "",
             "shards": 8,
             "security": "strict",
             "url": f"sqlite://{self.database}",
@@ -68,7 +72,7 @@ class Node:
             "address": f"127.0.0.1:{server.component_port}",
             "component": COMPONENT,
             "secret": SECRET,
-            "host": HOST,
+            "host": getattr(server, "host", HOST),
             **settings,
         }
         self.config = self.dir / "amphora.toml"
@@ -136,10 +140,25 @@ class Node:
         self.process = None
         return code
 
+    def signal(self, number):
+        """Any other signal."""
+        self.process.signal(number)
+
     def kill(self):
         """kill -9."""
         self.process.kill()
         self.process = None
+
+    def stored(self, jid):
+        """How many messages the database holds for a bare JID, read from outside."""
+        try:
+            with contextlib.closing(
+                sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=5)
+            ) as database:
+                query = "select count(*) from offline_message where recipient = ?"
+                return database.execute(query, (jid,)).fetchone()[0]
+        except sqlite3.OperationalError:
+            return 0
 
     def wait_exit(self, seconds=30):
         """The exit code of a node that ends by itself."""

@@ -54,26 +54,25 @@ def singles():
 
 
 def pairs():
-    """Two rules: drop with each other rule, first and second."""
-    drops = [("drop", *condition) for condition in CONDITIONS]
-    for first, second in itertools.product(drops, drops):
-        yield with_rules(first, second)
-    for drop, condition in itertools.product(drops, CONDITIONS):
-        yield with_rules(drop, ("notify", *condition))
-        yield with_rules(("notify", *condition), drop)
-    for drop, action in itertools.product(drops, ("alert", "error")):
-        other = (action, *drop[1:])
-        yield with_rules(drop, other)
-        yield with_rules(other, drop)
+    """Two rules: drop with each other action, first and second; its own condition in both rules,
+    and another."""
+    for at, far in itertools.product(range(len(CONDITIONS)), (0, 3)):
+        drop = ("drop", *CONDITIONS[at])
+        for action in ("drop", *ANSWERS):
+            other = (action, *CONDITIONS[(at + far) % len(CONDITIONS)])
+            yield with_rules(drop, other)
+            yield with_rules(other, drop)
 
 
 def kinds():
     """Types, content and hints that decide what becomes of a message."""
     composing = "<composing xmlns='http://jabber.org/protocol/chatstates'/>"
     hints = ["", f"<no-store xmlns='{HINTS}'/>", f"<store xmlns='{HINTS}'/>"]
-    rules = [("drop", *condition) for condition in CONDITIONS] + [("alert", *CONDITIONS[0])]
+    direct, stored, none, *_, exact, other = CONDITIONS
+    rules = [("drop", *one) for one in (direct, stored, none, exact, other)]
+    rules.append(("notify", *none))
     for type, text, hint in itertools.product(
-        ("chat", "normal", None, "headline", "other"), (BODY, composing), hints
+        ("chat", None, "headline", "other"), (BODY, composing), hints
     ):
         for given in rules:
             yield with_rules(given, content=text + hint, type=type)
@@ -119,30 +118,33 @@ class Prober:
     def __init__(self, client, bare, resource):
         self.client, self.bare = client, bare
         self.addresses = [bare, f"{bare}/{resource}"]
-        #: for each probe and address, what came at once
+        #: for each probe, what came before the last ping's answer, and whether all those came
+        #: in their order
         self.at_once = []
         self._ids = {}
 
     async def probe(self, probe):
         """Send one probe to each address; returns when the last ping is answered."""
+        text, pings, ids = "", [new_id("ping")], []
         for address in self.addresses:
-            before, id, after = new_id("ping"), new_id("probe"), new_id("ping")
-            self._ids[id] = f"{probe.name} to {'full' if '/' in address else 'bare'}"
+            ids.append(new_id("probe"))
+            pings.append(new_id("ping"))
+            self._ids[ids[-1]] = f"{probe.name} to {'full' if '/' in address else 'bare'}"
             type = f" type='{probe.type}'" if probe.type else ""
-            given = f" id='{id}'" if probe.has_id else ""
-            start = len(self.client.inbox.all)
-            self.client.write(
-                f"{self._ping(before)}<message to='{address}'{type}{given}>{probe.payload}</message>"
-                f"{self._ping(after)}"
-            )
-            came = await self.client.inbox.until(
-                lambda box: self._until(box.all[start:], after), "the answer to a ping"
-            )
-            ids = [stanza.id for stanza in came]
-            between = came[ids.index(before) + 1 : -1]
-            # answers to earlier probes come whenever a node has given them
-            mine = [self.shape(s) for s in between if s.id == id or (s.id is None and not given)]
-            self.at_once.append((self._ids[id], mine))
+            given = f" id='{ids[-1]}'" if probe.has_id else ""
+            text += f"<message to='{address}'{type}{given}>{probe.payload}</message>"
+            text += self._ping(pings[-1])
+        start = len(self.client.inbox.all)
+        self.client.write(self._ping(pings[0]) + text)
+        came = await self.client.inbox.until(
+            lambda box: self._until(box.all[start:], pings[-1]), "the answer to a ping"
+        )
+        order = [stanza.id for stanza in came]
+        # answers to earlier probes come whenever a node has given them
+        asked = ids if probe.has_id else [None]
+        between = came[order.index(pings[0]) :]
+        mine = [self.shape(stanza) for stanza in between if stanza.id in asked]
+        self.at_once.append((probe.name, mine, [id for id in order if id in pings] == pings))
 
     def _ping(self, id):
         return f"<iq type='get' id='{id}' to='{self.client.prosody.host}'><ping xmlns='urn:xmpp:ping'/></iq>"
