@@ -804,7 +804,7 @@ return function (ctx)
 				held.settle, context.gated = nil, true;
 				ctx.broadcasts.gated(held.key);
 			end
-			return finish(held, context.copies > 0 and "delivered" or "discarded");
+			return finish(held, (context.copies > 0 or context.passed) and "delivered" or "discarded");
 		end
 		-- It stays unresolved, as one at stage offline now.
 		unanswer(held);

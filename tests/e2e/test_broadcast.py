@@ -385,6 +385,25 @@ async def test_a_blocked_server_and_a_removed_account(prosody, node, clients):
     await comes_back(prosody, clients, bob, ["x"])
 
 
+async def test_who_is_sent_on_gets_it_there(prosody, workshop, clients, tmp_path):
+    """A recipient whose messages are sent on counts as delivered."""
+    alice, bob = prosody.people("alice", "bob")
+    node = workshop.node(prosody, start=False)
+    entry = f'\n[[forward]]\nfrom = "{bob}"\nto = "{alice}"\n'
+    node.config.write_text(node.config.read_text() + entry)
+    node.start()
+    a = await clients.online(prosody, alice, raw=True)
+    names = tmp_path / "list"
+    names.write_text(bob)
+    number = await start(
+        node, "--to-file", str(names), "--body", "there", "--expires", "1h", "--wait"
+    )
+    report = await done(node, number)
+    assert (report["delivered"], report["total"]) == (1, 1)
+    assert await a.inbox.body_count(1) == ["there"]
+    assert stored(node) == {}
+
+
 async def test_module_reloaded_amid_it(prosody, node, clients):
     """The interceptor is loaded anew in the middle: everybody exactly once."""
     people = [prosody.account("admin"), *prosody.people(*(f"u{n:03}" for n in range(150)))]

@@ -1,5 +1,5 @@
 """Messages of the host's own whose outcome a node wants to know (section 5 of the protocol), and
-the names of the accounts (section 8), against a node that the test plays. Invariants I1, I2."""
+the names of the accounts (section 9), against a node that the test plays. Invariants I1, I2."""
 
 import pytest
 
