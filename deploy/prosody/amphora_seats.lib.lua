@@ -9,6 +9,7 @@
 --   items              id -> item, written or to be written, until the node has deleted its row
 --   track, wire        what was written and is not acknowledged, by position; not drained yet
 --   batches, ended     what the node is told was taken, until it says deleted
+--   fetches            its client fetches for itself what is stored (XEP-0013)
 
 local st = require "util.stanza";
 local filters = require "util.filters";
@@ -44,6 +45,17 @@ return function (ctx)
 	function seats.can_take(seat)
 		local session = seat.session;
 		return not seat.closing and not seat.over and session.presence and (session.priority or -1) >= 0;
+	end
+
+	-- Does a session of the user fetch for itself? Then nothing is handed over to any of them that
+	-- was not announced before. Asked of the sessions, so that it ends with the last of them.
+	local function fetched_by_one(bare)
+		local user = bare_sessions[bare];
+		for _, session in pairs(user and user.sessions or {}) do
+			local seat = by_session[session];
+			if seat and seat.fetches then return true; end
+		end
+		return false;
 	end
 
 	-- -------------------------------------------------------------------- positions
@@ -86,7 +98,9 @@ return function (ctx)
 			item.acked = true;
 			for _, batch in ipairs(item.batches) do
 				batch.pending = batch.pending - 1;
-				if batch.pending == 0 and not seat.over then report_batch(seat, batch); end
+				if batch.pending == 0 and not seat.over then
+					if batch.view then ctx.retrieve.taken(batch); else report_batch(seat, batch); end
+				end
 			end
 			item.batches = nil;
 		end
@@ -185,6 +199,7 @@ return function (ctx)
 			seat.out:pop();
 			entry.stanza = nil;
 			if entry.pos then entry.whole = nil; end -- mod_smacks has it, and gives it back
+			if entry.reply then ctx.retrieve.written(entry.reply); end
 			wrote = true;
 		end
 		seat.writing = nil;
@@ -192,6 +207,12 @@ return function (ctx)
 			unacknowledged[seat], seat.asked_at = true, seat.asked_at or time_now();
 			request_ack(seat);
 		end
+	end
+
+	-- Writes what a request of the session's own brings, behind what is to be written already.
+	function seats.write(seat, ...)
+		for _, entry in ipairs({ ... }) do seat.out:push(entry); end
+		write_on(seat);
 	end
 
 	-- -------------------------------------------------------------------- the gate
@@ -319,7 +340,8 @@ return function (ctx)
 		local copy = copy_of(seat, stanza);
 		if seat.gate == "open" and q and q:count_unacked() >= options.smacks_queue - SPARE and seats.can_take(seat) then
 			module:log("info", "%s has not acknowledged %d stanzas, messages wait", seat.jid, q:count_unacked());
-			close_gate(seat);
+			-- Where nothing is handed over, they wait for room alone.
+			if fetched_by_one(seat.bare) then seat.gate = "releasing"; else close_gate(seat); end
 		end
 		if seat.gate ~= "open" then
 			wait_in_gate(seat, stanza, copy);
@@ -375,8 +397,9 @@ return function (ctx)
 		end
 	end
 
-	-- A reason to announce a session: its gate closes.
+	-- A reason to announce a session: its gate closes. None where a session fetches for itself.
 	function close_gate(seat)
+		if fetched_by_one(seat.bare) then return; end
 		local now = time_now();
 		seat.n = seat.n + 1;
 		seat.barrier = ctx.queue.seq();
@@ -467,6 +490,9 @@ return function (ctx)
 		end
 	end
 
+	-- The session fetches for itself from now on. A hand-over that has its reason already goes on.
+	function seats.fetches(seat) seat.fetches = true; end
+
 	function seats.handed_over(element)
 		local seat = by_id[element.attr.session];
 		if not seat or seat.over or tonumber(element.attr.n) ~= seat.n or seat.announced ~= seat.n then return; end
@@ -480,7 +506,7 @@ return function (ctx)
 
 	-- -------------------------------------------------------------------- hand-over
 
-	local function item_stanza(element)
+	function seats.item_stanza(element)
 		local forwarded = element:get_child("forwarded", "urn:xmpp:forward:0");
 		local message = forwarded and forwarded:get_child("message", "jabber:client");
 		if not message then return nil; end
@@ -522,7 +548,7 @@ return function (ctx)
 			local item_id = item_element.attr.id;
 			local item = item_id and seat.items[item_id];
 			if item_id and not item then
-				local message = item_stanza(item_element);
+				local message = seats.item_stanza(item_element);
 				item = { id = item_id, batches = {} };
 				if not message then
 					-- Not taken, so that it stays where it is and someone can look at it.
@@ -604,7 +630,9 @@ return function (ctx)
 		seat.waiting, seat.waiting_bytes, seat.gate, seat.limited = new_fifo(), 0, "open", nil;
 		seat.done = seat.n;
 		local function come_back(entry)
-			if entry.item then
+			if entry.reply or (entry.item and entry.item.view) then
+				if not seat.over then seat.out:push(entry); end -- a request needs no presence
+			elseif entry.item then
 				seat.items[entry.item.id] = nil;
 			else
 				seats.lost(seat, entry.whole, entry.copy, entry.stamp);
@@ -722,6 +750,9 @@ return function (ctx)
 			if entry.whole then seats.lost(seat, entry.whole, entry.copy, entry.stamp); end
 		end
 		seats.stand_down(seat);
+		ctx.retrieve.session_ended(seat);
+		-- Nobody fetches any more: the others get what is there.
+		if seat.fetches and not fetched_by_one(seat.bare) then seats.stored(seat.bare); end
 		forget_seat(seat);
 	end, 100);
 
@@ -863,7 +894,7 @@ return function (ctx)
 			for session, seat in pairs(by_session) do
 				for _, list in ipairs({ seat.out, seat.waiting }) do
 					for entry in function () return list:pop(); end do
-						if not entry.item then session.send(entry.stanza); end
+						if not entry.item and not entry.reply then session.send(entry.stanza); end
 					end
 				end
 			end

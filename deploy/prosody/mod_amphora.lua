@@ -5,6 +5,7 @@
 --   mod_amphora.lua         options, the link, hooks into the server, discovery, load and unload
 --   amphora_queue.lib.lua   held messages: order, intercepts, verdicts
 --   amphora_seats.lib.lua   sessions: gates, announcements, hand-over, acknowledgements
+--   amphora_retrieve.lib.lua  what users ask about their stored messages
 --   amphora_spool.lib.lua   the file for what no node can take now
 --   amphora_facts.lib.lua   rights, accounts, stanzas and bytes
 --   amphora_forward.lib.lua what is sent on to other addresses and gateways
@@ -39,6 +40,7 @@ local MAX_STANZA = 4 * 1024 * 1024 - 64 * 1024; -- bytes of a message that still
 local xmlns = "urn:amphora:intercept:1";
 local xmlns_amp = "http://jabber.org/protocol/amp";
 local xmlns_forward = "urn:xmpp:forward:0";
+local xmlns_offline = "http://jabber.org/protocol/offline";
 
 -- ==================================================================================== options
 
@@ -74,6 +76,7 @@ local options = {
 	gate_bytes = number("gate_bytes", 1024 * 1024, 1);
 	held_messages = number("held_messages", 10000, 1);
 	held_bytes = number("held_bytes", 64 * 1024 * 1024, 1);
+	retrieve_timeout = number("retrieve_timeout", 30, 0.1);
 	spool_limit = number("spool_limit", 1024 * 1024 * 1024, 1);
 	smacks_queue = math.max(module:get_option_number("smacks_max_queue_size", 500), 100);
 };
@@ -100,7 +103,7 @@ end
 local function new_fifo() return setmetatable({ first = 1, last = 0 }, fifo); end
 
 local ctx = {
-	options = options, new_fifo = new_fifo;
+	options = options, new_fifo = new_fifo, component = component;
 	token = hex(random_bytes(6));
 	-- The stream limit for components is a setting of mod_component, which is global.
 	max_stanza = math.min(MAX_STANZA, module:context("*"):get_option_number("component_stanza_size_limit",
@@ -115,7 +118,7 @@ local facts = ctx.facts;
 local link = { up = false, gen = 0, count = 0, bytes = 0, window = options.window, lost_at = time_now() };
 ctx.link = link;
 
-local queue, seats;
+local queue, seats, retrieve;
 
 local function component_stream()
 	local component_host = hosts[component];
@@ -140,6 +143,12 @@ function ctx.emit(xml)
 	ctx.schedule();
 end
 
+-- A request to the node, behind what it was told before.
+function ctx.send_iq(xml)
+	flush_out();
+	link.session.send(xml);
+end
+
 local spool_path = datamanager.getpath(nil, host, "amphora_spool", "log", true);
 local spool_error;
 ctx.spool, spool_error = module:require "amphora_spool".open(spool_path, function (...) module:log(...); end);
@@ -153,6 +162,8 @@ queue = module:require "amphora_queue"(ctx);
 ctx.queue = queue;
 seats = module:require "amphora_seats"(ctx);
 ctx.seats = seats;
+retrieve = module:require "amphora_retrieve"(ctx);
+ctx.retrieve = retrieve;
 
 local function protect(what, f)
 	return function (...)
@@ -171,6 +182,7 @@ local pump = protect("sending to the node", function ()
 	if check_link() then
 		seats.pump();
 		queue.pump();
+		retrieve.pump();
 		flush_out();
 	end
 end);
@@ -188,10 +200,12 @@ local function link_lost(reason)
 	link.up, link.session, link.lost_at = false, nil, time_now();
 	out, out_bytes = {}, 0;
 	module:remove_item("feature", xmlns_amp);
+	module:remove_item("feature", xmlns_offline);
 	local held = queue.held();
 	module:log("warn", "Node %s at %s is gone: %s; %d messages are held", link.node, component, reason, held);
 	queue.link_lost();
 	seats.link_lost();
+	retrieve.link_lost();
 end
 
 function check_link()
@@ -212,6 +226,7 @@ end
 local function link_came()
 	link.up, link.gen = true, link.gen + 1;
 	module:add_feature(xmlns_amp);
+	module:add_feature(xmlns_offline);
 	local held = queue.held();
 	module:log("info", "Node %s is there at %s (%s); %d messages are held, %d are in the spool",
 		link.node, component, link.security or "?", held, spool.live);
@@ -301,6 +316,7 @@ local function repeat_removals(now)
 end
 
 local function handle_answer(stanza)
+	if retrieve.answer(stanza) then return true; end
 	for _, removal in ipairs(queue.removals()) do
 		if removal.id == stanza.attr.id then
 			if stanza.attr.type == "result" then
@@ -326,8 +342,12 @@ local message_handlers = {
 		for verdict in element:childtags("verdict") do queue.verdict(verdict); end
 	end;
 	["handed-over"] = function (element) seats.handed_over(element); end;
-	["hand-over"] = function (element) seats.hand_over(element); end;
-	deleted = function (element) seats.deleted(element); end;
+	["hand-over"] = function (element)
+		if element.attr.view == "true" then retrieve.hand_over(element); else seats.hand_over(element); end
+	end;
+	deleted = function (element)
+		if not retrieve.deleted(element) then seats.deleted(element); end
+	end;
 };
 
 local handle_message = protect("reading a message of the node", function (origin, stanza)
@@ -568,6 +588,7 @@ local function sweep(now)
 	check_link();
 	queue.sweep(now);
 	seats.sweep(now);
+	retrieve.sweep(now);
 	repeat_removals(now);
 	local oldest = routed_order:peek();
 	while oldest and now - oldest.at >= options.memory_of_keys do
@@ -605,6 +626,7 @@ function module.load()
 	local stream = component_stream();
 	local same_link = stream and saved and saved.link and saved.link.session == stream;
 	seats.adopt(saved and saved.seats, same_link);
+	retrieve.adopt(saved and saved.retrieve, same_link);
 	if same_link then
 		-- A reload. The node knows nothing of it, and need not.
 		for _, name in ipairs { "session", "node", "security", "window", "actions", "conditions" } do
@@ -621,7 +643,7 @@ function module.load()
 end
 
 function module.save()
-	return { seats = seats.save(), link = link.up and link or nil };
+	return { seats = seats.save(), retrieve = retrieve.save(), link = link.up and link or nil };
 end
 
 function module.unload()
@@ -629,5 +651,6 @@ function module.unload()
 	-- First, so that what waited for its pair goes into the gates and not past them.
 	queue.spool_all("The module is unloaded");
 	seats.unload();
+	retrieve.unload();
 	spool:close();
 end

@@ -14,8 +14,8 @@ use tokio::sync::{Notify, mpsc};
 use crate::amp::{self, Refusal, RuleSet, StanzaError};
 use crate::router::{Everywhere, Route};
 use crate::shard::{
-    Asked, Available, Do, DueEvent, ITEM_OVERHEAD, Input, Intercept, Sent, Stage, Taken, ToLink,
-    Verdict, reply_to,
+    Answer, Asked, Asker, Available, Do, DueEvent, ITEM_OVERHEAD, Input, Intercept, Retrieve,
+    Retrieved, Sent, Stage, Taken, ToLink, Verdict, reply_to,
 };
 use crate::stanza::{Message, MessageType};
 use crate::words::{Bare, Key, LinkId, MessageId};
@@ -27,9 +27,10 @@ use super::error::LinkError;
 use super::keep::{LinkContext, LinkSettings, Stop};
 use super::order::Refused;
 use super::read::{Held, Incoming, Malformed, read};
+use super::retrieve::{self, Request};
 use super::speak::GREETING;
 use super::stream::{self, Incoming as Stream};
-use super::window::{TOO_MANY_INTERCEPTS, Window};
+use super::window::{TOO_MANY_INTERCEPTS, Waiting, Window};
 use super::write::Writer;
 
 /// What a server takes in one stanza if its interceptor does not say.
@@ -415,6 +416,9 @@ impl<'a> Session<'a> {
                 let input = Input::AccountRemoved { user: user.clone(), at, asked };
                 Some((user, input))
             }
+            Some("get") if let Some(retrieve) = iq.child("retrieve", ns::INTERCEPT) => {
+                self.retrieve(host, id, retrieve)
+            }
             Some("get") if iq.child("ping", "urn:xmpp:ping").is_some() => {
                 self.writer.result(&mut self.state.borrow_mut().out, &host, id);
                 self.wake.notify_one();
@@ -427,6 +431,38 @@ impl<'a> Session<'a> {
                 None
             }
             _ => None,
+        }
+    }
+
+    /// A user asks for his messages. What XEP-0013 does not allow is answered here.
+    fn retrieve(&self, host: Arc<str>, id: &str, retrieve: &Element) -> Option<(Bare, Input)> {
+        let batch_bytes = self.max_stanza(&host) / 2;
+        let request = match retrieve::read(retrieve, &host) {
+            Ok(request) => request,
+            Err(flaw) => {
+                tracing::error!(host = &*host, "a request for a user's messages: {flaw}");
+                let out = &mut self.state.borrow_mut().out;
+                self.writer.error(out, &host, id, "modify", "bad-request");
+                self.wake.notify_one();
+                return None;
+            }
+        };
+        let Request { name, user, jid, id: of_user, ask } = request;
+        let (link, request) = (self.id, id.to_owned());
+        let asker = Asker { link, host, request, name, user, jid, id: of_user };
+        metrics::counter!("amphora_retrievals_total").increment(1);
+        match ask {
+            Ok(ask) => {
+                let user = asker.user.clone();
+                Some((user, Input::Retrieve(Retrieve { asker, ask, batch_bytes })))
+            }
+            Err(refused) => {
+                let answer = Answer::Refused(refused);
+                let retrieved = Waiting::Retrieved(Retrieved { asker, answer });
+                self.state.borrow_mut().window.push(retrieved);
+                self.wake.notify_one();
+                None
+            }
         }
     }
 

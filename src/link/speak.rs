@@ -99,6 +99,7 @@ impl Session<'_> {
             ToLink::Deleted { host, session, batch } => {
                 self.writer.deleted(&mut state.out, &host, &session, batch);
             }
+            ToLink::Retrieved(retrieved) => state.window.push(Waiting::Retrieved(retrieved)),
             ToLink::AccountRemoved { host, request, done } => {
                 if done {
                     self.writer.result(&mut state.out, &host, &request);
@@ -166,11 +167,18 @@ impl Session<'_> {
             match waiting {
                 Waiting::HandOver(batch) => {
                     let items = batch.items.len() as u64;
-                    metrics::counter!("amphora_handed_over_total").increment(items);
+                    if batch.view {
+                        metrics::counter!("amphora_shown_total").increment(items);
+                    } else {
+                        metrics::counter!("amphora_handed_over_total").increment(items);
+                    }
                     self.writer.hand_over(&mut state.out, &batch);
                 }
                 Waiting::HandedOver { host, session, n, count } => {
                     self.writer.handed_over(&mut state.out, &host, &session, n, count);
+                }
+                Waiting::Retrieved(retrieved) => {
+                    self.writer.retrieved(&mut state.out, &retrieved);
                 }
             }
         }

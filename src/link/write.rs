@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::amp::{SecurityLevel, support};
 use crate::ns;
-use crate::shard::{Do, HandOver, Send, Verdict};
+use crate::shard::{Do, HandOver, Retrieved, Send, Verdict};
 use crate::xml::escape_attribute;
 
 use super::keep::Redirect;
@@ -69,10 +69,11 @@ impl Writer {
         self.open(out, "message", &hand_over.host, "");
         let _ = write!(
             out,
-            "<hand-over xmlns='{}' session='{}' batch='{}'>",
+            "<hand-over xmlns='{}' session='{}' batch='{}'{}>",
             ns::INTERCEPT,
             escape_attribute(&hand_over.session),
-            hand_over.batch
+            hand_over.batch,
+            if hand_over.view { " view='true'" } else { "" }
         );
         for item in &hand_over.items {
             let _ = write!(
@@ -161,6 +162,22 @@ impl Writer {
             ns::FORWARD,
             send.stanza
         );
+    }
+
+    /// The answer to a `<retrieve/>` request: what the user is answered.
+    pub fn retrieved(&self, out: &mut String, retrieved: &Retrieved) {
+        let asker = &retrieved.asker;
+        let id = escape_attribute(&asker.request);
+        self.open(out, "iq", &asker.host, &format!(" type='result' id='{id}'"));
+        let _ = write!(
+            out,
+            "<retrieve xmlns='{}' session='{}'><forwarded xmlns='{}'>",
+            ns::INTERCEPT,
+            escape_attribute(&asker.name),
+            ns::FORWARD
+        );
+        super::retrieve::reply(out, retrieved);
+        out.push_str("</forwarded></retrieve></iq>");
     }
 
     /// A ping (XEP-0199), to see whether the server still answers.

@@ -13,7 +13,7 @@ use super::machine::{Machine, Pending};
 use super::recipient::{Held, OPEN_BATCHES, Recipient, Session};
 
 /// Items a batch.
-const BATCH_ITEMS: usize = 50;
+pub(super) const BATCH_ITEMS: usize = 50;
 
 /// Bytes that the wrapping of one item in a hand-over adds to its stanza, at the most: the
 /// envelope of the message and of the item.
@@ -200,8 +200,8 @@ impl Machine {
         };
         session.batches.push(batch);
         session.count += items.len() as u64;
-        let hand_over =
-            HandOver { host: session.host.clone(), session: session.id.clone(), batch, items };
+        let (host, id) = (session.host.clone(), session.id.clone());
+        let hand_over = HandOver { host, session: id, batch, view: false, items };
         let link = session.link;
         self.tell(link, ToLink::HandOver(hand_over));
     }
@@ -230,6 +230,7 @@ impl Machine {
                 recipient.remove_session(&id);
             }
         }
+        recipient.retrievals.taken(&id, batch, ended);
         let deleted = ToLink::Deleted { host, session: id, batch };
         if !new.is_empty() {
             self.delete(user.clone(), new, Some((link, deleted)));
@@ -237,6 +238,7 @@ impl Machine {
             self.tell(link, deleted);
         }
         self.pump(&user);
+        self.pump_retrievals(&user);
         self.forget_if_idle(&user);
     }
 

@@ -10,6 +10,7 @@ use crate::words::{Bare, Key, LinkId, MessageId};
 
 use super::input::Stage;
 use super::quota::Over;
+use super::retrieve::{Look, Retrieved};
 
 /// Ties the outcome of a write to what waits for it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -77,6 +78,8 @@ pub struct HandOver {
     pub session: Arc<str>,
     /// Its number, unique on this node for ever.
     pub batch: u64,
+    /// Shown because they were asked for (section 6): they stay stored when taken.
+    pub view: bool,
     /// In order.
     pub items: Vec<Item>,
 }
@@ -119,6 +122,8 @@ pub enum ToLink {
     },
     /// A stanza of the host's own to be routed: the notice of an expiry.
     Send(Send),
+    /// The answer to a user who asked for his messages.
+    Retrieved(Retrieved),
 }
 
 /// A stanza that answers no intercept (section 5 of the intercept protocol).
@@ -158,6 +163,13 @@ pub enum Effect {
         after: MessageId,
         /// How much at the most.
         limit: PageLimit,
+    },
+    /// Show a recipient's messages to himself.
+    Look {
+        /// Whose.
+        user: Bare,
+        /// Which of them, and how much of each.
+        look: Look,
     },
     /// Ask how much is stored for a recipient.
     Usage {

@@ -9,6 +9,7 @@ use crate::time::Timestamp;
 use crate::words::{Bare, Key, LinkId, MessageId};
 
 use super::effect::Token;
+use super::retrieve::{Found, Retrieve};
 
 /// Where in the server the message is held (section 2 of the intercept protocol).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -190,6 +191,15 @@ pub enum Input {
         user: Bare,
         /// The row.
         row: StoredMessage,
+    },
+    /// A user asks for his stored messages (XEP-0013, section 6).
+    Retrieve(Retrieve),
+    /// What the store showed for the sake of that.
+    Looked {
+        /// Whose messages.
+        user: Bare,
+        /// What it found.
+        found: Result<Found, StoreError>,
     },
     /// What became of a notice about an expiry.
     Sent {

@@ -46,6 +46,12 @@ pub(super) enum Pending {
         id: MessageId,
         next: Option<Expiry>,
     },
+    /// Rows that their owner had removed; the retrieval that waits for it.
+    Removed {
+        user: Bare,
+        ids: Vec<MessageId>,
+        retrieval: Arc<str>,
+    },
     AccountRemoved {
         user: Bare,
         asked: Asked,
@@ -119,6 +125,8 @@ impl Machine {
             Input::Available(available) => self.available(available),
             Input::Taken(taken) => self.taken(taken),
             Input::Page { user, after, rows } => self.page(now, &user, after, rows),
+            Input::Retrieve(retrieve) => self.retrieve(retrieve),
+            Input::Looked { user, found } => self.looked(now, &user, found),
             Input::Due { user, row } => self.due(now, &user, row),
             Input::Sent { user, id, sent } => self.sent(&user, id, sent),
             Input::Written(outcomes) => {
@@ -173,6 +181,11 @@ impl Machine {
         Some(MessageId::new(self.settings.epoch, self.next_id))
     }
 
+    /// The last id that was given: what is appended from now on is greater.
+    pub(super) fn last_id(&self) -> MessageId {
+        MessageId::new(self.settings.epoch, self.next_id)
+    }
+
     /// A batch number, unique over starts of the node, so that a confirmation that
     /// crosses a restart never counts for another batch.
     pub(super) fn next_batch(&mut self) -> u64 {
@@ -193,6 +206,9 @@ impl Machine {
             Some(Pending::Taken { user, ids, tell }) => self.deleted(user, ids, tell, outcome),
             Some(Pending::Rescheduled { user, id, next }) => {
                 self.rescheduled(user, id, next, outcome);
+            }
+            Some(Pending::Removed { user, ids, retrieval }) => {
+                self.removed_by_owner(user, ids, &retrieval, outcome);
             }
             Some(Pending::AccountRemoved { user, asked }) => {
                 let done = matches!(outcome, Outcome::Done { .. });
@@ -289,11 +305,13 @@ impl Machine {
             .map(|s| s.id.clone())
             .collect();
         let earliest = gone.iter().filter_map(|id| recipient.remove_session(id)).min();
+        recipient.retrievals.retain(|asker| !is_gone(asker.link, &asker.host));
         if let Some(at) = earliest {
             self.effects.push(Effect::Scheduled(at));
         }
         self.consider_waiting(now, user, None);
         self.pump(user);
+        self.pump_retrievals(user);
         self.forget_if_idle(user);
     }
 

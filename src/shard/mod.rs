@@ -14,6 +14,7 @@ mod machine;
 mod quota;
 mod recipient;
 pub mod reply_to;
+mod retrieve;
 mod room;
 mod verdict;
 
@@ -23,6 +24,9 @@ pub use effect::{Do, Effect, HandOver, Item, Send, ToLink, Token, Verdict, Write
 pub use input::{Asked, Available, Input, Intercept, Sent, Stage, Taken};
 pub use machine::{Machine, Settings};
 pub use quota::{Limits, Over, Quotas};
+pub use retrieve::{
+    Answer, Ask, Asker, Found, Listed, Look, MAX_ITEMS, Refused, Retrieve, Retrieved,
+};
 
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ use crate::words::{Expiry, Key, LinkId, MessageId};
 
 use super::input::Intercept;
 use super::quota::Used;
+use super::retrieve::Retrievals;
 
 /// Batches that one session may have unconfirmed: the next is sent before the first
 /// is confirmed, and a client's stream management queue is not overrun.
@@ -34,6 +35,8 @@ pub struct Recipient {
     pub reading: Option<(Arc<str>, MessageId)>,
     /// Rows that no page may hand over (again).
     pub held: BTreeMap<MessageId, Held>,
+    /// What the recipient has asked to see, or to be removed.
+    pub retrievals: Retrievals,
 }
 
 /// A question how much is stored.
@@ -115,6 +118,7 @@ impl Recipient {
             && self.sessions.is_empty()
             && self.reading.is_none()
             && self.held.is_empty()
+            && self.retrievals.is_idle()
     }
 
     /// Nobody waits for an answer any more.
@@ -163,6 +167,7 @@ impl Recipient {
 
     /// The store no longer has a row.
     pub fn gone(&mut self, id: MessageId) {
+        self.retrievals.gone(id);
         let expires = self.held.get(&id) == Some(&Held::Deleting { expires: true });
         if expires || self.reading.is_some() {
             self.held.insert(id, Held::Gone { ticks: if expires { GONE_TICKS } else { 0 } });

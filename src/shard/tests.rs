@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+mod retrieve;
+
 use super::*;
 use crate::amp::{self, Session};
 use crate::stanza::Message;
@@ -192,6 +194,7 @@ fn show(effect: &Effect) -> String {
         Effect::ReadPage { user, after, .. } => format!("read {user} after {}", short(*after)),
         Effect::Usage { user, question, .. } => format!("usage {user} {question}"),
         Effect::OverQuota(over) => format!("over quota, {over:?}").to_lowercase(),
+        Effect::Look { look, .. } => retrieve::show_look(look),
         Effect::Find { key, .. } => format!("find {key}"),
         Effect::Send(send) => format!("send {} {}", send.key, show_reply(&send.stanza)),
         Effect::Scheduled(at) => format!("scheduled {}", at.as_micros() / 1_000_000 - 1_000_000),
@@ -214,7 +217,8 @@ fn show_link(what: &ToLink) -> String {
         }
         ToLink::HandOver(h) => {
             let ids: Vec<_> = h.items.iter().map(|i| short(i.id).to_string()).collect();
-            format!("batch {} to {}: {}", h.batch - BATCH, h.session, ids.join(" "))
+            let what = if h.view { "view" } else { "batch" };
+            format!("{what} {} to {}: {}", h.batch - BATCH, h.session, ids.join(" "))
         }
         ToLink::HandedOver { session, n, count, .. } => {
             format!("handed over {session} {n}: {count}")
@@ -222,6 +226,7 @@ fn show_link(what: &ToLink) -> String {
         ToLink::Deleted { session, batch, .. } => format!("deleted {session} {}", batch - BATCH),
         ToLink::AccountRemoved { request, done, .. } => format!("removed {request} {done}"),
         ToLink::Send(_) => "send".into(),
+        ToLink::Retrieved(retrieved) => retrieve::show_answer(retrieved),
     }
 }
 

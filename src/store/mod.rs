@@ -30,7 +30,7 @@ use crate::words::{Bare, Key, MessageId};
 
 pub use error::StoreError;
 pub use job::{Done, Job, NewMessage, Outcome, Run, Write};
-pub use message::{DueMessage, DuePosition, PageLimit, Purged, StoredMessage};
+pub use message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
 pub use sea::SeaStore;
 pub use settings::{Clock, StoreSettings};
 pub use usage::{Amount, Detail, Usage};
@@ -51,6 +51,15 @@ pub trait Store: Send + Sync + 'static {
         after: MessageId,
         limit: PageLimit,
     ) -> BoxFuture<'static, Result<Vec<StoredMessage>, StoreError>>;
+
+    /// The same without their stanzas: `rows` of them at most, and at least one if there is
+    /// one. A message is among them even if its stanza can't be read.
+    fn headers(
+        &self,
+        recipient: Bare,
+        after: MessageId,
+        rows: usize,
+    ) -> BoxFuture<'static, Result<Vec<Header>, StoreError>>;
 
     /// How much is stored for a recipient. Rows that can't be read count.
     fn usage(

@@ -8,7 +8,7 @@ use sea_orm::{
 };
 
 use super::error::StoreError;
-use super::message::{DueMessage, DuePosition, PageLimit, StoredMessage};
+use super::message::{DueMessage, DuePosition, Header, PageLimit, StoredMessage};
 use super::sqlite::{self, Fault};
 use super::usage::{Amount, Detail, Usage};
 use super::{metrics, row};
@@ -45,6 +45,47 @@ pub(super) async fn page(
         }
         after = *last;
     }
+}
+
+/// See [`super::Store::headers`].
+pub(super) async fn headers(
+    database: DatabaseConnection,
+    recipient: Bare,
+    mut after: MessageId,
+    rows: usize,
+) -> Result<Vec<Header>, StoreError> {
+    let most = u64::try_from(rows).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64);
+    loop {
+        let next = Entity::find()
+            .select_only()
+            .columns([C::Recipient, C::Id, C::Sender, C::ExpiresAt])
+            .filter(C::Recipient.eq(&*recipient))
+            .filter(C::Id.gt(after.0))
+            .order_by_asc(C::Id)
+            .limit(most);
+        let found = query(&database, next).await.map_err(failed)?;
+        let headers: Vec<Header> = found.iter().filter_map(header).collect();
+        let last = found.last().and_then(|row| row.try_get("", "id").ok()).map(MessageId);
+        match last {
+            Some(last) if headers.is_empty() => after = last,
+            _ => return Ok(headers),
+        }
+    }
+}
+
+fn header(row: &QueryResult) -> Option<Header> {
+    let id = MessageId(row.try_get("", "id").unwrap_or_default());
+    let read = || {
+        let expires_at: Option<i64> = row.try_get("", "expires_at")?;
+        let expires_at = expires_at.map(Timestamp::from_micros);
+        Ok::<_, DbErr>(Header { id, sender: row.try_get("", "sender")?, expires_at })
+    };
+    read()
+        .inspect_err(|error| {
+            let recipient: String = row.try_get("", "recipient").unwrap_or_default();
+            set_aside(&recipient, id, &error.to_string());
+        })
+        .ok()
 }
 
 /// See [`super::Store::usage`].

@@ -13,7 +13,7 @@ use super::Store;
 use super::committer::{Committer, Shared};
 use super::error::StoreError;
 use super::job::{Done, Job, Outcome};
-use super::message::{DueMessage, DuePosition, PageLimit, Purged, StoredMessage};
+use super::message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
 use super::pages::{self, Place};
 use super::queue::{Submitted, Task};
 use super::settings::StoreSettings;
@@ -116,6 +116,15 @@ impl Store for SeaStore {
         limit: PageLimit,
     ) -> BoxFuture<'static, Result<Vec<StoredMessage>, StoreError>> {
         Box::pin(pages::page(self.readers.clone(), recipient, after, limit))
+    }
+
+    fn headers(
+        &self,
+        recipient: Bare,
+        after: MessageId,
+        rows: usize,
+    ) -> BoxFuture<'static, Result<Vec<Header>, StoreError>> {
+        Box::pin(pages::headers(self.readers.clone(), recipient, after, rows))
     }
 
     fn usage(

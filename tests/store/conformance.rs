@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use amphora::stanza::MessageType;
 use amphora::store::{
-    Amount, Detail, DuePosition, NewMessage, Outcome, PageLimit, Purged, Run, StoreError,
+    Amount, Detail, DuePosition, Header, NewMessage, Outcome, PageLimit, Purged, Run, StoreError,
     StoredMessage, Write,
 };
 use amphora::words::{Expiry, MessageId};
@@ -26,6 +26,7 @@ macro_rules! conformance {
         $crate::conformance! { $bed:
             gives_back_what_it_took,
             pages_by_rows_and_bytes,
+            lists_headers,
             keeps_recipients_apart,
             stores_a_key_once,
             finds_keys_that_come_again,
@@ -114,6 +115,37 @@ pub async fn pages_by_rows_and_bytes(bed: Bed) {
     assert_eq!(ids(3, usize::MAX, usize::MAX).await, [4, 9]);
     assert!(ids(9, 10, 10).await.is_empty());
     store.close().await;
+}
+
+pub async fn lists_headers(bed: Bed) {
+    let store = bed.open().await;
+    let header = |n: i64| Header {
+        id: MessageId(n),
+        sender: "alice@example.org/desk".into(),
+        expires_at: (n == 2).then(|| at(99)),
+    };
+    let expiring = NewMessage {
+        expiry: Some(Expiry { at: at(99), rule: 3 }),
+        ..message("bob@example.org", 2)
+    };
+    let of_carol = Write::Append(message("carol@example.org", 2));
+    run(&*store, vec![append("bob@example.org", 1), Write::Append(expiring), of_carol]).await;
+    run(&*store, vec![append("bob@example.org", 5)]).await;
+    let headers = async |after: i64, rows: usize| {
+        let headers = store.headers(bare("bob@example.org"), MessageId(after), rows).await;
+        headers.expect("reads")
+    };
+    assert_eq!(headers(0, 100).await, [header(1), header(2), header(5)]);
+    assert_eq!(headers(-1, 2).await, [header(1), header(2)]);
+    assert_eq!(headers(2, 100).await, [header(5)]);
+    assert_eq!(headers(2, 0).await, [header(5)], "at least one");
+    assert_eq!(headers(5, 100).await, []);
+    let gone = Write::Delete { recipient: bare("bob@example.org"), ids: vec![MessageId(2)] };
+    run(&*store, vec![gone]).await;
+    assert_eq!(headers(0, 100).await, [header(1), header(5)]);
+    store.close().await;
+    let closed = store.headers(bare("bob@example.org"), MessageId::ZERO, 1).await;
+    assert!(matches!(closed, Err(StoreError::Closed)), "{closed:?}");
 }
 
 pub async fn keeps_recipients_apart(bed: Bed) {

@@ -18,7 +18,10 @@ FORWARD = "urn:xmpp:forward:0"
 SM = "urn:xmpp:sm:3"
 CHATSTATES = "http://jabber.org/protocol/chatstates"
 INFO = "http://jabber.org/protocol/disco#info"
+ITEMS = "http://jabber.org/protocol/disco#items"
+COMMANDS = "http://jabber.org/protocol/commands"
 OFFLINE = "msgoffline"
+RETRIEVAL = "http://jabber.org/protocol/offline"
 STANZA_ID = "urn:xmpp:sid:0"
 
 _ids = itertools.count(1)
