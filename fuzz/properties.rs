@@ -1,5 +1,6 @@
 //! What holds for any bytes. The fuzz targets and `tests/xml` run the same.
 
+use amphora::control::{parse_command, to_line};
 use amphora::link::{read_retrieve, retrieve_reply};
 use amphora::shard::{Answer, Ask, Asker, Listed, MAX_ITEMS, Retrieved};
 use amphora::stanza::Message;
@@ -87,6 +88,18 @@ pub fn stanza(data: &[u8]) {
     assert_eq!(again.as_ref().map(facts), Ok(facts(&message)));
     assert_eq!(again.map(|again| again.raw), Ok(message.raw.clone()));
     let _ = (message.storable(), message.is_amp_reply());
+}
+
+/// Any line is a command, which reads back the same, or is answered.
+pub fn control(data: &[u8]) {
+    match parse_command(data) {
+        Ok(command) => {
+            let line = to_line(&command);
+            assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1, "one line");
+            assert_eq!(parse_command(&line), Ok(command));
+        }
+        Err(problem) => assert!(to_line(&problem).len() < 8 * 1024, "an answer is short"),
+    }
 }
 
 /// A request for stored messages is read without harm, and asks for no more than one may;

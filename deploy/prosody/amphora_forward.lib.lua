@@ -179,6 +179,8 @@ return function (ctx)
 			message.attr.from = bare;
 		end
 		local silent = event.amphora and event.origin ~= hosts[host];
+		local context = ctx.queue.routing();
+		if context then context.passed = true; end
 		if hosts[jid_host(to)] then
 			module:send(message, silent and event.origin or nil);
 		else

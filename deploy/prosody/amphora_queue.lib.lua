@@ -12,6 +12,7 @@
 --   verdict                            an answer that waits for those before it
 --   queued, blocked, paused, waiting   why it is not on its way; waiting: behind one at rules
 --   spooled                            handle of the spool, if it is there
+--   settle                             somebody is told when it is resolved: amphora_broadcast.lib.lua
 
 local st = require "util.stanza";
 local jid_node = require "util.jid".node;
@@ -252,6 +253,12 @@ return function (ctx)
 		release_user(user);
 	end
 
+	-- It can't be kept; whoever asked for it is told so.
+	local function settle_lost(held)
+		release_user(held.user);
+		ctx.broadcasts.settled(held.key, "discarded");
+	end
+
 	local function stanza_of(held)
 		if held.stanza then return held.stanza; end
 		local stanza, err = facts.parse(held.xml);
@@ -331,6 +338,7 @@ return function (ctx)
 					key = record.key, user = user, from = record.from, addressed = record.addressed;
 					stage = record.stage, stamp = record.stamp, archived = record.archived, xml = record.xml, bytes = #record.xml;
 					ord = record.ord, again = true, ever_sent = true, loaded = true, spooled = handle;
+					settle = record.stage ~= "rules" and ctx.broadcasts.is_key(record.key) or nil;
 					may_see = record.stage == "rules" and facts.may_see_presence(user.username, record.from) or nil;
 				};
 				queue.drain(user.bare);
@@ -348,6 +356,10 @@ return function (ctx)
 	end
 
 	local function bounce_rules(held)
+		if held.settle then
+			leave(held);
+			return ctx.broadcasts.dropped(held.key);
+		end
 		local stanza = stanza_of(held);
 		bounced_count = bounced_count + 1;
 		leave(held);
@@ -362,7 +374,7 @@ return function (ctx)
 			if at.stage == "routing" then
 				at = at.next; -- its own re-firing will see to it
 			else
-				if at.stage == "rules" and not at.ever_sent then
+				if at.stage == "rules" and (at.settle or not at.ever_sent) then
 					bounce_rules(at);
 				elseif not to_spool(at) then
 					return false;
@@ -475,6 +487,35 @@ return function (ctx)
 		end
 	end
 
+	-- A message of the host's own, under a key that came with it (section 5). Nothing of it is in the
+	-- spool before archive and push have seen it: whoever asks for it asks again. Nil and an error if
+	-- it can't be held.
+	function queue.hold_own(bare, stanza, key, again)
+		make_room();
+		local user = user_of(bare);
+		facts.identify(stanza, bare, key);
+		local xml = facts.serialise(stanza);
+		local large = too_large(stanza, #xml);
+		if large or straight_to_spool() or memory_short() then
+			release_user(user);
+			if large then return nil, "modify", "policy-violation", "The message is too large"; end
+			return nil, "wait", "resource-constraint", "The server can hold no more messages now";
+		end
+		local held = {
+			key = key, user = user, from = host, addressed = bare, settle = true, again = again;
+			stage = "rules", stamp = facts.timestamp(), xml = xml, bytes = #xml, stanza = stanza;
+			ord = new_ord(), may_see = true;
+		};
+		insert(held);
+		queue.admit(held);
+		return true;
+	end
+
+	-- Is the message of that key held, in memory or, if it may have come there, in the spool?
+	function queue.holds(bare, key, again)
+		return keys[key] ~= nil or (again and ctx.spool:pending(bare) and ctx.spool:keys(bare)[key]) or false;
+	end
+
 	-- Whatever would go to offline storage. True if it is taken care of.
 	function queue.intercept_offline(event, username)
 		local stanza = event.stanza;
@@ -499,8 +540,10 @@ return function (ctx)
 		held.bytes = #held.xml;
 		held.user = user_of(bare);
 		if too_large(stanza, held.bytes) then
+			if held.settle then return settle_lost(held); end
 			return bounce_stored(held.user, stanza, "modify", "policy-violation", "The message is too large to be stored");
 		elseif (spool_full() and (memory_short() or straight_to_spool())) or (ctx.spool.failing and memory_short()) then
+			if held.settle then return settle_lost(held); end
 			return bounce_stored(held.user, stanza, "wait", "resource-constraint", "The server can keep no more messages");
 		end
 		local pair = pair_of(held.user, held.from);
@@ -550,6 +593,7 @@ return function (ctx)
 		queue.hold_for_storage(bare, {
 			key = key, from = from, addressed = session_jid or stanza.attr.to or bare, again = true;
 			stage = "undelivered", stamp = stamp, archived = archived, xml = xml;
+			settle = ctx.broadcasts.is_key(key) or nil;
 		}, stanza);
 	end
 
@@ -658,8 +702,11 @@ return function (ctx)
 	local function send(held)
 		local user, now = held.user, time_now();
 		local rules = held.stage == "rules";
-		-- A right that was looked up when the message came counts for its first sending soon after.
-		if not (rules and held.seen_at and held.seen_gen == link.gen and now - held.seen_at < 1) or held.ever_sent then
+		-- A right that was looked up when the message came counts for its first sending soon after. The
+		-- host's own messages need none.
+		if held.settle then
+			held.may_see = true;
+		elseif not (rules and held.seen_at and held.seen_gen == link.gen and now - held.seen_at < 1) or held.ever_sent then
 			held.may_see = facts.may_see_presence(user.username, held.from);
 		end
 		if rules then held.takers = takers(held); end
@@ -723,10 +770,11 @@ return function (ctx)
 		enqueue(held);
 	end
 
-	local function finish(held)
+	local function finish(held, outcome)
 		local pair, user = held.pair, held.user;
 		leave(held);
 		if held.spooled then ctx.spool:delete(user.bare, held.spooled); end
+		if held.settle then ctx.broadcasts.settled(held.key, outcome); end
 		run_free(pair);
 	end
 
@@ -743,14 +791,20 @@ return function (ctx)
 
 	local function deliver_rules(held, silent)
 		local stanza = stanza_of(held);
-		if not stanza then return finish(held); end
+		if not stanza then return finish(held, "discarded"); end
 		stanza = st.clone(stanza);
 		facts.address_rules(stanza);
 		held.stage, held.captured = "routing", nil;
-		fire_message(stanza, { key = held.key, stamp = held.stamp, held = held }, silent);
+		local context = { key = held.key, stamp = held.stamp, held = held };
+		fire_message(stanza, context, silent);
 		if not held.captured then
 			held.stage = "rules";
-			return finish(held);
+			if held.settle and context.copies > 0 and not context.written then
+				-- It waits in a gate: from there it goes to the session, or comes back as undelivered.
+				held.settle, context.gated = nil, true;
+				ctx.broadcasts.gated(held.key);
+			end
+			return finish(held, (context.copies > 0 or context.passed) and "delivered" or "discarded");
 		end
 		-- It stays unresolved, as one at stage offline now.
 		unanswer(held);
@@ -789,10 +843,10 @@ return function (ctx)
 				deliver_rules(held, verdict.silent);
 			else
 				if not deliver_to_sessions(held) then return ask_again(held); end
-				finish(held);
+				finish(held, "delivered");
 			end
 		else
-			finish(held);
+			finish(held, what);
 			if what == "stored" then ctx.seats.stored(held.user.bare); end
 		end
 		queue.route_sends(held, sends);
@@ -960,6 +1014,7 @@ return function (ctx)
 				at.spooled = nil;
 				if not at.gone then
 					leave(at);
+					if at.settle then ctx.broadcasts.settled(at.key, "discarded"); end
 					n = n + 1;
 				end
 				at = after;

@@ -212,6 +212,7 @@ return function (ctx)
 			seat.out:pop();
 			entry.stanza = nil;
 			if entry.pos then entry.whole = nil; end -- mod_smacks has it, and gives it back
+			if entry.copy and entry.copy.gated then ctx.broadcasts.let_out(entry.copy.key); end
 			if entry.reply then ctx.retrieve.written(entry.reply); end
 			wrote = true;
 		end
@@ -372,6 +373,7 @@ return function (ctx)
 			return nil;
 		end
 		if copy then
+			copy.written = true;
 			if q then
 				seat.sm = q;
 				seat.track:push({ pos = position(q) + 1, exact = true, copy = copy });

@@ -8,6 +8,7 @@
 --   amphora_servers.lib.lua what other servers support
 --   amphora_window.lib.lua  what a node has not answered
 --   amphora_seats.lib.lua   sessions: gates, announcements, hand-over, acknowledgements
+--   amphora_broadcast.lib.lua  messages to many: their outcomes, accounts, commands of administrators
 --   amphora_retrieve.lib.lua  what users ask about their stored messages
 --   amphora_spool.lib.lua   the file for what no node can take now
 --   amphora_facts.lib.lua   rights, accounts, stanzas and bytes
@@ -181,6 +182,9 @@ queue = module:require "amphora_queue"(ctx);
 ctx.queue = queue;
 seats = module:require "amphora_seats"(ctx);
 ctx.seats = seats;
+ctx.component = component;
+ctx.broadcasts = module:require "amphora_broadcast"(ctx);
+local broadcasts = ctx.broadcasts;
 retrieve = module:require "amphora_retrieve"(ctx);
 ctx.retrieve = retrieve;
 ctx.servers = module:require "amphora_servers"(ctx);
@@ -234,6 +238,7 @@ local function link_lost(reason)
 	queue.link_lost();
 	edge.link_lost();
 	seats.link_lost();
+	broadcasts.link_lost();
 	retrieve.link_lost();
 end
 
@@ -310,6 +315,9 @@ local function handle_send(origin, stanza, element)
 	if not key or not message then
 		origin.send(st.error_reply(stanza, "modify", "bad-request", err or "It has no key"));
 		return;
+	end
+	if element.attr.settle == "true" then
+		return broadcasts.send(origin, stanza, element, message);
 	end
 	local result = st.reply(stanza);
 	if not routed_keys[key] then
@@ -418,6 +426,8 @@ local function handle_iq(origin, stanza)
 		else
 			origin.send(st.error_reply(stanza, "wait", "unexpected-request", "Greet first"));
 		end
+	elseif type == "get" and element.name == "accounts" then
+		broadcasts.accounts(origin, stanza, element);
 	else
 		origin.send(st.error_reply(stanza, "cancel", "feature-not-implemented"));
 	end
@@ -639,6 +649,7 @@ local function sweep(now)
 	queue.sweep(now);
 	edge.sweep(now);
 	seats.sweep(now);
+	broadcasts.sweep(now);
 	retrieve.sweep(now);
 	repeat_removals(now);
 	local oldest = routed_order:peek();
@@ -667,6 +678,7 @@ end, 10);
 local function last_chance()
 	queue.stopping = true;
 	queue.spool_all("The server stops");
+	broadcasts.keep();
 end
 module:hook_global("server-stopping", last_chance, -1000);
 module:hook_global("server-cleanup", last_chance);
@@ -679,6 +691,8 @@ function module.load()
 	local stream = component_stream();
 	local same_link = stream and saved and saved.link and saved.link.session == stream;
 	seats.adopt(saved and saved.seats, same_link);
+	broadcasts.adopt(saved and saved.broadcasts);
+	broadcasts.restore();
 	retrieve.adopt(saved and saved.retrieve, same_link);
 	if same_link then
 		-- A reload. The node knows nothing of it, and need not.
@@ -696,7 +710,10 @@ function module.load()
 end
 
 function module.save()
-	return { seats = seats.save(), retrieve = retrieve.save(), link = link.up and link or nil };
+	return {
+		seats = seats.save(), retrieve = retrieve.save(), broadcasts = broadcasts.save();
+		link = link.up and link or nil;
+	};
 end
 
 function module.unload()
@@ -704,6 +721,7 @@ function module.unload()
 	-- First, so that what waited for its pair goes into the gates and not past them.
 	queue.spool_all("The module is unloaded");
 	edge.stop("The module is unloaded");
+	broadcasts.unload();
 	seats.unload();
 	retrieve.unload();
 	spool:close();

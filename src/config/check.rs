@@ -8,16 +8,19 @@ use std::time::Duration;
 use jid::{BareJid, DomainPart};
 
 use super::forward;
-use super::raw::{RawForward, RawOverride, RawQuota, RawServer, RawStore};
+use super::raw::{RawForward, RawNode, RawOverride, RawQuota, RawServer, RawStore};
 use super::source::Merged;
 use super::{
-    Address, ClusterSettings, ConfigError, ForwardSettings, HttpSettings, LogFormat, LogSettings,
-    NodeSettings, Problem, Problems, ProcessorSettings, QuotaLimits, QuotaOver, QuotaOverride,
-    QuotaSettings, Secret, SecurityLevel, ServerSettings, Settings, Size, StoreSettings, StoreUrl,
+    Address, ClusterSettings, ConfigError, ControlSocket, ForwardSettings, HttpSettings, LogFormat,
+    LogSettings, NodeSettings, Problem, Problems, ProcessorSettings, QuotaLimits, QuotaOver,
+    QuotaOverride, QuotaSettings, Secret, SecurityLevel, ServerSettings, Settings, Size,
+    StoreSettings, StoreUrl,
 };
 
 const MAX_SHARDS: u32 = 65_536;
 const MAX_NAME: usize = 64;
+/// The 107 bytes of the system, less what a socket is called while it is made.
+const MAX_SOCKET: usize = 100;
 /// A hundred years: what is longer is a slip, and the sum with a time could overflow.
 const MAX_RETENTION: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Far more than a secret has, and little enough to read before looking.
@@ -39,7 +42,7 @@ pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigErr
     }
     let servers = check.servers(raw.servers);
     let settings = (
-        check.name(raw.node.name),
+        check.node(raw.node),
         check.processor(raw.processor.shards, &raw.processor.security_level),
         check.store(raw.store),
         check.quota(raw.quota),
@@ -102,11 +105,27 @@ impl Check {
         None
     }
 
-    fn name(&mut self, name: String) -> Option<NodeSettings> {
+    fn node(&mut self, raw: RawNode) -> Option<NodeSettings> {
+        let control = match raw.control.as_str() {
+            "" => Some(ControlSocket::Off),
+            "auto" => Some(ControlSocket::Auto),
+            path if path.len() <= MAX_SOCKET => Some(ControlSocket::At(path.into())),
+            path => {
+                let says = format!(
+                    "is longer than {MAX_SOCKET} bytes, which no socket's path may be; choose a shorter one"
+                );
+                self.refuse("node.control", path, says)
+            }
+        };
+        let name = self.name(raw.name);
+        Some(NodeSettings { name: name?, control: control? })
+    }
+
+    fn name(&mut self, name: String) -> Option<String> {
         let good = (1..=MAX_NAME).contains(&name.len())
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         match good {
-            true => Some(NodeSettings { name }),
+            true => Some(name),
             false => self.refuse(
                 "node.name",
                 name,

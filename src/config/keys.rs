@@ -40,6 +40,7 @@ pub(super) const MAX_LISTED: usize = 1_000;
 
 const KEYS: &[(&str, &str, Kind)] = &[
     ("node", "name", Kind::Text),
+    ("node", "control", Kind::Text),
     ("processor", "shards", Kind::Integer),
     ("processor", "security_level", Kind::Text),
     ("store", "url", Kind::Text),

@@ -23,9 +23,9 @@ pub use error::{ConfigError, Problem, Problems};
 pub use quota::{QuotaLimits, QuotaOver, QuotaOverride, QuotaSettings};
 pub use secret::Secret;
 pub use settings::{
-    Address, BadAddress, ClusterSettings, ForwardSettings, HttpSettings, LogFormat, LogSettings,
-    NodeSettings, ProcessorSettings, SecurityLevel, ServerSettings, Settings, StoreSettings,
-    StoreUrl,
+    Address, BadAddress, ClusterSettings, ControlSocket, ForwardSettings, HttpSettings, LogFormat,
+    LogSettings, NodeSettings, ProcessorSettings, SecurityLevel, ServerSettings, Settings,
+    StoreSettings, StoreUrl,
 };
 pub use size::{BadSize, Size};
 pub use source::{DEFAULT_PATHS, FileUsed};

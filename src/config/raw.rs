@@ -22,11 +22,12 @@ pub(super) struct Raw {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawNode {
     pub name: String,
+    pub control: String,
 }
 
 impl Default for RawNode {
     fn default() -> Self {
-        RawNode { name: "amphora".into() }
+        RawNode { name: "amphora".into(), control: "auto".into() }
     }
 }
 

@@ -44,6 +44,19 @@ impl Default for Settings {
 pub struct NodeSettings {
     /// 1 to 64 letters, digits, `-` and `_`; unique in a cluster.
     pub name: String,
+    /// Where commands reach the node.
+    pub control: ControlSocket,
+}
+
+/// Where the node takes commands from this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ControlSocket {
+    /// Beside the database: its file's name with `.sock` behind it.
+    Auto,
+    /// There; relative to the working directory.
+    At(PathBuf),
+    /// Nowhere.
+    Off,
 }
 
 /// `[processor]`

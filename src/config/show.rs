@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Display, Formatter, Write};
 
-use super::{ForwardSettings, QuotaOverride, QuotaSettings, ServerSettings, Settings};
+use super::{
+    ControlSocket, ForwardSettings, QuotaOverride, QuotaSettings, ServerSettings, Settings,
+};
 
 /// The settings as a configuration file that says the same, with each secret and
 /// password as `***`.
@@ -10,6 +12,12 @@ impl Display for Settings {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Settings { node, processor, store, quota, servers, forward, http, cluster, log } = self;
         writeln!(f, "[node]\nname = {}", text(&node.name))?;
+        let control = match &node.control {
+            ControlSocket::Auto => "auto".into(),
+            ControlSocket::At(path) => path.to_string_lossy(),
+            ControlSocket::Off => "".into(),
+        };
+        writeln!(f, "control = {}", text(&control))?;
         writeln!(f, "\n[processor]\nshards = {}", processor.shards)?;
         writeln!(f, "security_level = {}", text(processor.security_level.as_str()))?;
         writeln!(f, "\n[store]\nurl = {}", text(&store.url.to_string()))?;

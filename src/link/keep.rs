@@ -7,6 +7,7 @@ use actix::Addr;
 use tokio::sync::{mpsc, watch};
 
 use crate::amp::SecurityLevel;
+use crate::broadcast::BroadcastHandle;
 use crate::http::{Health, LinkState};
 use crate::router::{Everywhere, Router};
 use crate::shard::{DueEvent, Outbox};
@@ -66,6 +67,8 @@ pub struct LinkContext {
     pub security: SecurityLevel,
     /// Finds shards.
     pub router: Addr<Router>,
+    /// The broadcasts, which ask servers for things.
+    pub broadcasts: BroadcastHandle,
     /// Where shards find links.
     pub outbox: Outbox,
     /// Where links say how they are.

@@ -5,6 +5,7 @@
 //! nothing but what must not depend on the recipient's state: the refusal of rules that a
 //! sender may not use.
 
+mod ask;
 mod backoff;
 mod counters;
 mod error;

@@ -22,6 +22,7 @@ use crate::words::{Bare, Key, LinkId, MessageId};
 use crate::xml::{Element, Frame};
 use crate::{amp::Envelope, ns};
 
+use super::ask::Asked as Underway;
 use super::counters::Counters;
 use super::error::LinkError;
 use super::keep::{LinkContext, LinkSettings, Stop};
@@ -57,6 +58,8 @@ pub(super) struct State {
     pub refused: Refused,
     /// Notices under way, by the id of their request.
     pub sends: HashMap<String, (Bare, MessageId, Instant)>,
+    /// Requests of broadcasts under way, by their ids.
+    pub requests: HashMap<String, Underway>,
     /// Keys of intercepts that are not answered.
     pub unanswered: HashSet<Key>,
     pub next_iq: u64,
@@ -88,6 +91,7 @@ impl<'a> Session<'a> {
             window: Window::default(),
             refused: Refused::default(),
             sends: HashMap::new(),
+            requests: HashMap::new(),
             unanswered: HashSet::new(),
             next_iq: 0,
             heard: Instant::now(),
@@ -144,9 +148,14 @@ impl<'a> Session<'a> {
         while let Ok(said) = shards.try_recv() {
             failed.extend(said.into_iter().filter_map(|what| match what {
                 ToLink::Send(send) => Some((send.user, send.id)),
+                ToLink::Request(request) => {
+                    self.give_up_request(&request);
+                    None
+                }
                 _ => None,
             }));
         }
+        self.give_up_requests(None);
         let inputs = failed
             .into_iter()
             .map(|(user, id)| (user.clone(), Input::Sent { user, id, sent: Sent::Failed }));
@@ -256,6 +265,7 @@ impl<'a> Session<'a> {
         state.window.forget_host(&host);
         drop(state);
         if known.is_some_and(|known| known.greeted) {
+            self.give_up_requests(Some(&host));
             self.context.router.do_send(Everywhere::HostDown(self.id, host));
         }
         self.greet();
@@ -395,6 +405,10 @@ impl<'a> Session<'a> {
                 let input = Input::AccountRemoved { user: user.clone(), at, asked };
                 Some((user, input))
             }
+            Some("get" | "set") if let Some(asked) = iq.child("broadcast", ns::INTERCEPT) => {
+                self.broadcast_command(&host, id, asked);
+                None
+            }
             Some("get") if let Some(retrieve) = iq.child("retrieve", ns::INTERCEPT) => {
                 self.retrieve(host, id, retrieve)
             }
@@ -456,6 +470,9 @@ impl<'a> Session<'a> {
             let sent = if well { Sent::Done } else { Sent::Failed };
             return Some((user.clone(), Input::Sent { user, id: message, sent }));
         }
+        if self.request_answered(id, iq, well) {
+            return None;
+        }
         if id.starts_with('g') {
             self.greeting_answered(host, iq, well);
         }
@@ -489,6 +506,7 @@ impl<'a> Session<'a> {
             "host greeted"
         );
         self.context.health.set_host_greeted(&self.settings.component, host);
+        self.context.broadcasts.host_up(host.clone(), known.max_stanza);
         // The clock ends only when the node does.
         let _ = self.context.due.send(DueEvent::LinkUp);
     }

@@ -108,6 +108,8 @@ impl Session<'_> {
                     self.writer.error(&mut state.out, &host, &request, "wait", condition);
                 }
             }
+            ToLink::Request(request) => self.ask(state, request),
+            ToLink::Response(answer) => self.writer.answer(&mut state.out, &answer),
             ToLink::Send(send) => {
                 state.next_iq += 1;
                 let id = format!("s{}", state.next_iq);
@@ -218,6 +220,7 @@ impl Session<'_> {
                 self.writer.ping(&mut state.out, host, &id);
             }
         }
+        self.give_up_late_requests(state);
         let late: Vec<_> =
             state.sends.extract_if(|_, (_, _, at)| now.duration_since(*at) >= SEND).collect();
         let failed = late

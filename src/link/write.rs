@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use crate::amp::{SecurityLevel, support};
 use crate::ns;
-use crate::shard::{Do, HandOver, Retrieved, Send, Verdict};
-use crate::xml::escape_attribute;
+use crate::shard::{Do, Errand, HandOver, Response, Retrieved, Send, Verdict};
+use crate::xml::{escape_attribute, escape_text};
 
 use super::keep::Redirect;
 
@@ -162,6 +162,57 @@ impl Writer {
             ns::FORWARD,
             send.stanza
         );
+    }
+
+    /// A request of a broadcast.
+    pub fn ask(&self, out: &mut String, host: &str, id: &str, ask: &Errand) {
+        match ask {
+            Errand::Settle { key, to, again, stanza } => {
+                self.open(out, "iq", host, &format!(" type='set' id='{id}'"));
+                let _ = write!(
+                    out,
+                    "<send xmlns='{}' key='{}' for='{}' settle='true'{}>\
+                     <forwarded xmlns='{}'>{stanza}</forwarded></send></iq>",
+                    ns::INTERCEPT,
+                    escape_attribute(key),
+                    escape_attribute(to),
+                    if *again { " again='true'" } else { "" },
+                    ns::FORWARD,
+                );
+            }
+            Errand::Accounts { after, max } => {
+                self.open(out, "iq", host, &format!(" type='get' id='{id}'"));
+                let _ = write!(
+                    out,
+                    "<accounts xmlns='{}' after='{}' max='{max}'/></iq>",
+                    ns::INTERCEPT,
+                    escape_attribute(after),
+                );
+            }
+        }
+    }
+
+    /// The answer to a request of an interceptor.
+    pub fn answer(&self, out: &mut String, answer: &Response) {
+        let (host, id) = (&answer.host, &answer.request);
+        match &answer.answer {
+            Ok(inside) => {
+                let id = escape_attribute(id);
+                self.open(out, "iq", host, &format!(" type='result' id='{id}'"));
+                out.extend([inside, "</iq>"]);
+            }
+            Err((kind, condition, text)) => {
+                let id = escape_attribute(id);
+                self.open(out, "iq", host, &format!(" type='error' id='{id}'"));
+                let _ = write!(
+                    out,
+                    "<error type='{kind}'><{condition} xmlns='{}'/><text xmlns='{}'>{}</text></error></iq>",
+                    ns::STANZAS,
+                    ns::STANZAS,
+                    escape_text(text),
+                );
+            }
+        }
     }
 
     /// The answer to a `<retrieve/>` request: what the user is answered.

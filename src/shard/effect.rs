@@ -10,6 +10,7 @@ use crate::words::{Bare, Key, LinkId, MessageId};
 
 use super::input::Stage;
 use super::quota::Over;
+use super::request::{Request, Response};
 use super::retrieve::{Look, Retrieved};
 
 /// Ties the outcome of a write to what waits for it.
@@ -122,6 +123,10 @@ pub enum ToLink {
     },
     /// A stanza of the host's own to be routed: the notice of an expiry.
     Send(Send),
+    /// A question for somebody else than a shard.
+    Request(Request),
+    /// The answer to a request of an interceptor.
+    Response(Response),
     /// The answer to a user who asked for his messages.
     Retrieved(Retrieved),
 }

@@ -15,6 +15,7 @@ mod next_hop;
 mod quota;
 mod recipient;
 pub mod reply_to;
+mod request;
 mod retrieve;
 mod room;
 mod verdict;
@@ -25,6 +26,7 @@ pub use effect::{Do, Effect, HandOver, Item, Send, ToLink, Token, Verdict, Write
 pub use input::{Asked, Available, Input, Intercept, Leg, Sent, Stage, Taken};
 pub use machine::{Machine, Settings};
 pub use quota::{Limits, Over, Quotas};
+pub use request::{Errand, Request, Response};
 pub use retrieve::{
     Answer, Ask, Asker, Found, Listed, Look, MAX_ITEMS, Refused, Retrieve, Retrieved,
 };

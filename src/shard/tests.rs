@@ -229,6 +229,7 @@ fn show_link(what: &ToLink) -> String {
         ToLink::Deleted { session, batch, .. } => format!("deleted {session} {}", batch - BATCH),
         ToLink::AccountRemoved { request, done, .. } => format!("removed {request} {done}"),
         ToLink::Send(_) => "send".into(),
+        ToLink::Request(_) | ToLink::Response(_) => "not a shard's".into(),
         ToLink::Retrieved(retrieved) => retrieve::show_answer(retrieved),
     }
 }

@@ -4,6 +4,8 @@
 //! a transaction. Reads go by page. What is told is durable; what could not be decided in
 //! time is answered `Retry`, and known not to be stored.
 
+mod broadcast;
+mod broadcast_rows;
 mod committer;
 mod error;
 mod job;
@@ -28,11 +30,15 @@ use futures::future::BoxFuture;
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, MessageId};
 
+pub use broadcast::{
+    Broadcast, BroadcastChange, BroadcastState, BroadcastStore, Counts, Fate, Recipient,
+};
 pub use error::StoreError;
 pub use job::{Done, Job, NewMessage, Outcome, Run, Write};
 pub use message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
 pub use sea::SeaStore;
 pub use settings::{Clock, StoreSettings};
+pub use sqlite::database_path;
 pub use usage::{Amount, Detail, Usage};
 
 /// Where offline messages are kept.

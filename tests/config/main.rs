@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use amphora::config::{
-    FileUsed, Loaded, LogFormat, QuotaLimits, QuotaOver, QuotaSettings, SecurityLevel, Settings,
-    Size, load,
+    ControlSocket, FileUsed, Loaded, LogFormat, QuotaLimits, QuotaOver, QuotaSettings,
+    SecurityLevel, Settings, Size, load,
 };
 
 const MANUAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/default.toml");
@@ -117,6 +117,7 @@ fn the_example_of_the_manual_is_valid() {
 fn the_defaults() {
     let settings = Settings::default();
     assert_eq!(settings.node.name, "amphora");
+    assert_eq!(settings.node.control, ControlSocket::Auto);
     assert_eq!(settings.processor.shards, 256);
     assert_eq!(settings.processor.security_level, SecurityLevel::Strict);
     assert_eq!(settings.store.url.expose(), "sqlite://amphora.db");
@@ -184,6 +185,20 @@ fn a_server_by_the_environment_alone() {
     assert_eq!(settings.servers.len(), 2);
     assert_eq!(settings.servers[1].secret.expose(), "123");
     assert_eq!(settings.servers[1].hosts[0].as_str(), "example.net");
+}
+
+#[test]
+fn the_control_socket_is_beside_the_database_or_where_it_is_put() {
+    let control = |text: &str| loaded(text, &[]).settings.node.control;
+    assert_eq!(control("[node]\ncontrol = ''"), ControlSocket::Off);
+    assert_eq!(control("[node]\ncontrol = 'auto'"), ControlSocket::Auto);
+    assert_eq!(control("[node]\ncontrol = '/run/a.sock'"), ControlSocket::At("/run/a.sock".into()));
+    let long = "x".repeat(101);
+    let told = problems(&format!("[node]\ncontrol = '{long}'"), &[]);
+    assert_eq!(told.len(), 1);
+    assert!(told[0].contains("node.control") && told[0].contains("longer than 100 bytes"));
+    let shown = loaded("[node]\ncontrol = '/run/a.sock'", &[]).settings.to_string();
+    assert!(shown.contains("control = \"/run/a.sock\""), "{shown}");
 }
 
 #[test]

@@ -165,3 +165,29 @@ proptest! {
         properties::stanza(message.as_bytes());
     }
 }
+
+/// Pieces of commands, and what breaks them.
+fn line() -> impl Strategy<Value = Vec<u8>> {
+    let known = prop::sample::select(
+        "{ } [ ] , : \" \\ \"do\": \"start\" \"add\" \"list\" \"status\" \"broadcast\": 1 -1 1e9 true null \"host\": \
+         \"everyone\": \"stanza\": \"expires_at\": \"rate\": \"recipients\": \"a@b\" \\u0000 \\ud800 \
+         {\"do\":\"list\"} {\"do\":\"status\",\"broadcast\":3}"
+            .split(' ')
+            .map(str::to_owned)
+            .collect::<Vec<_>>(),
+    );
+    let piece = prop_oneof![8 => known, 1 => any::<String>()];
+    prop::collection::vec(piece, 0..16).prop_map(|pieces| pieces.concat().into_bytes())
+}
+
+proptest! {
+    #[test]
+    fn i7_any_line_is_a_command_or_answered(line in line()) {
+        properties::control(&line);
+    }
+
+    #[test]
+    fn i7_any_bytes_are_a_command_or_answered(line in prop::collection::vec(any::<u8>(), 0..64)) {
+        properties::control(&line);
+    }
+}

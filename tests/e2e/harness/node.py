@@ -1,7 +1,9 @@
 """An Amphora node of our own: a folder, a settings file, a process that can be killed."""
 
 import contextlib
+import json
 import os
+import socket
 import sqlite3
 import subprocess
 import urllib.error
@@ -180,6 +182,23 @@ class Node:
             return text
 
         return wait_for(found, f"a line with {words} in the node's log:\n{self.log[-3000:]}", seconds)
+
+    @property
+    def control(self):
+        """Its control socket, where it is by default."""
+        return f"{self.database}.sock"
+
+    def ask(self, **command):
+        """A command over the control socket, and the reply."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(60)
+            connection.connect(self.control)
+            connection.sendall(json.dumps(command).encode() + b"\n")
+            return json.loads(connection.makefile().readline())
+
+    def broadcast(self, *arguments):
+        """Run `amphora broadcast <arguments>` against it: (code, output)."""
+        return self.command("broadcast", *arguments, "--config", str(self.config))
 
     def rows(self):
         """How many messages its database holds, read from outside."""
