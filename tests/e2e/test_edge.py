@@ -295,7 +295,8 @@ async def test_a_server_that_does_not_answer_in_time(workshop, clients):
 
 
 async def test_a_server_is_asked_once(near, pretender, clients):
-    """R5, R24: who waits for the answer shares it, and so do all that come later."""
+    """R5, R24: who waits for the answer shares it, and so do all that come later. R9: a server that
+    lists no more than the feature is sent any rule."""
     alice, bob = friends(near, pretender)
     a = await clients.online(near, alice, "desk", raw=True)
     b = await clients.online(pretender, bob, raw=True)

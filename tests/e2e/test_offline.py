@@ -217,6 +217,24 @@ async def test_what_is_kept_and_what_is_not(prosody, node, clients):
     assert came == {name: int(kept) for name, (_, kept) in KINDS.items()}
 
 
+async def test_rules_win_over_hints(prosody, node, clients):
+    """H6: what a rule discards is not kept, whatever the hint says; without it, the hint holds."""
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk")
+    hint = f"<store xmlns='{HINTS}'/>"
+    for action in ("drop", "alert"):
+        rules = amp(rule(action, "deliver", "stored"))
+        id = a.send_xml(message(bob, action, payload=hint + rules))
+    assert (await a.inbox.reply(id)).status == "alert"
+    other = amp(rule("drop", "deliver", "direct"))
+    a.send_xml(message(bob, None, id="hinted", payload=hint + other))
+    await all_stored(a, bob)
+    b = await clients.online(prosody, bob)
+    await b.inbox.reply(a.send_text(bob, "end"))
+    assert b.inbox.bodies() == ["mark", "end"]
+    assert len(b.inbox.with_id("hinted")) == 1
+
+
 async def test_what_is_not_kept_counts_as_none(prosody, node, clients):
     """Reading: `deliver` is `none` for what would in fact not be kept."""
     alice, bob = prosody.people("alice", "bob")
