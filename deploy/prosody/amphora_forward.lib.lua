@@ -178,13 +178,12 @@ return function (ctx)
 			name_sender(message, from);
 			message.attr.from = bare;
 		end
-		local silent = event.amphora and event.origin ~= hosts[host];
 		local context = ctx.queue.routing();
 		if context then context.passed = true; end
 		if hosts[jid_host(to)] then
-			module:send(message, silent and event.origin or nil);
+			module:send(message, event.silent and event.origin or nil);
 		else
-			ctx.edge.relay(message, silent);
+			ctx.edge.relay(message, event.silent);
 		end
 		return true;
 	end

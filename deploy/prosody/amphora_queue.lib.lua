@@ -224,7 +224,7 @@ return function (ctx)
 		local name = stanza.attr.to:find("/", 1, true) and "message/full" or "message/bare";
 		local origin = silent and nobody or full_sessions[stanza.attr.from] or host_session;
 		under(context or {}, stanza, host_session.events.fire_event, name,
-			{ origin = origin, stanza = stanza, amphora = true });
+			{ origin = origin, stanza = stanza, amphora = true, silent = silent });
 	end
 
 	local function send_out(stanza)

@@ -583,3 +583,24 @@ def test_a_thousand_entries_fit_into_a_greeting(workshop):
     node = workshop.node(prosody, more=entries(*many))
     node.wait_log("host greeted")
     assert "Messages for 1000 users are sent on" in prosody.log
+
+
+async def test_to_a_server_that_knows_nothing_of_rules(workshop, clients):
+    """R23, R25: a message with rules comes back, from where it was sent to; one without goes on."""
+    near, far = workshop.prosody(s2s=True), workshop.prosody(s2s=True, module=False)
+    alice, bob = near.people("alice", "bob")
+    eve, carol = far.people("eve", "carol")
+    workshop.node(near, host=near.host, security="none", more=entries((bob, carol)))
+    c = await clients.online(far, carol, "pad")
+    for sender in (
+        await clients.online(near, alice, "desk"),
+        await clients.online(far, eve, "desk"),
+    ):
+        jid = sender.boundjid.full
+        ruled = message(bob, "ruled", payload=amp(rule("drop", "deliver", "stored")))
+        id = sender.send_xml(ruled)
+        reply = await sender.inbox.reply(id)
+        check_error(reply, "cancel", None, "service-unavailable", id=id, sender=jid)
+        assert reply.sender == bob, "it tells nothing of the next address"
+        await c.inbox.reply(sender.send_text(bob, f"plain of {jid}"))
+    assert len(c.inbox.bodies()) == 2
