@@ -107,6 +107,16 @@ return function (ctx)
 		user.storage_tail = held;
 	end
 
+	-- What the spool held comes before anything that has a number: it was not settled for anybody
+	-- while it was there, and is not because it was loaded.
+	local function enter_storage_list_first(held)
+		local user = held.user;
+		held.seq = 0;
+		held.storage_next = user.storage_head;
+		if user.storage_head then user.storage_head.storage_prev = held; else user.storage_tail = held; end
+		user.storage_head = held;
+	end
+
 	local function leave_storage_list(held)
 		if not held.seq then return; end
 		local user, before, after = held.user, held.storage_prev, held.storage_next;
@@ -115,7 +125,7 @@ return function (ctx)
 		held.seq, held.storage_prev, held.storage_next = nil, nil, nil;
 	end
 
-	-- Is anything undecided that was there at seq?
+	-- Is all decided that was there at seq? What is in the spool, or came out of it, counts as there.
 	function queue.settled(bare, seq)
 		local user = users[bare];
 		if user then
@@ -344,7 +354,7 @@ return function (ctx)
 				queue.drain(user.bare);
 				local pair = insert(held);
 				if held.stage ~= "rules" then
-					enter_storage_list(held);
+					enter_storage_list_first(held);
 					if pair.first_rules and pair.first_rules.ord < held.ord then held.waiting = true; end
 				end
 				if not held.waiting then return held; end

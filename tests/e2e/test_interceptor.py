@@ -13,6 +13,7 @@ from harness.steps import all_stored
 from harness.waiting import until
 
 INTERCEPT = "urn:amphora:intercept:1"
+BODY = "{jabber:client}body"
 
 
 def nested(levels):
@@ -230,6 +231,80 @@ async def test_what_a_gate_gave_back_is_for_its_session(workshop, clients):
         assert [announced(other).get("n") for other in others] == 6 * ["1"]
         answer("phone")
         assert await phone.inbox.body_count(1) == ["2"]
+
+
+def announced(node, jid):
+    """Every announcement of a session so far."""
+    return [e for e in node.said("available") if e.get("jid") == jid]
+
+
+def handed_over(node, session, n):
+    """Say that a session has got what is stored."""
+    node.write(
+        f"<message from='{COMPONENT}' to='{HOST}'><handed-over xmlns='{INTERCEPT}' "
+        f"session='{session}' n='{n}' count='0'/></message>"
+    )
+
+
+async def intercept_of(node, body):
+    """Wait for the intercept of the message with that text; its key."""
+
+    def found():
+        return [e for e in node.said("intercept") if any(b.text == body for b in e.iter(BODY))]
+
+    await until(found, f"the intercept of {body}")
+    return found()[-1].get("key")
+
+
+async def test_a_gate_waits_for_what_was_loaded_after_the_answer(workshop, clients):
+    """I3: what a full gate gave back was in the spool when the session was answered, and is not
+    decided yet. What its sender wrote later stays in the gate until it is."""
+    prosody = workshop.prosody(options={"amphora_gate_messages": 3, "amphora_held_messages": 2})
+    alice, bob, carol, dave = prosody.people("alice", "bob", "carol", "dave")
+    a, c, d = [await clients.online(prosody, who, "desk", raw=True) for who in (alice, carol, dave)]
+    async with Component(prosody) as node:
+        await node.greet()
+        phone = await clients.online(prosody, bob, "phone", raw=True)
+        await until(lambda: announced(node, f"{bob}/phone"), "the announcement")
+        session = announced(node, f"{bob}/phone")[0].get("session")
+        for who, body in ((c, "carol"), (d, "dave"), (a, "older"), (a, "newer")):
+            who.send_text(bob, body)
+            await who.ping()
+        keys = [await intercept_of(node, body) for body in ("carol", "dave")]
+        assert len(node.said("intercept")) == 2, "two fill the memory, the third is in the spool"
+        handed_over(node, session, 1)
+        node.verdict(keys[0], "discarded", "undelivered")
+        older = await intercept_of(node, "older")
+        node.verdict(keys[1], "discarded", "undelivered")
+        node.verdict(older, "stored", "undelivered")
+        await until(lambda: announced(node, f"{bob}/phone")[-1].get("n") == "2", "the phone again")
+        node.write(
+            f"<message from='{COMPONENT}' to='{HOST}'><hand-over xmlns='{INTERCEPT}' "
+            f"session='{session}' batch='1'><item id='1'><forwarded xmlns='urn:xmpp:forward:0'>"
+            f"<message xmlns='jabber:client' from='{alice}/desk' to='{bob}' type='chat'>"
+            f"<body>older</body></message></forwarded></item></hand-over></message>"
+        )
+        handed_over(node, session, 2)
+        assert await phone.inbox.body_count(2) == ["older", "newer"]
+
+
+async def test_no_announcement_before_the_spool_is_decided(workshop, clients):
+    """What was in the spool when the session came is stored before it gets what is stored."""
+    prosody = workshop.prosody(options={"amphora_hold": 0})
+    alice, bob, carol = prosody.people("alice", "bob", "carol")
+    a, c = [await clients.online(prosody, who, "desk", raw=True) for who in (alice, carol)]
+    for who, body in ((a, "first"), (c, "second")):
+        who.send_text(bob, body)
+        await who.ping()
+    await clients.online(prosody, bob, "phone", raw=True)
+    async with Component(prosody) as node:
+        await node.greet()
+        first, second = [await intercept_of(node, body) for body in ("first", "second")]
+        node.verdict(first, "stored", "offline")
+        await node.round_trip()
+        assert announced(node, f"{bob}/phone") == []
+        node.verdict(second, "stored", "offline")
+        await until(lambda: announced(node, f"{bob}/phone"), "the announcement")
 
 
 async def test_rules_out_of_the_spool_keep_their_place(workshop, clients):
