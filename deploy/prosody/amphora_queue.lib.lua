@@ -64,7 +64,8 @@ return function (ctx)
 	local function pair_of(user, from)
 		local pair = user.pairs[from];
 		if not pair then
-			pair = { user = user, from = from, tries = 0, followers = 0 };
+			-- line: those that wait for their turn, in order, wherever they are listed
+			pair = { user = user, from = from, tries = 0, followers = 0, line = new_fifo() };
 			user.pairs[from] = pair;
 		end
 		return pair;
@@ -279,6 +280,8 @@ return function (ctx)
 	local function drop_follower(follower)
 		local stanza = follower.stanza;
 		follower.done, follower.stanza = true, nil;
+		local line = follower.pair.line;
+		while not line:empty() and line:peek().done do line:pop(); end
 		follower.pair.followers = follower.pair.followers - 1;
 		followers_count, followers_bytes = followers_count - 1, followers_bytes - follower.bytes;
 		return stanza;
@@ -444,6 +447,18 @@ return function (ctx)
 		return ctx.spool.max_ord;
 	end
 
+	-- The place of a message that comes back: it is older than what waits in its pair, at rules or for
+	-- its turn, and must not come after that.
+	local function ord_of_older(pair)
+		local rules, follower = pair.first_rules, pair.line:peek();
+		local first = rules or follower;
+		if not first then return new_ord(); end
+		local limit = follower and math.min(first.ord, follower.ord) or first.ord;
+		local prev = pair.tail;
+		while prev and prev.ord >= limit do prev = prev.prev; end
+		return prev and prev.ord or limit - 0.5;
+	end
+
 	local function too_large(stanza, bytes) return facts.too_large(stanza, bytes, ctx.max_stanza); end
 
 	-- A message that waits at its stage goes to the link, or behind what the spool has for the user.
@@ -560,9 +575,8 @@ return function (ctx)
 		local first_rules = pair.first_rules;
 		if held.ord then -- luacheck: ignore 542
 			-- it waited for its turn in this pair, and keeps it
-		elseif held.stage == "undelivered" and first_rules then
-			-- It is older than what waits at rules, and must not come after it.
-			held.ord = first_rules.prev and first_rules.prev.ord or first_rules.ord - 0.5;
+		elseif held.stage == "undelivered" then
+			held.ord = ord_of_older(pair);
 		else
 			held.ord = new_ord();
 		end
@@ -636,6 +650,7 @@ return function (ctx)
 		list[#list + 1] = follower;
 		followers_count, followers_bytes = followers_count + 1, followers_bytes + follower.bytes;
 		pair.followers = pair.followers + 1;
+		pair.line:push(follower);
 		waiting_order:push(follower);
 	end
 

@@ -288,6 +288,29 @@ async def test_a_gate_waits_for_what_was_loaded_after_the_answer(workshop, clien
         assert await phone.inbox.body_count(2) == ["older", "newer"]
 
 
+async def test_what_a_session_left_comes_before_what_waited(workshop, clients):
+    """I3: what waited in the gate of a session that ended is stored before what its sender wrote
+    later, which waited for its turn in the pair; also if the node can't store it at once."""
+    prosody = workshop.prosody(options={"amphora_gate_messages": 1})
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk", raw=True)
+    async with Component(prosody) as node:
+        await node.greet()
+        phone = await clients.online(prosody, bob, "phone", raw=True)
+        a.send_text(bob, "out of the full gate")
+        a.send_text(bob, "left in the gate")
+        overflowed = await intercept_of(node, "out of the full gate")
+        a.send_text(bob, "in turn")
+        await a.ping()
+        await phone.vanish()
+        left = await intercept_of(node, "left in the gate")
+        node.verdict(left, "retry", "undelivered")
+        node.verdict(overflowed, "stored", "undelivered")
+        await intercept_of(node, "in turn")
+        asked = [b.text for e in node.said("intercept") for b in e.iter(BODY)]
+        assert asked == ["out of the full gate", "left in the gate", "left in the gate", "in turn"]
+
+
 async def test_no_announcement_before_the_spool_is_decided(workshop, clients):
     """What was in the spool when the session came is stored before it gets what is stored."""
     prosody = workshop.prosody(options={"amphora_hold": 0})
