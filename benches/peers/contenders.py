@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from ejabberd import Ejabberd
 from harness.node import Node
-from harness.prosody import SECRET, Prosody
+from harness.prosody import SECRET, Prosody, lua
 from harness.waiting import until
 from load import LOAD
 from postgres import USER, Postgres
@@ -27,16 +27,21 @@ Component "{load}"
 
 
 class PlainProsody(Prosody):
-    """The Prosody of the end-to-end tests, with the sender's component and a storage."""
+    """The Prosody of the end-to-end tests, with the sender's component. `sql`, if given, is where it
+    keeps offline messages, as Prosody's option of that name."""
 
-    def __init__(self, folder, *, storage="", module=False):
+    def __init__(self, folder, *, sql=None, module=False):
         super().__init__(folder, module=module)
-        self.storage = storage
+        self.sql = sql
 
     def _write_config(self):
         super()._write_config()
+        storage = ""
+        if self.sql:
+            pairs = ", ".join(f"{key} = {lua(value)}" for key, value in self.sql.items())
+            storage = f'  storage = {{ offline = "sql" }}\n  sql = {{ {pairs} }}'
         with open(self.dir / "prosody.cfg.lua", "a") as config:
-            config.write(COMMON.format(storage=self.storage, load=LOAD, secret=SECRET))
+            config.write(COMMON.format(storage=storage, load=LOAD, secret=SECRET))
 
 
 class Contender:
@@ -130,8 +135,8 @@ class ProsodySqlite(Contender):
     packages = ("prosody", "lua-dbi-sqlite3")
 
     def set_up(self):
-        storage = '  storage = { offline = "sql" }\n  sql = { driver = "SQLite3", database = "prosody.sqlite" }'
-        self.server = PlainProsody(self.dir / "prosody", storage=storage)
+        sql = {"driver": "SQLite3", "database": "prosody.sqlite"}
+        self.server = PlainProsody(self.dir / "prosody", sql=sql)
 
 
 class ProsodyPostgres(Contender):
@@ -143,12 +148,15 @@ class ProsodyPostgres(Contender):
     def set_up(self):
         postgres = self.postgres()
         postgres.create("prosody")
-        storage = (
-            '  storage = { offline = "sql" }\n'
-            '  sql = { driver = "PostgreSQL", database = "prosody", username = "%s", password = "",'
-            ' host = "127.0.0.1", port = %d }' % (USER, postgres.port)
-        )
-        self.server = PlainProsody(self.dir / "prosody", storage=storage)
+        sql = {
+            "driver": "PostgreSQL",
+            "database": "prosody",
+            "username": USER,
+            "password": "",
+            "host": "127.0.0.1",
+            "port": postgres.port,
+        }
+        self.server = PlainProsody(self.dir / "prosody", sql=sql)
 
 
 class EjabberdMnesia(Contender):
@@ -250,8 +258,13 @@ class Amphora(Contender):
 
 
 ALL = [
-    ProsodyInternal, ProsodySqlite, ProsodyPostgres, EjabberdMnesia, EjabberdPostgres, Amphora,
-]  # fmt: skip
+    ProsodyInternal,
+    ProsodySqlite,
+    ProsodyPostgres,
+    EjabberdMnesia,
+    EjabberdPostgres,
+    Amphora,
+]
 
 
 #: Schemes of store URLs, and what people call what they name.

@@ -105,18 +105,8 @@ class Ejabberd:
         """Start it, again on the same data if it ran before, and wait until it listens."""
         self._write_config()
         (self.dir / "ready").unlink(missing_ok=True)
-        ready = READY.format(host=HOST, password=PASSWORD)
-        distribution = str(self._distribution)
         self.process = Process(
-            [
-                "erl", "-noinput", "+K", "true", "+P", "250000",
-                "-sname", f"peers{distribution}@localhost",
-                # no epmd, which would outlive the run
-                "-start_epmd", "false", "-erl_epmd_port", distribution,
-                "-kernel", "inet_dist_use_interface", "{127,0,0,1}",
-                "-mnesia", "dir", f'"{self.dir / "mnesia"}"',
-                "-s", "ejabberd", "-eval", ready,
-            ],  # fmt: skip
+            ["erl", *self._arguments()],
             self.dir / "ejabberd.out",
             self.dir,
             env={
@@ -130,6 +120,15 @@ class Ejabberd:
         wait_for(self._is_up, f"ejabberd to listen (see {self.dir})", START)
         return self
 
+    def _arguments(self):
+        ready = READY.format(host=HOST, password=PASSWORD)
+        port = self._distribution
+        # no epmd, which would outlive the run
+        words = f"-noinput +K true +P 250000 -start_epmd false -erl_epmd_port {port} "
+        words += f"-sname peers{port}@localhost -kernel inet_dist_use_interface {{127,0,0,1}}"
+        mnesia = ["-mnesia", "dir", f'"{self.dir / "mnesia"}"']
+        return [*words.split(), *mnesia, "-s", "ejabberd", "-eval", ready]
+
     def _is_up(self):
         code = self.process.returncode()
         assert code is None, f"ejabberd ended with {code}:\n{self.output()[-3000:]}"
@@ -139,9 +138,7 @@ class Ejabberd:
         """All that is known of it."""
         names = ("ejabberd.out", "ejabberd.log")
         return "".join(
-            (self.dir / name).read_text(errors="replace")
-            for name in names
-            if (self.dir / name).exists()
+            (self.dir / name).read_text(errors="replace") for name in names if (self.dir / name).exists()
         )
 
     def stop(self):

@@ -32,17 +32,16 @@ class Fetcher(RawClient):
     async def fetch(self, count, deadline):
         """Become available and read until `count` messages came: seconds until the last."""
         begin = await self._begin()
-        await self._read_until(lambda: len(self.numbers) >= count, deadline)
+        await self._read_until(count, deadline)
         return self.last - begin
 
     async def fetch_until_quiet(self, count, quiet):
         """Become available and read until `count` messages came or none for `quiet` seconds."""
         await self._begin()
-        while len(self.numbers) < count:
+        before = -1
+        while before < len(self.numbers) < count:
             before = len(self.numbers)
-            await self._read_until(lambda: len(self.numbers) > before, time.monotonic() + quiet)
-            if len(self.numbers) == before:
-                return
+            await self._read_until(before + 1, time.monotonic() + quiet)
 
     async def _begin(self):
         self._task.cancel()  # the parser of RawClient makes room
@@ -50,8 +49,8 @@ class Fetcher(RawClient):
         self.write("<presence/>")
         return begin
 
-    async def _read_until(self, done, deadline):
-        while not done() and (left := deadline - time.monotonic()) > 0:
+    async def _read_until(self, count, deadline):
+        while len(self.numbers) < count and (left := deadline - time.monotonic()) > 0:
             try:
                 data = await asyncio.wait_for(self._reader.read(1 << 16), left)
             except (TimeoutError, OSError):

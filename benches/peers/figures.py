@@ -10,6 +10,12 @@ MANY, ONE, LOGIN = "many", "one", "login"
 KILL = "kill: "
 
 
+def name_of(scenario):
+    """How the table names it."""
+    named = {MANY: "(a)", ONE: "(b)", LOGIN: "(c)"}
+    return named.get(scenario) or "(d), " + scenario.removeprefix(KILL)
+
+
 @dataclass
 class Row:
     """One contender: `rounds` holds for each round what each scenario gave, or

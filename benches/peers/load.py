@@ -42,8 +42,7 @@ def message(number, user):
 def ping(number):
     """The question whose answer says that all before it was accepted."""
     return (
-        f"<iq type='get' id='ping-{number}' from='{LOAD}' to='{HOST}'>"
-        "<ping xmlns='urn:xmpp:ping'/></iq>"
+        f"<iq type='get' id='ping-{number}' from='{LOAD}' to='{HOST}'><ping xmlns='urn:xmpp:ping'/></iq>"
     )
 
 
@@ -82,12 +81,12 @@ class Load:
     def _write(self, text):
         self._writer.write(text.encode())
 
-    async def send(self, users, count, first=0, every=500):
+    async def send(self, users, count, every=500):
         """`count` messages to the users in turn, with a ping after each `every` of them; until
         the last ping is answered. The replies set `accepted`, and go to `on_accepted`."""
         texts, last = [], None
         for i in range(count):
-            texts.append(message(first + i, users[i % len(users)]))
+            texts.append(message(i, users[i % len(users)]))
             if (i + 1) % every == 0 or i + 1 == count:
                 number, last = self._next_ping(i + 1)
                 texts.append(ping(number))

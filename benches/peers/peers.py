@@ -9,17 +9,20 @@ import os
 import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
-
-from harness_path import ROOT  # first: it makes the harness importable
 
 import contenders
 import machine
 import plot
 import scenarios
 import table
-from figures import KILL, LOGIN, MANY, ONE, Figures, Row, median
-from harness.waiting import Deadline
+from figures import KILL, LOGIN, MANY, ONE, Figures, Row, name_of
+from harness.prosody import ROOT
+from load import Gone
+
+#: Characters of a failure's reason that are kept.
+REASON = 240
 
 EXAMPLES = """
 examples:
@@ -54,8 +57,13 @@ def arguments():
     add("--no-kill", action="store_true", help="leave the kills out")
     add("--limit", type=positive, default=600, metavar="S", help="seconds a scenario may take (600)")
     add("--note", default="", metavar="TEXT", help="a sentence for the table")
-    add("--out", type=Path, default=ROOT / "docs" / "figures", metavar="FOLDER",
-        help="where peers.md, peers.svg and peers.json go (docs/figures)")  # fmt: skip
+    add(
+        "--out",
+        type=Path,
+        default=ROOT / "docs" / "figures",
+        metavar="FOLDER",
+        help="where peers.md, peers.svg and peers.json go (docs/figures)",
+    )
     add("--replot", action="store_true", help="measure nothing, write from OUT/peers.json again")
     add("--work", type=Path, help=argparse.SUPPRESS)
     add("--packages", action="store_true", help=argparse.SUPPRESS)
@@ -90,11 +98,10 @@ class Run:
 
     def __init__(self, args):
         self.args = args
-        settings = {key: getattr(args, key) for key in ("messages", "users", "one", "rounds", "limit", "note")}
+        keys = ("messages", "users", "one", "rounds", "limit", "note")
+        settings = {key: getattr(args, key) for key in keys}
         binary = os.environ["AMPHORA_BIN"]
-        rows = [
-            Row(kind.key, kind.label, kind.durable, kind.synced, kind.own) for kind in args.chosen
-        ]
+        rows = [Row(kind.key, kind.label, kind.durable, kind.synced, kind.own) for kind in args.chosen]
         self.figures = Figures(machine.describe(args.work, binary), settings, rows)
 
     def all(self):
@@ -114,19 +121,21 @@ class Run:
         if args.no_kill:
             return
         for name in kind.kills:
-            self._try(kind, results, KILL + name, lambda c, r, n=name: self._kill(c, r, n), scenarios.kill_users())
+            kill = partial(self._kill, name)
+            self._try(kind, results, KILL + name, kill, scenarios.kill_users())
 
     def _try(self, kind, results, scenario, measure, users):
         """One scenario on a contender that was never used before; a failure is a result."""
-        folder = self.args.work / "run"
+        args = self.args
+        folder = args.work / "run"
         contender = kind(folder)
         try:
             folder.mkdir()
             contender.start(users)
             asyncio.run(measure(contender, results))
-        except (scenarios.Failed, scenarios.Gone, Deadline, AssertionError, OSError) as error:
-            results[scenario] = {"failed": first_line(error)}
-            print(f"    {scenario}: failed: {error}", flush=True)
+        except (scenarios.Failed, Gone, AssertionError, EOFError, OSError) as error:
+            results[scenario] = {"failed": reason(error, args.work)}
+            print(f"    {name_of(scenario)} failed: {error}", flush=True)
         finally:
             contender.stop()
             shutil.rmtree(folder, ignore_errors=True)
@@ -141,22 +150,25 @@ class Run:
 
     async def _one(self, contender, results):
         args = self.args
-        results[ONE] = found = await scenarios.throughput(contender, [scenarios.ONE], args.one, args.limit)
+        found = await scenarios.throughput(contender, [scenarios.ONE], args.one, args.limit)
+        results[ONE] = found
         print(f"    (b) {speed(found)}", flush=True)
         if found["cut"]:
             return
         try:
-            results[LOGIN] = await scenarios.fetch(contender, scenarios.ONE, range(args.one), args.limit)
-            print(f"    (c) {results[LOGIN]['seconds']:.2f} s", flush=True)
+            found = await scenarios.fetch(contender, scenarios.ONE, range(args.one), args.limit)
+            results[LOGIN] = found
+            print(f"    (c) {found['seconds']:.2f} s", flush=True)
         except scenarios.Failed as error:
             results[LOGIN] = {"failed": str(error)}
             print(f"    (c) failed: {error}", flush=True)
 
-    async def _kill(self, contender, results, name):
+    async def _kill(self, name, contender, results):
         found = await scenarios.killed(contender, name, self.args.messages, self.args.limit)
         results[KILL + name] = found
         lost = found["accepted"] - found["survived"]
-        print(f"    (d) {name} killed: {lost} of {found['accepted']} lost, {found['twice']} twice", flush=True)
+        total, twice = found["accepted"], found["twice"]
+        print(f"    (d) {name} killed: {lost} of {total} lost, {twice} twice", flush=True)
 
     def write(self):
         """The three files, after each contender, so that an end in the middle loses little."""
@@ -171,9 +183,11 @@ def speed(found):
     return f"{found['messages'] / found['seconds']:,.0f}/s ({found['seconds']:.1f} s{cut})"
 
 
-def first_line(error):
-    """What went wrong, short enough for a table."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def reason(error, work):
+    """What went wrong, short enough for a table, without paths of this run."""
+    lines = str(error).replace(str(work), "").split("\n")
+    text = " ".join(line.strip() for line in lines if line.strip())
+    return text[:REASON] or type(error).__name__
 
 
 def draw(figures, out):

@@ -14,8 +14,8 @@ STYLE = """
   svg { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif }
   .page { fill: #ffffff } .text { fill: #1f2328 } .faint { fill: #59636e }
   .own { fill: #8c959f } .ours { fill: #1f6feb } .unsynced { fill-opacity: 0.45 }
-  .range { stroke: #1f2328; stroke-width: 1.2 } .head { font-weight: 600 } .title { font-size: 16px; font-weight: 600 }
-  .axis { stroke: #d1d9e0 }
+  .range { stroke: #1f2328; stroke-width: 1.2 } .axis { stroke: #d1d9e0 }
+  .head { font-weight: 600 } .title { font-size: 16px; font-weight: 600 }
   @media (prefers-color-scheme: dark) {
     .page { fill: #0d1117 } .text { fill: #f0f6fc } .faint { fill: #9198a1 }
     .own { fill: #6e7681 } .ours { fill: #58a6ff }
@@ -26,7 +26,7 @@ STYLE = """
 
 def svg(figures):
     """The picture, with a panel for each scenario."""
-    settings, machine = figures.settings, figures.machine
+    settings = figures.settings
     one = f"{settings['one']:,}"
     panels = [
         (
@@ -35,7 +35,11 @@ def svg(figures):
             "messages a second until all are as durable as the server makes them; longer is better",
         ),
         (ONE, f"(b) {one} messages to one user who is away", "messages a second; longer is better"),
-        (LOGIN, f"(c) the log-in that fetches {one}", "seconds from presence to last message; shorter is better"),
+        (
+            LOGIN,
+            f"(c) the log-in that fetches {one}",
+            "seconds from presence to last message; shorter is better",
+        ),
     ]
     about = _about(figures)
     parts, y = [], TOP
@@ -44,9 +48,8 @@ def svg(figures):
         parts += lines
     height = y + 26
     head = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
-        f'height="{height}" role="img" aria-labelledby="title">',
-        '<title id="title">Offline messages: Amphora beside the servers\' own storages</title>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
+        "<title>Offline messages: Amphora beside the servers' own storages</title>",
         f"<style>{STYLE}</style>",
         f'<rect class="page" width="{WIDTH}" height="{height}"/>',
         _text(16, 28, "Offline messages: Amphora beside the servers' own", "text title"),
@@ -107,7 +110,8 @@ def _bar(row, scenario, values, scale, y, form):
     name = "text" if row.own else "text head"
     lines = [_text(LEFT - 10, middle, row.label, name, 'text-anchor="end"')]
     if not values:
-        return [*lines, _text(LEFT + 8, middle, "failed" if row.failures(scenario) else "not measured", "faint")]
+        why = "failed" if row.failures(scenario) else "not measured"
+        return [*lines, _text(LEFT + 8, middle, why, "faint")]
     value, low, high = median(values), min(values), max(values)
     kind = ("own" if row.own else "ours") + ("" if row.synced else " unsynced")
     width = max(1.0, value * scale)

@@ -42,9 +42,18 @@ class Postgres:
         data = self.dir / "data"
         if not data.exists():
             self._run(
-                tool("initdb"), "--pgdata", str(data), "--username", USER, "--auth", "trust",
-                "--encoding", "UTF8", "--locale", "C",
-            )  # fmt: skip
+                tool("initdb"),
+                "--pgdata",
+                str(data),
+                "--username",
+                USER,
+                "--auth",
+                "trust",
+                "--encoding",
+                "UTF8",
+                "--locale",
+                "C",
+            )
         options = {
             "listen_addresses": "127.0.0.1",
             "port": self.port,
@@ -70,9 +79,21 @@ class Postgres:
 
     def _sql(self, database, *arguments):
         self._run(
-            tool("psql"), "--no-psqlrc", "--quiet", "--host", "127.0.0.1", "--port", str(self.port),
-            "--username", USER, "--dbname", database, "--set", "ON_ERROR_STOP=1", *arguments,
-        )  # fmt: skip
+            tool("psql"),
+            "--no-psqlrc",
+            "--quiet",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--username",
+            USER,
+            "--dbname",
+            database,
+            "--set",
+            "ON_ERROR_STOP=1",
+            *arguments,
+        )
 
     def _run(self, *command):
         done = subprocess.run(

@@ -7,6 +7,7 @@ root=$(cd "$here/../.." && pwd)
 # shellcheck source=deploy/quickstart/common.sh
 . "$root/deploy/quickstart/common.sh"
 export PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH=$root/tests/e2e # the servers and clients of the end-to-end tests
 
 python=$(find_python)
 for argument in "$@"; do

@@ -1,6 +1,6 @@
 """The figures as Markdown."""
 
-from figures import KILL, LOGIN, MANY, ONE, median
+from figures import KILL, LOGIN, MANY, ONE, median, name_of
 
 HEAD = """# Offline messages: Amphora beside the servers' own
 
@@ -106,7 +106,7 @@ def _ratios(figures):
                 _ratio(other.seconds(LOGIN), ours.seconds(LOGIN)),
             ]
             rows.append([other.label, *cells])
-        if rows:
+        if any(cell != "-" for _, *cells in rows for cell in cells):
             head = [f"{ours.label}, compared with", "(a)", "(b)", "(c)"]
             parts.append(_table(head, rows))
     if not parts:
@@ -152,10 +152,12 @@ def _failures(figures):
         scenarios = dict.fromkeys(name for one in row.rounds for name in one)
         for scenario in scenarios:
             for why in row.failures(scenario):
-                lines.append(f"- {row.label}, {scenario}: {why}")
+                lines.append(f"- {row.label}, {name_of(scenario)}: {why}")
             if row.cut(scenario):
                 limit = figures.settings["limit"]
-                lines.append(f"- {row.label}, {scenario}: stopped after {limit:g} s, the rate is up to then")
+                lines.append(
+                    f"- {row.label}, {name_of(scenario)}: stopped after {limit:g} s, the rate is up to then"
+                )
     return "What failed or was cut short:\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
