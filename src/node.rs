@@ -168,7 +168,7 @@ impl Node {
             messages: store.clone(),
             outbox: outbox.clone(),
             clock: clock.clone(),
-            hosts: hosts(&settings),
+            hosts: settings.servers.iter().flat_map(hosts).collect(),
         };
         actix_rt::spawn(broadcast::run(context, inbox));
         let control = serve_control(&settings, &broadcasts)?;
@@ -323,10 +323,8 @@ fn security(level: config::SecurityLevel) -> SecurityLevel {
     }
 }
 
-/// All hosts that the node serves.
-fn hosts(settings: &Settings) -> Vec<Arc<str>> {
-    let all = settings.servers.iter().flat_map(|server| &server.hosts);
-    all.map(|host| host.as_str().into()).collect()
+fn hosts(server: &config::ServerSettings) -> impl Iterator<Item = Arc<str>> {
+    server.hosts.iter().map(|host| host.as_str().into())
 }
 
 fn link_settings(
@@ -343,7 +341,7 @@ fn link_settings(
         port: server.address.port,
         component: server.component.as_str().into(),
         secret: server.secret.expose().to_owned(),
-        hosts: server.hosts.iter().map(|host| host.as_str().into()).collect(),
+        hosts: hosts(server).collect(),
         redirects: forward.iter().map(redirect).collect(),
     }
 }

@@ -592,8 +592,8 @@ return function (ctx)
 		if second and ctx.seats.read_between(bare, second..".000Z", second..".999Z") then archived = false; end
 		queue.hold_for_storage(bare, {
 			key = key, from = from, addressed = session_jid or stanza.attr.to or bare, again = true;
-			settle = ctx.broadcasts.is_key(key) or nil;
 			stage = "undelivered", stamp = stamp, archived = archived, xml = xml;
+			settle = ctx.broadcasts.is_key(key) or nil;
 		}, stanza);
 	end
 

@@ -466,8 +466,14 @@ return function (ctx)
 		end
 	end
 
-	-- The session that is to get what is stored: the one announced first, or the one with the
-	-- highest priority.
+	-- Is what is stored for it? Then its gate is closed, answered or not: what came back out of that
+	-- gate may have been stored since the answer.
+	local function waits(seat)
+		return unanswered[seat] ~= nil or (seat.gate == "closed" and not seat.parked);
+	end
+
+	-- The session that is to get what is stored: of those that wait for it the one announced first, or
+	-- the one with the highest priority.
 	local function taker(bare)
 		local user = bare_sessions[bare];
 		local best;
@@ -476,9 +482,9 @@ return function (ctx)
 			if seat and seats.can_take(seat) then
 				if not best then
 					best = seat;
-				elseif (unanswered[seat] ~= nil) ~= (unanswered[best] ~= nil) then
-					if unanswered[seat] then best = seat; end
-				elseif unanswered[seat] then
+				elseif waits(seat) ~= waits(best) then
+					if waits(seat) then best = seat; end
+				elseif waits(seat) then
 					if (seat.announced_at or math.huge) < (best.announced_at or math.huge) then best = seat; end
 				elseif (session.hibernating ~= nil) ~= (best.session.hibernating ~= nil) then
 					if not session.hibernating then best = seat; end

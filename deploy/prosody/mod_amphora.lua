@@ -720,8 +720,8 @@ function module.unload()
 	queue.stopping = true;
 	-- First, so that what waited for its pair goes into the gates and not past them.
 	queue.spool_all("The module is unloaded");
-	broadcasts.unload();
 	edge.stop("The module is unloaded");
+	broadcasts.unload();
 	seats.unload();
 	retrieve.unload();
 	spool:close();

@@ -9,7 +9,7 @@ import pytest
 
 from harness.client import Client
 from harness.node import Node, binary
-from harness.prosody import HOST, Prosody
+from harness.prosody import Prosody
 from harness.raw import RawClient
 from harness.stanzas import COMMANDS, new_id
 
@@ -79,10 +79,10 @@ async def admin(clients):
 
     async def command(prosody, what):
         prosody.account("admin")
-        client = await clients.login(prosody, f"admin@{HOST}", new_id("admin"), raw=True)
+        client = await clients.login(prosody, f"admin@{prosody.host}", new_id("admin"), raw=True)
         node = f"http://prosody.im/protocol/modules#{what}"
         started = await client.iq(
-            f"<command xmlns='{COMMANDS}' node='{node}' action='execute'/>", type="set", to=HOST
+            f"<command xmlns='{COMMANDS}' node='{node}' action='execute'/>", type="set", to=prosody.host
         )
         session = started.find(f"{{{COMMANDS}}}command").get("sessionid")
         field = "module" if what == "load" else "modules"
@@ -91,7 +91,7 @@ async def admin(clients):
             f"<x xmlns='jabber:x:data' type='submit'><field var='FORM_TYPE'><value>{node}</value>"
             f"</field><field var='{field}'><value>amphora</value></field></x></command>",
             type="set",
-            to=HOST,
+            to=prosody.host,
         )
         note = done.find(f"{{{COMMANDS}}}command/{{{COMMANDS}}}note")
         assert note.get("type") == "info" and "rror" not in (note.text or ""), note.text
@@ -128,33 +128,6 @@ class Clients:
         for client in self._made:
             await client.vanish()
         self._made.clear()
-
-
-@pytest.fixture
-async def admin(clients):
-    """Loads, unloads and reloads the module as an administrator does."""
-
-    async def command(prosody, what):
-        prosody.account("admin")
-        client = await clients.login(prosody, f"admin@{prosody.host}", new_id("admin"), raw=True)
-        node = f"http://prosody.im/protocol/modules#{what}"
-        started = await client.iq(
-            f"<command xmlns='{COMMANDS}' node='{node}' action='execute'/>", type="set", to=prosody.host
-        )
-        session = started.find(f"{{{COMMANDS}}}command").get("sessionid")
-        field = "module" if what == "load" else "modules"
-        done = await client.iq(
-            f"<command xmlns='{COMMANDS}' node='{node}' action='complete' sessionid='{session}'>"
-            f"<x xmlns='jabber:x:data' type='submit'><field var='FORM_TYPE'><value>{node}</value>"
-            f"</field><field var='{field}'><value>amphora</value></field></x></command>",
-            type="set",
-            to=prosody.host,
-        )
-        note = done.find(f"{{{COMMANDS}}}command/{{{COMMANDS}}}note")
-        assert note.get("type") == "info" and "rror" not in (note.text or ""), note.text
-        await client.leave()
-
-    return command
 
 
 def pytest_configure(config):

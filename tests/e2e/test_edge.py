@@ -740,9 +740,9 @@ async def test_the_window_is_one_for_both_legs(workshop, pretender, clients):
 # ------------------------------------------------------------------ what the host sends on
 
 
-def relayed(to, *rules):
+def relayed(to, *rules, silent="false"):
     """What has the test's module send a message on to another address."""
-    order = f"<relay xmlns='urn:example:relay' to='{to}'/>"
+    order = f"<relay xmlns='urn:example:relay' to='{to}' silent='{silent}'/>"
     return order + (amp(*rules) if rules else "")
 
 
@@ -763,5 +763,8 @@ async def test_what_the_host_sends_on_asks_the_next_server(near, pretender, plai
     reply = await a.inbox.reply(refused)
     check_error(reply, "cancel", "503", "service-unavailable", id=refused, sender=f"{alice}/desk")
     assert reply.sender == via, "where it was sent on to is told"
+    unsaid = a.send_xml(message(via, "no", payload=relayed(carol, later, silent="true")))
     await c.inbox.reply(a.send_xml(message(via, "yes", payload=relayed(carol))))
     assert c.inbox.bodies() == ["yes"]
+    await a.ping()
+    assert a.inbox.with_id(unsaid) == []

@@ -109,13 +109,23 @@ class Stage:
         await self.m.ping()
         start = len(self.m.inbox.all)
         prober = Prober(self.m, self.bob, "phone")
+        refused = 0
         for probe in probes:
             await prober.probe(probe)
+            refused += len(prober.addresses) * probe.refused
+            # not faster than they are answered
+            await self.m.inbox.until(
+                lambda _, wanted=refused - UNDER_WAY: prober.count(start) >= wanted,
+                f"{refused} refusals",
+            )
         last = self.m.send_text(self.bob, "last")
         await dealt_with(last)
         await self.m.ping()
         return prober.at_once, prober.came(start, last)
 
+
+#: Refusals that are not waited for at once: they are to come among other things.
+UNDER_WAY = 20
 
 SITUATIONS = [
     "online",

@@ -156,6 +156,10 @@ class Prober:
                 return stanzas[: at + 1]
         return None
 
+    def count(self, start):
+        """How many messages came since."""
+        return sum(stanza.name == "message" for stanza in self.client.inbox.all[start:])
+
     def came(self, start, *without):
         """All messages that came since, but these: each with the probe it is about."""
         stanzas = [s for s in self.client.inbox.all[start:] if s.name == "message"]

@@ -16,6 +16,6 @@ module:hook("message/bare", function (event)
 	if not order then return; end
 	local stanza = st.clone(event.stanza);
 	stanza.attr.from, stanza.attr.to = stanza.attr.to, order.attr.to;
-	edge().relay(stanza);
+	edge().relay(stanza, order.attr.silent == "true");
 	return true;
 end, 10);
