@@ -1,5 +1,9 @@
 //! The command `amphora`: arguments in, exit code out.
 
+mod broadcast;
+mod progress;
+mod recipients;
+
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -22,21 +26,30 @@ pub enum ExitCode {
     Failure = 1,
     /// The command line is wrong.
     Usage = 2,
+    /// A list or a message that was given is wrong.
+    Data = 65,
+    /// A file that was named can't be read.
+    NoInput = 66,
     /// The store can't be opened.
     StoreUnavailable = 69,
-    /// The address of `[http]` can't be listened on.
+    /// The address of `[http]`, or the control socket, can't be listened on.
     CannotListen = 71,
+    /// No node answers, or its server does not; try again.
+    NoAnswer = 75,
     /// The configuration is wrong; a restart does not help.
     Config = 78,
 }
 
 impl ExitCode {
-    const ALL: [ExitCode; 6] = [
+    const ALL: [ExitCode; 9] = [
         ExitCode::Ok,
         ExitCode::Failure,
         ExitCode::Usage,
+        ExitCode::Data,
+        ExitCode::NoInput,
         ExitCode::StoreUnavailable,
         ExitCode::CannotListen,
+        ExitCode::NoAnswer,
         ExitCode::Config,
     ];
 
@@ -45,8 +58,11 @@ impl ExitCode {
             ExitCode::Ok => "done, or stopped on request",
             ExitCode::Failure => "something failed while running",
             ExitCode::Usage => "the command line is wrong",
+            ExitCode::Data => "a list or a message that was given is wrong",
+            ExitCode::NoInput => "a file that was named can't be read",
             ExitCode::StoreUnavailable => "the store can't be opened",
-            ExitCode::CannotListen => "the address of [http] can't be listened on",
+            ExitCode::CannotListen => "[http] or the control socket can't be listened on",
+            ExitCode::NoAnswer => "no node answers, or its server does not; try again",
             ExitCode::Config => "the configuration is wrong; a restart does not help",
         }
     }
@@ -62,7 +78,7 @@ impl From<&NodeError> for ExitCode {
     fn from(error: &NodeError) -> Self {
         match error {
             NodeError::Store(_) => ExitCode::StoreUnavailable,
-            NodeError::Http(_) => ExitCode::CannotListen,
+            NodeError::Http(_) | NodeError::Control(_) => ExitCode::CannotListen,
             _ => ExitCode::Failure,
         }
     }
@@ -84,6 +100,8 @@ enum Command {
     CheckConfig(ConfigArgs),
     /// Bring the store's tables up to date, and stop; `run` does so too
     Migrate(ConfigArgs),
+    /// Send a message to all users of a host, or to a list of them, once each
+    Broadcast(broadcast::BroadcastArgs),
 }
 
 #[derive(Debug, Args)]
@@ -122,6 +140,8 @@ enum CliError {
     Telemetry(#[from] TelemetryError),
     #[error(transparent)]
     Node(#[from] NodeError),
+    #[error(transparent)]
+    Broadcast(#[from] broadcast::BroadcastError),
     #[error("cannot write the answer")]
     Output(#[from] io::Error),
 }
@@ -133,6 +153,7 @@ impl CliError {
                 ExitCode::Config
             }
             CliError::Telemetry(_) | CliError::Output(_) => ExitCode::Failure,
+            CliError::Broadcast(error) => error.exit_code(),
             CliError::Node(error) => error.into(),
         }
     }
@@ -171,6 +192,7 @@ fn carry_out(command: Command) -> Result<(), CliError> {
             let Loaded { settings, .. } = start(args.config.as_deref())?;
             Ok(node::migrate(&settings)?)
         }
+        Command::Broadcast(args) => broadcast::carry_out(args),
         Command::CheckConfig(args) => {
             let Loaded { settings, file, warnings } = load(args.config.as_deref())?;
             for warning in warnings {

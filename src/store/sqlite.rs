@@ -90,6 +90,15 @@ impl DatabaseFile {
     }
 }
 
+/// The file of the database that a URL names.
+///
+/// # Errors
+///
+/// [`StoreError::Url`].
+pub fn database_path(url: &str) -> Result<PathBuf, StoreError> {
+    Ok(DatabaseFile::of(url)?.path)
+}
+
 const IN_MEMORY: &str = "a database in memory would lose messages: name a file";
 
 async fn connect(options: SqliteConnectOptions, most: u32) -> Result<DatabaseConnection, DbErr> {

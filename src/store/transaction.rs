@@ -10,6 +10,7 @@ use sea_orm::{
     QueryResult, QuerySelect, QueryTrait, Statement, Value,
 };
 
+use super::broadcast_rows;
 use super::job::{NewMessage, Outcome};
 use super::plan::{self, Round};
 use super::queue::Task;
@@ -80,6 +81,12 @@ impl Transaction<'_> {
         for &place in &round.marks {
             if let Task::PurgeMarks { before, limit } = batch[place] {
                 outcomes[place] = Outcome::Done { rows: self.purge_marks(*before, *limit).await? };
+            }
+        }
+        for &place in &round.broadcasts {
+            if let Task::Broadcast(change) = batch[place] {
+                let rows = broadcast_rows::change(self.connection, change).await?;
+                outcomes[place] = Outcome::Done { rows };
             }
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! The stores: what each does, and how each fails.
 
 mod bed;
+mod broadcast;
 mod conformance;
 mod sqlite;
