@@ -14,10 +14,9 @@ from postgres import USER, Postgres
 SERVER, NODE = "the server", "the node"
 SYNCED = "on disk: one synced transaction a message"
 
-#: Settings of the virtual host, the same with and without Amphora. The archive is off: it
-#: would store every message a second time.
-COMMON = """
-VirtualHost "example.org"
+#: More settings of the virtual host, the same with and without Amphora, and the sender's
+#: component. The archive is off: it would store every message a second time.
+EXTRA = """
   modules_disabled = {{ "tls", "s2s", "mam", "pep", "bookmarks" }}
   storage_archive_item_limit = 10000000
 {storage}
@@ -26,22 +25,15 @@ Component "{load}"
 """
 
 
-class PlainProsody(Prosody):
-    """The Prosody of the end-to-end tests, with the sender's component. `sql`, if given, is where it
-    keeps offline messages, as Prosody's option of that name."""
-
-    def __init__(self, folder, *, sql=None, module=False):
-        super().__init__(folder, module=module)
-        self.sql = sql
-
-    def _write_config(self):
-        super()._write_config()
-        storage = ""
-        if self.sql:
-            pairs = ", ".join(f"{key} = {lua(value)}" for key, value in self.sql.items())
-            storage = f'  storage = {{ offline = "sql" }}\n  sql = {{ {pairs} }}'
-        with open(self.dir / "prosody.cfg.lua", "a") as config:
-            config.write(COMMON.format(storage=storage, load=LOAD, secret=SECRET))
+def prosody(folder, *, sql=None, module=False):
+    """The Prosody of the end-to-end tests. `sql`, if given, is where it keeps offline messages,
+    as Prosody's option of that name."""
+    storage = ""
+    if sql:
+        pairs = ", ".join(f"{key} = {lua(value)}" for key, value in sql.items())
+        storage = f'  storage = {{ offline = "sql" }}\n  sql = {{ {pairs} }}'
+    extra = EXTRA.format(storage=storage, load=LOAD, secret=SECRET)
+    return Prosody(folder, module=module, extra=extra)
 
 
 class Contender:
@@ -125,7 +117,7 @@ class ProsodyInternal(Contender):
     packages = ("prosody",)
 
     def set_up(self):
-        self.server = PlainProsody(self.dir / "prosody")
+        self.server = prosody(self.dir / "prosody")
 
 
 class ProsodySqlite(Contender):
@@ -136,7 +128,7 @@ class ProsodySqlite(Contender):
 
     def set_up(self):
         sql = {"driver": "SQLite3", "database": "prosody.sqlite"}
-        self.server = PlainProsody(self.dir / "prosody", sql=sql)
+        self.server = prosody(self.dir / "prosody", sql=sql)
 
 
 class ProsodyPostgres(Contender):
@@ -156,7 +148,7 @@ class ProsodyPostgres(Contender):
             "host": "127.0.0.1",
             "port": postgres.port,
         }
-        self.server = PlainProsody(self.dir / "prosody", sql=sql)
+        self.server = prosody(self.dir / "prosody", sql=sql)
 
 
 class EjabberdMnesia(Contender):
@@ -195,7 +187,7 @@ class Amphora(Contender):
     url = None
 
     def set_up(self):
-        self.server = PlainProsody(self.dir / "prosody", module=True)
+        self.server = prosody(self.dir / "prosody", module=True)
         settings = {"shards": 256}
         if self.url and "{postgresql}" in self.url:
             postgres = self.postgres()

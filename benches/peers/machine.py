@@ -11,7 +11,7 @@ from pathlib import Path
 #: Packages whose versions are named, as Debian calls them.
 PACKAGES = ("prosody", "ejabberd", "postgresql-15", "postgresql-17", "libsqlite3-0", "erlang-base")
 #: Writes that the disk is asked to sync one by one, and the bytes of each.
-SYNCS, SYNC_BYTES = 200, 512
+SYNCS, SYNC_BYTES = 100, 512
 
 
 def cpu_seconds(pids):
@@ -50,6 +50,11 @@ def sync_milliseconds(folder):
     return statistics.median(times) * 1e3
 
 
+def surroundings(folder):
+    """What else the machine is doing: its load average, and how fast its disk syncs."""
+    return {"load": round(os.getloadavg()[0], 1), "sync_ms": round(sync_milliseconds(folder), 2)}
+
+
 def describe(folder, binary):
     """Facts of this run, in the order in which they are shown."""
     return {
@@ -59,8 +64,7 @@ def describe(folder, binary):
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{_os_name()}, Linux {platform.release()}",
         "filesystem": _output("findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(folder)),
-        "sync_ms": round(sync_milliseconds(folder), 2),
-        "load": round(os.getloadavg()[0], 1),
+        **surroundings(folder),
         "versions": _versions(binary),
     }
 

@@ -132,7 +132,9 @@ class Run:
         try:
             folder.mkdir()
             contender.start(users)
+            around = machine.surroundings(folder)
             asyncio.run(measure(contender, results))
+            results[scenario].update(around)
         except (scenarios.Failed, Gone, AssertionError, EOFError, OSError) as error:
             results[scenario] = {"failed": reason(error, args.work)}
             print(f"    {name_of(scenario)} failed: {error}", flush=True)

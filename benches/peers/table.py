@@ -57,6 +57,7 @@ def _speeds(figures):
         f"(b) {settings['one']:,} to one user",
         f"(c) log-in that fetches {settings['one']:,}",
         "(a) CPU a message",
+        "load, synced write before (a)",
     ]
     rows = [
         [
@@ -66,6 +67,7 @@ def _speeds(figures):
             _cell(row, ONE, row.rates(ONE), rate),
             _cell(row, LOGIN, row.seconds(LOGIN), seconds),
             _cell(row, MANY, row.cpu_microseconds(MANY), "{:,.0f} µs".format),
+            _around(row.all(MANY)),
         ]
         for row in figures.rows
     ]
@@ -82,6 +84,14 @@ def _cell(row, scenario, values, form):
         failed = len(row.rounds) - len(values)
         text += f", {failed} of {len(row.rounds)} failed"
     return text + (", cut short" if row.cut(scenario) else "")
+
+
+def _around(rounds):
+    """What the machine was doing beside: the medians."""
+    if not rounds:
+        return "-"
+    load, sync = (median([one[key] for one in rounds]) for key in ("load", "sync_ms"))
+    return f"{load:.1f}, {sync:.1f} ms"
 
 
 def rate(value):
