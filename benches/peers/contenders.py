@@ -1,5 +1,6 @@
 """What is compared: each server with its own offline storage, and Prosody with Amphora."""
 
+import subprocess
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -34,6 +35,14 @@ def prosody(folder, *, sql=None, module=False):
         storage = f'  storage = {{ offline = "sql" }}\n  sql = {{ {pairs} }}'
     extra = EXTRA.format(storage=storage, load=LOAD, secret=SECRET)
     return Prosody(folder, module=module, extra=extra)
+
+
+def end(running):
+    """Stop a server, a node or a database, whatever it still has to do."""
+    try:
+        running.stop()
+    except subprocess.TimeoutExpired:
+        running.kill()
 
 
 class Contender:
@@ -75,9 +84,9 @@ class Contender:
     def stop(self):
         """End everything that runs, the server first."""
         if self.server:
-            self.server.stop()
+            end(self.server)
         for helper in reversed(self._helpers):
-            helper.stop()
+            end(helper)
 
     def pids(self):
         """The processes that are its own."""
@@ -185,6 +194,7 @@ class Amphora(Contender):
     packages = ("prosody",)
     #: Where the node stores; None: a file of its own.
     url = None
+    node = None
 
     def set_up(self):
         self.server = prosody(self.dir / "prosody", module=True)
@@ -203,8 +213,8 @@ class Amphora(Contender):
         return self
 
     def stop(self):
-        if self.server:
-            self.node.stop()
+        if self.node:
+            end(self.node)
         super().stop()
 
     def pids(self):

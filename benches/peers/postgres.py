@@ -111,3 +111,8 @@ class Postgres:
             self.process.signal(signal.SIGINT)
             self.process.wait()
             self.process = None
+
+    def kill(self):
+        """kill -9."""
+        self.process.kill()
+        self.process = None
