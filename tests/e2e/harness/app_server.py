@@ -1,13 +1,9 @@
 """The server of a phone's maker, to which push notifications go: a component that says yes."""
 
-import asyncio
-import hashlib
-import xml.etree.ElementTree as ET
-
-from .stanzas import PUSH, STREAMS
+from .component import ACCEPT, External
+from .stanzas import PUSH
 from .waiting import until
 
-ACCEPT = "jabber:component:accept"
 DOMAIN = "push.example.org"
 PUSH_SECRET = "of the app server"
 CONFIG = f'Component "{DOMAIN}"\n  component_secret = "{PUSH_SECRET}"'
@@ -17,34 +13,13 @@ FIELD = "{jabber:x:data}field"
 VALUE = "{jabber:x:data}value"
 
 
-class AppServer:
+class AppServer(External):
     """Connects as DOMAIN; `pushes` are (node, important) in the order in which they came,
     `messages` whatever else the domain was sent."""
 
     def __init__(self, server):
-        self._server = server
+        super().__init__(server, DOMAIN, PUSH_SECRET)
         self.pushes, self.messages = [], []
-        self._root, self._ready = None, False
-        self._reader = self._writer = self._task = None
-
-    async def __aenter__(self):
-        self._reader, self._writer = await asyncio.open_connection(
-            "127.0.0.1", self._server.component_port
-        )
-        self.write(
-            f"<?xml version='1.0'?><stream:stream xmlns='{ACCEPT}' xmlns:stream='{STREAMS}' "
-            f"to='{DOMAIN}'>"
-        )
-        self._task = asyncio.ensure_future(self._read())
-        await until(lambda: self._root is not None, "the app server's stream")
-        proof = hashlib.sha1((self._root.get("id") + PUSH_SECRET).encode()).hexdigest()
-        self.write(f"<handshake>{proof}</handshake>")
-        await until(lambda: self._ready, "the app server's handshake")
-        return self
-
-    async def __aexit__(self, *_):
-        self._task.cancel()
-        self._writer.transport.abort()
 
     def of(self, node):
         """The pushes of one device: for each whether it was important."""
@@ -59,24 +34,8 @@ class AppServer:
         """Wait for so many important ones. Presence that a session left makes unimportant ones."""
         await until(lambda: sum(self.of(node)) >= count, f"{count} for {node}: {self.pushes}")
 
-    def write(self, text):
-        """Bytes as they are."""
-        self._writer.write(text.encode())
-
-    async def _read(self):
-        parser, depth = ET.XMLPullParser(events=("start", "end")), 0
-        while data := await self._reader.read(65536):
-            parser.feed(data)
-            for event, element in parser.read_events():
-                depth += 1 if event == "start" else -1
-                if event == "start" and depth == 1:
-                    self._root = element
-                elif event == "end" and depth == 1:
-                    self._take(element)
-
-    def _take(self, element):
-        if element.tag == f"{{{ACCEPT}}}handshake":
-            self._ready = True
+    def take(self, element):
+        """Says yes to what is published."""
         if element.tag == f"{{{ACCEPT}}}message":
             self.messages.append(element)
         if element.tag != f"{{{ACCEPT}}}iq" or element.get("type") != "set":

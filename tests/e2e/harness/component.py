@@ -1,4 +1,4 @@
-"""A node that a test plays: it is linked to a real server, and says what the test has it say."""
+"""Components that a test plays, linked to a real server; above all a node."""
 
 import asyncio
 import hashlib
@@ -12,11 +12,11 @@ ACCEPT = "jabber:component:accept"
 INTERCEPT = "urn:amphora:intercept:1"
 
 
-class Component:
-    """A node that only listens, and says what the test makes it say."""
+class External:
+    """An external component (XEP-0114): connects to a server under a domain of its own."""
 
-    def __init__(self, server):
-        self._server = server
+    def __init__(self, server, domain, secret):
+        self._server, self._domain, self._secret = server, domain, secret
         self.all = []
         self._reader = self._writer = self._task = None
         self._root = None
@@ -27,11 +27,11 @@ class Component:
         )
         self.write(
             f"<?xml version='1.0'?><stream:stream xmlns='{ACCEPT}' xmlns:stream='{STREAMS}' "
-            f"to='{COMPONENT}'>"
+            f"to='{self._domain}'>"
         )
         self._task = asyncio.ensure_future(self._read())
         await until(lambda: self._root is not None, "the stream's header")
-        proof = hashlib.sha1((self._root.get("id") + SECRET).encode()).hexdigest()
+        proof = hashlib.sha1((self._root.get("id") + self._secret).encode()).hexdigest()
         self.write(f"<handshake>{proof}</handshake>")
         await until(lambda: self.all, "the handshake")
         return self
@@ -54,6 +54,17 @@ class Component:
                     self._root = element
                 elif event == "end" and depth == 1:
                     self.all.append(element)
+                    self.take(element)
+
+    def take(self, element):
+        """Called with each stanza that comes, after it was added to `all`."""
+
+
+class Component(External):
+    """A node that only listens, and says what the test makes it say."""
+
+    def __init__(self, server):
+        super().__init__(server, COMPONENT, SECRET)
 
     async def greet(self, window=1024):
         """Greet, and wait for the answer."""
