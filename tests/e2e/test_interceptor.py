@@ -192,47 +192,6 @@ async def test_a_full_gate_beside_an_open_one(workshop, clients):
     assert tablet.inbox.bodies()[1:] == live + ["end"]
 
 
-async def test_what_a_gate_gave_back_is_for_its_session(workshop, clients):
-    """I2, I3: a message out of a full gate that is stored after the session was answered: the
-    session whose gate is closed is announced again, and none of those that had it live."""
-    prosody = workshop.prosody(options={"amphora_gate_messages": 2})
-    alice, bob = prosody.people("alice", "bob")
-    a = await clients.online(prosody, alice, "desk", raw=True)
-    async with Component(prosody) as node:
-        await node.greet()
-
-        def announced(resource):
-            found = [e for e in node.said("available") if e.get("jid") == f"{bob}/{resource}"]
-            return found[-1] if found else None
-
-        def answer(resource):
-            session, n = announced(resource).get("session"), announced(resource).get("n")
-            node.write(
-                f"<message from='{COMPONENT}' to='{HOST}'><handed-over xmlns='{INTERCEPT}' "
-                f"session='{session}' n='{n}' count='0'/></message>"
-            )
-
-        phone = await clients.online(prosody, bob, "phone", raw=True)
-        others = [f"tablet{n}" for n in range(6)]
-        tablets = [await clients.online(prosody, bob, other, raw=True) for other in others]
-        everybody = [*others, "phone"]
-        await until(lambda: None not in map(announced, everybody), "the announcements")
-        for other, tablet in zip(others, tablets):
-            answer(other)
-            await tablet.inbox.reply(tablet.send_text(f"{bob}/{other}", "its gate is open"))
-        for n in range(3):
-            a.send_text(bob, str(n))
-        await until(lambda: len(node.said("intercept")) == 2, "what was in the full gate")
-        assert [e.get("stage") for e in node.said("intercept")] == 2 * ["undelivered"]
-        answer("phone")
-        for held in node.said("intercept"):
-            node.verdict(held.get("key"), "stored", "undelivered")
-        await until(lambda: announced("phone").get("n") == "2", "the phone again")
-        assert [announced(other).get("n") for other in others] == 6 * ["1"]
-        answer("phone")
-        assert await phone.inbox.body_count(1) == ["2"]
-
-
 def announced(node, jid):
     """Every announcement of a session so far."""
     return [e for e in node.said("available") if e.get("jid") == jid]
@@ -254,6 +213,42 @@ async def intercept_of(node, body):
 
     await until(found, f"the intercept of {body}")
     return found()[-1].get("key")
+
+
+async def test_what_a_gate_gave_back_is_for_its_session(workshop, clients):
+    """I2, I3: a message out of a full gate that is stored after the session was answered: the
+    session whose gate is closed is announced again, and none of those that had it live."""
+    prosody = workshop.prosody(options={"amphora_gate_messages": 2})
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk", raw=True)
+    async with Component(prosody) as node:
+        await node.greet()
+
+        def last(resource):
+            return (announced(node, f"{bob}/{resource}") or [None])[-1]
+
+        def answer(resource):
+            handed_over(node, last(resource).get("session"), last(resource).get("n"))
+
+        phone = await clients.online(prosody, bob, "phone", raw=True)
+        others = [f"tablet{n}" for n in range(6)]
+        tablets = [await clients.online(prosody, bob, other, raw=True) for other in others]
+        everybody = [*others, "phone"]
+        await until(lambda: None not in map(last, everybody), "the announcements")
+        for other, tablet in zip(others, tablets):
+            answer(other)
+            await tablet.inbox.reply(tablet.send_text(f"{bob}/{other}", "its gate is open"))
+        for n in range(3):
+            a.send_text(bob, str(n))
+        await until(lambda: len(node.said("intercept")) == 2, "what was in the full gate")
+        assert [e.get("stage") for e in node.said("intercept")] == 2 * ["undelivered"]
+        answer("phone")
+        for held in node.said("intercept"):
+            node.verdict(held.get("key"), "stored", "undelivered")
+        await until(lambda: last("phone").get("n") == "2", "the phone again")
+        assert [last(other).get("n") for other in others] == 6 * ["1"]
+        answer("phone")
+        assert await phone.inbox.body_count(1) == ["2"]
 
 
 async def test_a_gate_waits_for_what_was_loaded_after_the_answer(workshop, clients):
