@@ -11,18 +11,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr};
+use sea_orm::{DatabaseTransaction, DbErr};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::error::StoreError;
+use super::fault::{self, Fault};
 use super::job::Outcome;
 use super::metrics;
 use super::open::{Opened, open};
 use super::queue::{Load, Queue, Submitted, Task, Waiting};
+use super::readers::Readers;
 use super::settings::StoreSettings;
-use super::sqlite::{self, Fault};
 use super::writer::{End, Writer};
 use crate::words::Bare;
 
@@ -30,6 +31,9 @@ use crate::words::Bare;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Short enough that appends which just began to wait get their chance.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often in a row a batch is tried again at once that met another transaction.
+const MEETINGS: u32 = 8;
 
 /// What all parts of a store see.
 pub(super) struct Shared {
@@ -54,12 +58,12 @@ pub(super) struct Committer {
 }
 
 /// What the other parts of a store need to know of an open database.
-pub(super) type Ready = Result<(DatabaseConnection, u32), StoreError>;
+pub(super) type Ready = Result<(Readers, u32), StoreError>;
 
 impl Committer {
     /// Runs on a new thread; tells when the database is open.
     pub(super) fn spawn(self, ready: oneshot::Sender<Ready>) -> io::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("amphora-store".to_owned());
         thread.spawn(move || runtime.block_on(self.run(ready)))?;
         Ok(())
@@ -83,7 +87,8 @@ impl Committer {
         let append_limit = settings.append_limit;
         let queue = Queue::new(shared.load.clone(), append_limit);
         let inbox = Inbox { jobs, queue, open: true };
-        let mut run = Run { writer, shared, inbox, append_limit, pause: FIRST_PAUSE, end: None };
+        let pause = FIRST_PAUSE;
+        let mut run = Run { writer, shared, inbox, append_limit, pause, met: 0, end: None };
         run.until_closed().await;
         run.writer.close().await;
         drop((lock, unhealthy));
@@ -136,7 +141,7 @@ impl Inbox {
 
 /// Whether other rows may fare better.
 fn concerns_rows(error: &DbErr) -> bool {
-    matches!(sqlite::fault(error), Fault::Row | Fault::Damage)
+    matches!(fault::fault(error), Fault::Row | Fault::Damage)
 }
 
 struct Run {
@@ -145,6 +150,8 @@ struct Run {
     inbox: Inbox,
     append_limit: Duration,
     pause: Duration,
+    /// How many transactions in a row met another one.
+    met: u32,
     /// When to stop trying, once the store closes.
     end: Option<Instant>,
 }
@@ -203,6 +210,11 @@ impl Run {
                 tracing::error!(%error, "a transaction failed; finding out for which write");
                 self.transact_one_by_one(batch).await;
             }
+            Err(error) if fault::fault(&error) == Fault::Met && self.met < MEETINGS => {
+                tracing::debug!(%error, "trying a transaction again");
+                self.met += 1;
+                self.inbox.queue.put_back(batch);
+            }
             Err(error) => self.put_back(batch, &error).await,
         }
     }
@@ -246,7 +258,7 @@ impl Run {
                 Ok([]) => {}
                 Err(error) if concerns_rows(error) => {
                     tracing::error!(%error, recipient = part.recipient(), "a write failed");
-                    if part.is_append() && sqlite::fault(error) == Fault::Damage {
+                    if part.is_append() && fault::fault(error) == Fault::Damage {
                         return Ok(Outcome::Retry);
                     }
                     refused = Some(Outcome::Refused(error.to_string()));
@@ -331,7 +343,7 @@ impl Run {
     /// Waits after a failure; begins with a new connection, unless this one only had to wait
     /// for another program.
     async fn pause(&mut self, error: &DbErr) {
-        if sqlite::fault(error) == Fault::Busy {
+        if fault::fault(error) == Fault::Busy {
             self.pause = FIRST_PAUSE;
         } else {
             self.inbox.during(self.writer.renew()).await;
@@ -342,6 +354,7 @@ impl Run {
 
     fn recovered(&mut self) {
         self.pause = FIRST_PAUSE;
+        self.met = 0;
         if !self.is_healthy() {
             tracing::info!("the store can be written again");
             self.set_healthy(true);

@@ -24,6 +24,24 @@ pub enum StoreError {
         /// The lock file.
         lock: PathBuf,
     },
+    /// Another session has the lock of the database.
+    #[error(
+        "another amphora has the database '{url}' ({holder}): stop it, or give this one a database of its own"
+    )]
+    Held {
+        /// As configured, without secrets.
+        url: String,
+        /// Which session of the server it is.
+        holder: String,
+    },
+    /// The server's version or settings are not enough.
+    #[error("the database '{url}' can't hold the store: {reason}")]
+    Unfit {
+        /// As configured, without secrets.
+        url: String,
+        /// What is wrong with it, and what would be right.
+        reason: String,
+    },
     /// The lock file can't be made.
     #[error("cannot lock '{}' for the database '{url}': {remedy}", .lock.display())]
     Lock {
@@ -64,8 +82,8 @@ pub enum StoreError {
         /// As configured, without secrets.
         url: String,
     },
-    /// The thread that writes can't be started.
-    #[error("cannot start the thread of the store")]
+    /// A thread of the store can't be started.
+    #[error("cannot start a thread of the store")]
     Thread(#[source] std::io::Error),
     /// A read failed.
     #[error("cannot read from the store")]

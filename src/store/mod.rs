@@ -6,19 +6,26 @@
 
 mod committer;
 mod error;
+mod fault;
 mod job;
 mod lock;
 mod message;
 mod metrics;
+mod mysql;
 mod open;
 mod pages;
+mod place;
 mod plan;
+mod postgres;
 mod queue;
+mod readers;
 mod remedy;
 mod row;
 mod sea;
+mod server;
 mod settings;
 mod sqlite;
+mod statements;
 mod transaction;
 mod writer;
 
@@ -30,6 +37,7 @@ use crate::words::{Bare, Key, MessageId};
 pub use error::StoreError;
 pub use job::{Done, Job, NewMessage, Outcome, Run, Write};
 pub use message::{DueMessage, DuePosition, PageLimit, Purged, StoredMessage};
+pub use place::{check_url, shown_url};
 pub use sea::SeaStore;
 pub use settings::{Clock, StoreSettings};
 

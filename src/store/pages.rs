@@ -3,13 +3,14 @@
 use entities::offline_message::{Column as C, Entity, Model};
 use sea_orm::sea_query::{Expr, ExprTrait, SimpleExpr};
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseConnection, DbErr, EntityTrait, FromQueryResult,
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait,
+    FromQueryResult,
     PaginatorTrait, QueryFilter, QueryOrder, QueryResult, QuerySelect, QueryTrait, Select,
 };
 
 use super::error::StoreError;
+use super::fault::{self, Fault};
 use super::message::{DueMessage, DuePosition, PageLimit, StoredMessage};
-use super::sqlite::{self, Fault};
 use super::{metrics, row};
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, MessageId};
@@ -87,7 +88,7 @@ pub(super) async fn due(
         let Some(last) = positions.last() else {
             return Ok(Vec::new());
         };
-        let all = expiring_after(&from).filter(position().lte(values(last)));
+        let all = expiring_after(&database, &from).filter(until_place(&database, last));
         let each = positions.iter().map(|position| (&*position.recipient, position.id));
         let rows = rows(&database, all, each).await.map_err(failed)?;
         let messages: Vec<DueMessage> = rows.into_iter().filter_map(due_message).collect();
@@ -103,7 +104,7 @@ pub(super) async fn next_due(
     database: DatabaseConnection,
     from: DuePosition,
 ) -> Result<Option<Timestamp>, StoreError> {
-    let first = expiring_after(&from).select_only().column(C::ExpiresAt).limit(1);
+    let first = expiring_after(&database, &from).select_only().column(C::ExpiresAt).limit(1);
     let at: Option<i64> = first.into_tuple().one(&database).await.map_err(failed)?;
     Ok(at.map(Timestamp::from_micros))
 }
@@ -113,22 +114,23 @@ pub(super) type Place = (Bare, MessageId);
 
 /// Of the rows next after `from`, those stored before `before`; and where to go on.
 pub(super) async fn older(
-    database: &DatabaseConnection,
-    from: &Place,
+    database: DatabaseConnection,
+    from: Place,
     before: Timestamp,
 ) -> Result<(Vec<Place>, Option<Place>), StoreError> {
     let rows: Vec<(String, i64, i64)> = Entity::find()
         .select_only()
         .columns([C::Recipient, C::Id, C::StoredAt])
-        .filter(
-            Expr::tuple([C::Recipient.into_expr(), C::Id.into_expr()])
-                .gt(Expr::tuple([Expr::value(&*from.0), Expr::value(from.1.0)])),
-        )
+        .filter(beyond(
+            &database,
+            [C::Recipient, C::Id],
+            [Expr::value(&*from.0), Expr::value(from.1.0)],
+        ))
         .order_by_asc(C::Recipient)
         .order_by_asc(C::Id)
         .limit(SCAN)
         .into_tuple()
-        .all(database)
+        .all(&database)
         .await
         .map_err(failed)?;
     let place =
@@ -161,7 +163,7 @@ async fn positions(
     until: Timestamp,
     limit: PageLimit,
 ) -> Result<Vec<DuePosition>, DbErr> {
-    let next = expiring_after(from)
+    let next = expiring_after(database, from)
         .select_only()
         .columns([C::ExpiresAt, C::Recipient, C::Id])
         .filter(C::ExpiresAt.lte(until.as_micros()));
@@ -187,7 +189,7 @@ async fn within<T>(
     let most = u64::try_from(limit.rows).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64);
     let sized = next.clone().column(C::Size).limit(most);
     let rows = match query(database, sized).await {
-        Err(error) if sqlite::fault(&error) == Fault::Damage => {
+        Err(error) if fault::fault(&error) == Fault::Damage => {
             query(database, next.limit(DAMAGED)).await?
         }
         rows => rows?,
@@ -203,27 +205,61 @@ async fn within<T>(
 }
 
 /// All that expire after `from`, in that order.
-fn expiring_after(from: &DuePosition) -> Select<Entity> {
+fn expiring_after(database: &DatabaseConnection, from: &DuePosition) -> Select<Entity> {
     Entity::find()
         .filter(C::ExpiresAt.is_not_null())
         // The second condition implies this one, but only this one finds its place in the index.
         .filter(C::ExpiresAt.gte(from.at.as_micros()))
-        .filter(position().gt(values(from)))
+        .filter(beyond(database, POSITION, values(from)))
         .order_by_asc(C::ExpiresAt)
         .order_by_asc(C::Recipient)
         .order_by_asc(C::Id)
 }
 
-fn position() -> SimpleExpr {
-    Expr::tuple([C::ExpiresAt.into_expr(), C::Recipient.into_expr(), C::Id.into_expr()])
-}
+const POSITION: [C; 3] = [C::ExpiresAt, C::Recipient, C::Id];
 
-fn values(position: &DuePosition) -> SimpleExpr {
-    Expr::tuple([
+fn values(position: &DuePosition) -> [SimpleExpr; 3] {
+    [
         Expr::value(position.at.as_micros()),
         Expr::value(&*position.recipient),
         Expr::value(position.id.0),
-    ])
+    ]
+}
+
+/// At `last` or before, in the order in which messages expire.
+fn until_place(database: &DatabaseConnection, last: &DuePosition) -> SimpleExpr {
+    match database.get_database_backend() {
+        DbBackend::MySql => C::ExpiresAt
+            .lte(last.at.as_micros())
+            .and(beyond(database, POSITION, values(last)).not()),
+        _ => tuple(POSITION).lte(Expr::tuple(values(last))),
+    }
+}
+
+/// The columns, in this order, come after the values. MySQL finds no place in an index by a
+/// comparison of tuples; the others find none by its parts.
+fn beyond<const N: usize>(
+    database: &DatabaseConnection,
+    columns: [C; N],
+    values: [SimpleExpr; N],
+) -> SimpleExpr {
+    if database.get_database_backend() != DbBackend::MySql {
+        return tuple(columns).gt(Expr::tuple(values));
+    }
+    // The last first: (a, b) > (x, y) is a > x OR (a = x AND b > y).
+    let pairs = columns.into_iter().zip(values).rev();
+    let parts = pairs.fold(None, |rest: Option<SimpleExpr>, (column, value)| {
+        let greater = column.into_expr().gt(value.clone());
+        Some(match rest {
+            Some(rest) => greater.or(column.into_expr().eq(value).and(rest)),
+            None => greater,
+        })
+    });
+    parts.unwrap_or_else(|| Expr::value(false))
+}
+
+fn tuple<const N: usize>(columns: [C; N]) -> SimpleExpr {
+    Expr::tuple(columns.map(|column| column.into_expr()))
 }
 
 /// The rows of `all`; where the database is damaged, those of `each` that can be read. Rows
@@ -234,7 +270,7 @@ async fn rows<'a>(
     each: impl Iterator<Item = (&'a str, MessageId)>,
 ) -> Result<Vec<Model>, DbErr> {
     match query(database, all).await {
-        Err(error) if sqlite::fault(&error) == Fault::Damage => {}
+        Err(error) if fault::fault(&error) == Fault::Damage => {}
         rows => return Ok(rows?.iter().filter_map(model).collect()),
     }
     let mut rows = Vec::new();
@@ -242,7 +278,7 @@ async fn rows<'a>(
         let one = Entity::find_by_id((recipient.to_owned(), id.0));
         match query(database, one).await {
             Ok(found) => rows.extend(found.iter().filter_map(model)),
-            Err(error) if sqlite::fault(&error) == Fault::Damage => {
+            Err(error) if fault::fault(&error) == Fault::Damage => {
                 set_aside(recipient, id, &error.to_string());
             }
             Err(error) => return Err(error),
@@ -293,5 +329,5 @@ fn set_aside(recipient: &str, id: MessageId, error: &str) {
 }
 
 fn failed(error: DbErr) -> StoreError {
-    if sqlite::is_closed(&error) { StoreError::Closed } else { StoreError::Read(error) }
+    if fault::is_closed(&error) { StoreError::Closed } else { StoreError::Read(error) }
 }

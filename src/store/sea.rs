@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use futures::future::BoxFuture;
-use sea_orm::DatabaseConnection;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -16,6 +15,7 @@ use super::job::{Done, Job, Outcome};
 use super::message::{DueMessage, DuePosition, PageLimit, Purged, StoredMessage};
 use super::pages::{self, Place};
 use super::queue::{Submitted, Task};
+use super::readers::Readers;
 use super::settings::StoreSettings;
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, MessageId};
@@ -23,12 +23,12 @@ use crate::words::{Bare, Key, MessageId};
 /// Rows that a purge removes in one transaction, so that appends need not wait for it.
 const PURGE: u64 = 500;
 
-/// Offline messages in SQLite.
+/// Offline messages in SQLite, PostgreSQL, MySQL or MariaDB.
 ///
 /// Dropped without [`Store::close`], it finishes what is queued on its own.
 pub struct SeaStore {
     inlet: Inlet,
-    readers: DatabaseConnection,
+    readers: Arc<Readers>,
     epoch: u32,
     ended: watch::Receiver<bool>,
 }
@@ -51,7 +51,7 @@ impl SeaStore {
         committer.spawn(tell).map_err(StoreError::Thread)?;
         let (readers, epoch) = told.await.map_err(|_| StoreError::Closed)??;
         let inlet = Inlet { sender: Arc::new(RwLock::new(Some(sender))), shared };
-        Ok(SeaStore { inlet, readers, epoch, ended })
+        Ok(SeaStore { inlet, readers: Arc::new(readers), epoch, ended })
     }
 }
 
@@ -114,11 +114,12 @@ impl Store for SeaStore {
         after: MessageId,
         limit: PageLimit,
     ) -> BoxFuture<'static, Result<Vec<StoredMessage>, StoreError>> {
-        Box::pin(pages::page(self.readers.clone(), recipient, after, limit))
+        let page = move |database| pages::page(database, recipient.clone(), after, limit);
+        Box::pin(self.readers.read(page))
     }
 
     fn count(&self, recipient: Bare) -> BoxFuture<'static, Result<u64, StoreError>> {
-        Box::pin(pages::count(self.readers.clone(), recipient))
+        Box::pin(self.readers.read(move |database| pages::count(database, recipient.clone())))
     }
 
     fn due(
@@ -127,14 +128,15 @@ impl Store for SeaStore {
         until: Timestamp,
         limit: PageLimit,
     ) -> BoxFuture<'static, Result<Vec<DueMessage>, StoreError>> {
-        Box::pin(pages::due(self.readers.clone(), from, until, limit))
+        let due = move |database| pages::due(database, from.clone(), until, limit);
+        Box::pin(self.readers.read(due))
     }
 
     fn next_due(
         &self,
         from: DuePosition,
     ) -> BoxFuture<'static, Result<Option<Timestamp>, StoreError>> {
-        Box::pin(pages::next_due(self.readers.clone(), from))
+        Box::pin(self.readers.read(move |database| pages::next_due(database, from.clone())))
     }
 
     fn purge(
@@ -154,7 +156,7 @@ impl Store for SeaStore {
     }
 
     fn find(&self, key: Key) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>> {
-        Box::pin(pages::find(self.readers.clone(), key))
+        Box::pin(self.readers.read(move |database| pages::find(database, key.clone())))
     }
 
     fn epoch(&self) -> u32 {
@@ -171,9 +173,7 @@ impl Store for SeaStore {
         Box::pin(async move {
             // An error: the thread is gone already.
             let _ = ended.wait_for(|ended| *ended).await;
-            if let Err(error) = readers.close().await {
-                tracing::warn!(%error, "cannot close the connections that read");
-            }
+            readers.close().await;
         })
     }
 }
@@ -193,13 +193,15 @@ async fn purge_marks(inlet: &Inlet, before: Timestamp) -> Result<u64, StoreError
 /// by every append.
 async fn purge_messages(
     inlet: &Inlet,
-    readers: &DatabaseConnection,
+    readers: &Readers,
     before: Timestamp,
 ) -> Result<u64, StoreError> {
     let mut from: Place = (Bare::from(""), MessageId::ZERO);
     let mut removed = 0;
     loop {
-        let (old, next) = pages::older(readers, &from, before).await?;
+        let place = from.clone();
+        let older = move |database| pages::older(database, place.clone(), before);
+        let (old, next) = readers.read(older).await?;
         let deletes = old.chunk_by(|a, b| a.0 == b.0).map(|places| Task::Delete {
             recipient: places[0].0.clone(),
             ids: places.iter().map(|place| place.1).collect(),

@@ -2,4 +2,5 @@
 
 mod bed;
 mod conformance;
+mod server;
 mod sqlite;

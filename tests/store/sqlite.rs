@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::bed::*;
 
-fn bed() -> Bed {
+async fn bed() -> Bed {
     let dir = tempfile::tempdir().expect("a directory");
     let clock = TestClock::new();
     let mut settings = settings(dir.path());

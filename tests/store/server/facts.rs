@@ -1,0 +1,1 @@
+//! What a server must have, and what is found in it.
