@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -93,6 +93,11 @@ struct ConfigArgs {
     /// over it
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
+
+    /// The database, over store.url and AMPHORA__STORE__URL. Other users of this machine can
+    /// see a command line: a password belongs in a file, store.password_file
+    #[arg(long, value_name = "URL")]
+    store_url: Option<String>,
 }
 
 fn after_help() -> String {
@@ -164,15 +169,15 @@ pub fn main() -> std::process::ExitCode {
 fn carry_out(command: Command) -> Result<(), CliError> {
     match command {
         Command::Run(args) => {
-            let Loaded { settings, .. } = start(args.config.as_deref())?;
+            let Loaded { settings, .. } = start(&args)?;
             Ok(node::run(settings)?)
         }
         Command::Migrate(args) => {
-            let Loaded { settings, .. } = start(args.config.as_deref())?;
+            let Loaded { settings, .. } = start(&args)?;
             Ok(node::migrate(&settings)?)
         }
         Command::CheckConfig(args) => {
-            let Loaded { settings, file, warnings } = load(args.config.as_deref())?;
+            let Loaded { settings, file, warnings } = load(&args)?;
             for warning in warnings {
                 tell(&format!("warning: {warning}"));
             }
@@ -188,13 +193,14 @@ fn tell(line: &str) {
     let _ = writeln!(io::stderr(), "amphora: {line}");
 }
 
-fn load(path: Option<&Path>) -> Result<Loaded, ConfigError> {
-    config::load(path, std::env::vars_os())
+fn load(args: &ConfigArgs) -> Result<Loaded, ConfigError> {
+    let url = args.store_url.as_ref().map(|url| ("AMPHORA__STORE__URL".into(), url.into()));
+    config::load(args.config.as_deref(), std::env::vars_os().chain(url))
 }
 
 /// Loads the settings, starts the log with them, and says in it where they came from.
-fn start(path: Option<&Path>) -> Result<Loaded, CliError> {
-    let loaded = load(path)?;
+fn start(args: &ConfigArgs) -> Result<Loaded, CliError> {
+    let loaded = load(args)?;
     let rust_log = std::env::var_os("RUST_LOG").map(OsString::into_string);
     // What is no text is no filter either; the error names it.
     let rust_log =

@@ -227,7 +227,8 @@ async fn wait_for_signal() -> Result<(), NodeError> {
 }
 
 fn store_settings(settings: &Settings) -> StoreSettings {
-    StoreSettings::new(settings.store.url.expose())
+    let password = settings.store.password.as_ref().map(|secret| secret.expose().to_owned());
+    StoreSettings { password, ..StoreSettings::new(settings.store.url.expose()) }
 }
 
 fn security(level: config::SecurityLevel) -> SecurityLevel {

@@ -15,6 +15,7 @@ use super::{
     Problem, Problems, ProcessorSettings, Secret, SecurityLevel, ServerSettings, Settings,
     StoreSettings, StoreUrl,
 };
+use crate::store::{check_url, url_has_password};
 
 const MAX_SHARDS: u32 = 65_536;
 const MAX_NAME: usize = 64;
@@ -34,7 +35,8 @@ pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigErr
     let Merged { raw, file, origins, problems } = merged;
     let refused = problems.iter().map(|problem| problem.key.clone()).collect();
     let mut check = Check { origins, refused, problems, warnings: Vec::new() };
-    if let Some(file) = file.filter(|_| raw.servers.iter().any(|server| server.secret.is_some())) {
+    let has_secret = raw.servers.iter().any(|server| server.secret.is_some());
+    if let Some(file) = file.filter(|_| has_secret || url_has_password(&raw.store.url)) {
         check.readable_by_all(&file);
     }
     let settings = (
@@ -131,7 +133,13 @@ impl Check {
     }
 
     fn store(&mut self, raw: RawStore) -> Option<StoreSettings> {
+        let has_password = url_has_password(&raw.url);
+        let is_file = raw.url.starts_with("sqlite:");
         let url = self.url(raw.url);
+        let password = match &raw.password_file {
+            Some(path) => self.password_file(path, has_password, is_file).map(Some),
+            None => Some(None),
+        };
         let messages_per_user = match u64::try_from(raw.messages_per_user) {
             Ok(limit) => Some(NonZeroU64::new(limit)),
             Err(_) => self.refuse(
@@ -158,35 +166,37 @@ impl Check {
         };
         Some(StoreSettings {
             url: url?,
+            password: password?,
+            password_file: raw.password_file.map(Into::into),
             messages_per_user: messages_per_user?,
             retention: retention?,
         })
     }
 
     fn url(&mut self, url: String) -> Option<StoreUrl> {
-        const KEY: &str = "store.url";
-        let Some((scheme, rest)) = url.split_once(':') else {
-            // It may be a password, whatever it is.
-            self.problem(KEY, None, "must be a URL, as \"sqlite://amphora.db\"");
-            return None;
-        };
-        let path = rest.strip_prefix("//").unwrap_or(rest).split('?').next().unwrap_or_default();
-        match scheme {
-            "sqlite" if path.is_empty() => self.refuse(KEY, url, "must name a file, as \"sqlite://amphora.db\""),
-            "sqlite" if path == ":memory:" => {
-                self.refuse(KEY, url, "must name a file: what is kept in memory is lost when the node stops")
-            }
-            "sqlite" => Some(StoreUrl(url)),
-            "postgres" | "postgresql" | "mysql" | "mariadb" => self.refuse(
-                KEY,
-                format!("{scheme}:..."),
-                "is not in this version yet; use SQLite, as \"sqlite:///var/lib/amphora/amphora.db\"",
-            ),
-            _ => {
-                self.problem(KEY, None, "must begin with \"sqlite:\", as \"sqlite://amphora.db\"");
+        match check_url(&url) {
+            Ok(()) => Some(StoreUrl(url)),
+            Err(reason) => {
+                // It may be a password, or hold one.
+                self.problem("store.url", None, reason);
                 None
             }
         }
+    }
+
+    fn password_file(&mut self, path: &str, has_password: bool, is_file: bool) -> Option<Secret> {
+        const KEY: &str = "store.password_file";
+        if is_file {
+            return self.refuse(KEY, path, "is for a database server; SQLite has no password");
+        }
+        if has_password {
+            return self.refuse(
+                KEY,
+                path,
+                "stands beside a password in store.url; keep one of the two",
+            );
+        }
+        self.secret_file(KEY, path)
     }
 
     fn servers(&mut self, raw: Vec<RawServer>) -> Option<Vec<ServerSettings>> {

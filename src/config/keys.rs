@@ -34,6 +34,7 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("processor", "shards", Kind::Integer),
     ("processor", "security_level", Kind::Text),
     ("store", "url", Kind::Text),
+    ("store", "password_file", Kind::Text),
     ("store", "messages_per_user", Kind::Integer),
     ("store", "retention", Kind::Text),
     (SERVERS, "address", Kind::Text),

@@ -45,13 +45,19 @@ impl Default for RawProcessor {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawStore {
     pub url: String,
+    pub password_file: Option<String>,
     pub messages_per_user: i64,
     pub retention: String,
 }
 
 impl Default for RawStore {
     fn default() -> Self {
-        RawStore { url: "sqlite://amphora.db".into(), messages_per_user: 0, retention: "0s".into() }
+        RawStore {
+            url: "sqlite://amphora.db".into(),
+            password_file: None,
+            messages_per_user: 0,
+            retention: "0s".into(),
+        }
     }
 }
 

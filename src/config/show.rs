@@ -13,6 +13,9 @@ impl Display for Settings {
         writeln!(f, "\n[processor]\nshards = {}", processor.shards)?;
         writeln!(f, "security_level = {}", text(processor.security_level.as_str()))?;
         writeln!(f, "\n[store]\nurl = {}", text(&store.url.to_string()))?;
+        if let Some(path) = &store.password_file {
+            writeln!(f, "password_file = {}", text(&path.to_string_lossy()))?;
+        }
         writeln!(f, "messages_per_user = {}", store.messages_per_user.map_or(0, Into::into))?;
         let retention = humantime::format_duration(store.retention.unwrap_or_default());
         writeln!(f, "retention = {}", text(&retention.to_string()))?;

@@ -37,7 +37,7 @@ use crate::words::{Bare, Key, MessageId};
 pub use error::StoreError;
 pub use job::{Done, Job, NewMessage, Outcome, Run, Write};
 pub use message::{DueMessage, DuePosition, PageLimit, Purged, StoredMessage};
-pub use place::{check_url, shown_url};
+pub use place::{check_url, shown_url, url_has_password};
 pub use sea::SeaStore;
 pub use settings::{Clock, StoreSettings};
 

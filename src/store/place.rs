@@ -266,6 +266,11 @@ pub fn check_url(url: &str) -> Result<(), String> {
     Place::of(url).map(|_| ())
 }
 
+/// Whether a URL holds a password.
+pub fn url_has_password(url: &str) -> bool {
+    matches!(Place::of(url), Ok(Place::Server(Server { password: Some(_), .. })))
+}
+
 /// The URL without user, password and parameters.
 pub fn shown_url(url: &str) -> String {
     remedy::shown(url)
