@@ -23,8 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A connection that was not used for so long is asked whether it is still there.
 const UNSURE: Duration = Duration::from_secs(1);
 
-/// How long a node waits for the end of its own former session.
-const FORMER: Duration = Duration::from_secs(5);
+/// How long a node waits for the end of a session that has the lock: its own former one, or
+/// that of a process that has ended and the server has not noticed.
+const ENDING: Duration = Duration::from_secs(3);
 
 /// A session of a server.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -78,11 +79,7 @@ impl Server {
     ) -> Result<WriterSession, NoSession> {
         answered(self.probe()).await?;
         let database = answered(self.writer()).await?;
-        let locked = match former {
-            None => answered(self.try_lock(&database)).await?,
-            Some(former) => self.lock_after(&database, former).await?,
-        };
-        match locked {
+        match self.lock(&database, former).await? {
             Some(session) => Ok(WriterSession { database, session }),
             None => {
                 let holder = answered(self.holder(&database)).await?;
@@ -92,21 +89,23 @@ impl Server {
         }
     }
 
-    async fn lock_after(
+    async fn lock(
         &self,
         database: &DatabaseConnection,
-        former: &Session,
+        former: Option<&Session>,
     ) -> Result<Option<Session>, DbErr> {
         let locking = async {
             loop {
-                if let Some(session) = answered(self.try_lock(database)).await? {
+                if let Some(session) = self.try_lock(database).await? {
                     return Ok(session);
                 }
-                answered(self.end(database, former)).await?;
+                if let Some(former) = former {
+                    self.end(database, former).await?;
+                }
                 sleep(Duration::from_millis(20)).await;
             }
         };
-        timeout(FORMER, locking).await.ok().transpose()
+        timeout(ENDING, locking).await.ok().transpose()
     }
 
     async fn probe(&self) -> Result<(), DbErr> {

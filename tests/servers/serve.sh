@@ -6,7 +6,7 @@
 # Prints 'ready PORT FOLDER' when it answers. Then it does what it reads, a word a line:
 #
 #   kill     SIGKILL to the server and all its processes; prints 'killed'
-#   start    starts it again, on the same port; prints 'ready PORT FOLDER'
+#   start    starts it again (first kills what is left), on the same port; prints 'ready PORT FOLDER'
 #
 # At the end of its input it stops the server and removes the folder, so that nothing is left
 # however the test ends. With a SIZE (as 64m) the folder is a disk in memory of that size; only
@@ -190,6 +190,7 @@ while read -r word; do
             printf 'killed\n'
             ;;
         start)
+            end KILL
             start again
             printf 'ready %s %s\n' "$port" "$folder"
             ;;

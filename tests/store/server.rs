@@ -2,6 +2,7 @@
 
 mod faults;
 mod facts;
+mod proxy;
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
