@@ -3,11 +3,11 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use amphora::store::{NewMessage, Outcome, Run, Store, StoreSettings, Write};
 use amphora::words::MessageId;
-use tokio::sync::oneshot;
 
 use super::proxy::{Fate, Proxy};
 use super::{Kind, ServerBed, TestServer, execute, on_each_server, value};
@@ -177,67 +177,68 @@ async fn sessions_that_are_ended_are_made_anew(at: ServerBed) {
     store.close().await;
 }
 
-/// Appends and deletes without end, by 32 at once, until told to stop. Gives the keys that are
-/// known to be stored and not asked to be deleted, and those that are known to be deleted.
+/// Appends and deletes for five users without end, until told to stop.
 struct Traffic {
-    stop: oneshot::Sender<()>,
-    told: tokio::task::JoinHandle<Told>,
+    stop: Arc<AtomicBool>,
+    told: Vec<tokio::task::JoinHandle<Told>>,
 }
 
+/// What is known to be stored and was not asked to be deleted, and what is known to be deleted.
 #[derive(Default)]
 struct Told {
     stored: Vec<(String, i64)>,
     deleted: Vec<(String, i64)>,
-    retries: usize,
 }
 
 impl Traffic {
     /// With ids after `first`, which no other traffic has.
-    fn start(store: Arc<dyn Store>, first: i64) -> Self {
-        let (stop, mut stopped) = oneshot::channel();
-        let told = tokio::spawn(async move {
-            let mut told = Told::default();
-            let mut next = first;
-            while stopped.try_recv().is_err() {
-                let ids: Vec<i64> = (next + 1..=next + 32).collect();
-                next += 32;
-                let user = format!("user{}", next / 32 % 5);
-                // Each in a job of its own: they share a transaction, or not.
-                let appends: Vec<_> =
-                    ids.iter().map(|id| submit(&*store, vec![append(&user, *id)])).collect();
-                let mut kept = Vec::new();
-                for (id, append) in ids.into_iter().zip(appends) {
-                    match append.await.unwrap().remove(0) {
-                        Outcome::Stored => kept.push(id),
-                        Outcome::Retry => {
-                            told.retries += 1;
-                            // It may come again, and is stored once.
-                            let key = format!("{user}-{id}");
-                            match run(&*store, vec![again(&user, id, &key)]).await.remove(0) {
-                                Outcome::Stored => kept.push(id),
-                                Outcome::Retry => told.retries += 1,
-                                other => panic!("{key} was not stored: {other:?}"),
-                            }
-                        }
-                        other => panic!("{other:?}"),
-                    }
-                }
-                // A hand-over: half of them go, when the client has them.
-                let (gone, kept) = kept.split_at(kept.len() / 2);
-                if run(&*store, vec![delete(&user, gone)]).await == [done(gone.len() as u64)] {
-                    told.deleted.extend(gone.iter().map(|id| (user.clone(), *id)));
-                }
-                told.stored.extend(kept.iter().map(|id| (user.clone(), *id)));
-            }
-            told
-        });
-        Traffic { stop, told }
+    fn start(store: &Arc<dyn Store>, first: i64) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let for_user = |user: i64| {
+            tokio::spawn(traffic(store.clone(), format!("user{user}"), first, stop.clone()))
+        };
+        Traffic { told: (0..5).map(for_user).collect(), stop }
     }
 
     async fn stop(self) -> Told {
-        let _ = self.stop.send(());
-        self.told.await.expect("no outcome surprised")
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = Told::default();
+        for told in self.told {
+            let told = told.await.expect("no outcome surprised");
+            all.stored.extend(told.stored);
+            all.deleted.extend(told.deleted);
+        }
+        all
     }
+}
+
+async fn traffic(store: Arc<dyn Store>, user: String, first: i64, stop: Arc<AtomicBool>) -> Told {
+    let mut told = Told::default();
+    let mut next = first;
+    while !stop.load(Ordering::Relaxed) {
+        let ids: Vec<i64> = (next + 1..=next + 8).collect();
+        next += 8;
+        // Each in a job of its own: they share a transaction, or not.
+        let appends: Vec<_> =
+            ids.iter().map(|id| submit(&*store, vec![append(&user, *id)])).collect();
+        let mut kept = Vec::new();
+        for (id, append) in ids.into_iter().zip(appends) {
+            let mut outcome = append.await.unwrap().remove(0);
+            while outcome == Outcome::Retry {
+                // It may come again. If it is there already, its `Retry` was a lie.
+                let key = format!("{user}-{id}");
+                outcome = run(&*store, vec![again(&user, id, &key)]).await.remove(0);
+            }
+            assert_eq!(outcome, Outcome::Stored, "{user} {id}");
+            kept.push(id);
+        }
+        // A hand-over: half of them go, when the client has them.
+        let (gone, kept) = kept.split_at(kept.len() / 2);
+        assert_eq!(run(&*store, vec![delete(&user, gone)]).await, [done(gone.len() as u64)]);
+        told.deleted.extend(gone.iter().map(|id| (user.clone(), *id)));
+        told.stored.extend(kept.iter().map(|id| (user.clone(), *id)));
+    }
+    told
 }
 
 async fn all_is_as_told(store: &dyn Store, told: &Told) {
@@ -261,7 +262,7 @@ async fn a_server_that_is_killed(kind: Kind) {
     let store = at.bed.open().await;
     let mut told = Told::default();
     for round in 0..3 {
-        let traffic = Traffic::start(store.clone(), round << 32);
+        let traffic = Traffic::start(&store, round << 32);
         let appended = store.clone();
         let mut rows = 0;
         while rows < 200 * (round as u64 + 1) {
