@@ -136,10 +136,11 @@ impl Check {
         let has_password = url_has_password(&raw.url);
         let is_file = raw.url.starts_with("sqlite:");
         let url = self.url(raw.url);
-        let password = match &raw.password_file {
-            Some(path) => self.password_file(path, has_password, is_file).map(Some),
-            None => Some(None),
+        let password = match raw.password_file.as_str() {
+            "" => Some(None),
+            path => self.password_file(path, has_password, is_file).map(Some),
         };
+        let password_file = Some(raw.password_file).filter(|path| !path.is_empty());
         let messages_per_user = match u64::try_from(raw.messages_per_user) {
             Ok(limit) => Some(NonZeroU64::new(limit)),
             Err(_) => self.refuse(
@@ -167,7 +168,7 @@ impl Check {
         Some(StoreSettings {
             url: url?,
             password: password?,
-            password_file: raw.password_file.map(Into::into),
+            password_file: password_file.map(Into::into),
             messages_per_user: messages_per_user?,
             retention: retention?,
         })

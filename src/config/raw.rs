@@ -45,7 +45,7 @@ impl Default for RawProcessor {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawStore {
     pub url: String,
-    pub password_file: Option<String>,
+    pub password_file: String,
     pub messages_per_user: i64,
     pub retention: String,
 }
@@ -54,7 +54,7 @@ impl Default for RawStore {
     fn default() -> Self {
         RawStore {
             url: "sqlite://amphora.db".into(),
-            password_file: None,
+            password_file: String::new(),
             messages_per_user: 0,
             retention: "0s".into(),
         }
