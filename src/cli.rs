@@ -28,16 +28,19 @@ pub enum ExitCode {
     CannotListen = 71,
     /// The configuration is wrong; a restart does not help.
     Config = 78,
+    /// Another process has taken the database over. A restart would take it back.
+    Superseded = 79,
 }
 
 impl ExitCode {
-    const ALL: [ExitCode; 6] = [
+    const ALL: [ExitCode; 7] = [
         ExitCode::Ok,
         ExitCode::Failure,
         ExitCode::Usage,
         ExitCode::StoreUnavailable,
         ExitCode::CannotListen,
         ExitCode::Config,
+        ExitCode::Superseded,
     ];
 
     fn meaning(self) -> &'static str {
@@ -48,6 +51,7 @@ impl ExitCode {
             ExitCode::StoreUnavailable => "the store can't be opened",
             ExitCode::CannotListen => "the address of [http] can't be listened on",
             ExitCode::Config => "the configuration is wrong; a restart does not help",
+            ExitCode::Superseded => "another process has taken the database over; do not restart",
         }
     }
 }
@@ -63,6 +67,7 @@ impl From<&NodeError> for ExitCode {
         match error {
             NodeError::Store(_) => ExitCode::StoreUnavailable,
             NodeError::Http(_) => ExitCode::CannotListen,
+            NodeError::Superseded => ExitCode::Superseded,
             _ => ExitCode::Failure,
         }
     }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use actix::{Actor, Addr};
 use actix_rt::{Arbiter, System};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -43,6 +45,11 @@ pub enum NodeError {
     /// The address of `[http]` can't be listened on.
     #[error(transparent)]
     Http(std::io::Error),
+    /// Another process has the database now.
+    #[error(
+        "another process of this name, or one that found this one silent, has taken the database over: do not start this one again before that one has ended"
+    )]
+    Superseded,
     /// Something else.
     #[error("{0}")]
     Other(String),
@@ -55,7 +62,9 @@ pub enum NodeError {
 /// [`NodeError::Store`].
 pub fn migrate(settings: &Settings) -> Result<(), NodeError> {
     System::new().block_on(async {
-        let store = SeaStore::open(store_settings(settings)).await?;
+        // Not in the node's own name: that would supersede a node that runs.
+        let node = format!("{}/migrate", settings.node.name);
+        let store = SeaStore::open(StoreSettings { node, ..store_settings(settings) }).await?;
         store.close().await;
         tracing::info!("the schema is up to date");
         Ok(())
@@ -70,8 +79,12 @@ pub fn migrate(settings: &Settings) -> Result<(), NodeError> {
 /// The store or the HTTP address can't be had.
 pub fn run(settings: Settings) -> Result<(), NodeError> {
     System::new().block_on(async {
-        let node = Node::start(settings).await?;
-        wait_for_signal().await?;
+        let mut node = Node::start(settings).await?;
+        tokio::select! {
+            signal = wait_for_signal() => signal?,
+            // What is held goes to the other process, by the interceptors.
+            () = &mut node.superseded => return Err(NodeError::Superseded),
+        }
         node.stop().await;
         Ok(())
     })
@@ -80,6 +93,7 @@ pub fn run(settings: Settings) -> Result<(), NodeError> {
 /// A node that runs.
 struct Node {
     store: Arc<dyn Store>,
+    superseded: BoxFuture<'static, ()>,
     router: Addr<Router>,
     arbiters: Vec<Arbiter>,
     links: Vec<JoinHandle<()>>,
@@ -91,7 +105,9 @@ impl Node {
     async fn start(settings: Settings) -> Result<Node, NodeError> {
         let metrics = telemetry::start_metrics().map_err(|e| NodeError::Other(e.to_string()))?;
         let health = Health::new();
-        let store: Arc<dyn Store> = Arc::new(SeaStore::open(store_settings(&settings)).await?);
+        let store = SeaStore::open(store_settings(&settings)).await?;
+        let superseded = store.superseded().boxed();
+        let store: Arc<dyn Store> = Arc::new(store);
         let checked = store.clone();
         health.set_store(move || checked.healthy());
         let http = match settings.http.listen {
@@ -134,7 +150,7 @@ impl Node {
             health.add_link(&link.component, link.hosts.iter().map(|host| host.to_string()));
             actix_rt::spawn(link::run(link, context.clone()))
         });
-        Ok(Node { store, router, arbiters, links: links.collect(), http, stop })
+        Ok(Node { store, superseded, router, arbiters, links: links.collect(), http, stop })
     }
 
     /// Decides and writes what is held, then lets everything go.
@@ -228,7 +244,8 @@ async fn wait_for_signal() -> Result<(), NodeError> {
 
 fn store_settings(settings: &Settings) -> StoreSettings {
     let password = settings.store.password.as_ref().map(|secret| secret.expose().to_owned());
-    StoreSettings { password, ..StoreSettings::new(settings.store.url.expose()) }
+    let node = settings.node.name.clone();
+    StoreSettings { password, node, ..StoreSettings::new(settings.store.url.expose()) }
 }
 
 fn security(level: config::SecurityLevel) -> SecurityLevel {

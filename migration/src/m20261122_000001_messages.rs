@@ -12,6 +12,8 @@ const BARE_JID: u32 = 2047;
 const FULL_JID: u32 = 3071;
 /// Bytes of a key at most.
 const KEY: u32 = 255;
+/// Bytes of a node's name at most (64, and what is added to it), and of a time as text.
+const NAME: u32 = 80;
 
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
@@ -20,20 +22,25 @@ impl MigrationTrait for Migration {
         create(manager, messages(backend), message_indexes(backend).into()).await?;
         create(manager, marks(backend), vec![mark_index()]).await?;
         create(manager, epochs(backend), Vec::new()).await?;
+        if backend != DbBackend::Sqlite {
+            create(manager, lanes(backend), Vec::new()).await?;
+        }
         manager
             .execute(
                 Query::insert()
                     .into_table(Epoch::Table)
                     .columns([Epoch::Id, Epoch::Value, Epoch::Beat])
                     .values_panic([1.into(), 0.into(), 0.into()])
-                    .on_conflict(OnConflict::column(Epoch::Id).do_nothing_on([Epoch::Id]).to_owned())
+                    .on_conflict(
+                        OnConflict::column(Epoch::Id).do_nothing_on([Epoch::Id]).to_owned(),
+                    )
                     .take(),
             )
             .await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        for table in [Epoch::Table.into_iden(), Mark::Table.into_iden()] {
+        for table in [Lane::Table.into_iden(), Epoch::Table.into_iden(), Mark::Table.into_iden()] {
             manager.drop_table(Table::drop().table(table).if_exists().take()).await?;
         }
         let messages = Table::drop().table(OfflineMessage::Table).if_exists().take();
@@ -183,6 +190,36 @@ fn epochs(backend: DbBackend) -> TableCreateStatement {
         .col(ColumnDef::new(Epoch::Value).big_integer().not_null())
         .col(ColumnDef::new(Epoch::Beat).big_integer().not_null())
         .take()
+}
+
+/// A row for each node, written by each of its transactions. A file has a lock beside it instead.
+fn lanes(backend: DbBackend) -> TableCreateStatement {
+    let mut table = Table::create();
+    if backend == DbBackend::Postgres {
+        table.extra("WITH (fillfactor = 10)");
+    }
+    table
+        .table(Lane::Table)
+        .col(text(backend, Lane::Node, NAME).primary_key())
+        .col(ColumnDef::new(Lane::Incarnation).big_integer().not_null())
+        .col(ColumnDef::new(Lane::Fenced).boolean().not_null())
+        .col(ColumnDef::new(Lane::Beat).big_integer().not_null())
+        .col(ColumnDef::new(Lane::SeenAt).big_integer().not_null())
+        .col(ColumnDef::new(Lane::Session).big_integer().not_null())
+        .col(text(backend, Lane::Since, NAME))
+        .take()
+}
+
+#[derive(DeriveIden)]
+enum Lane {
+    Table,
+    Node,
+    Incarnation,
+    Fenced,
+    Beat,
+    SeenAt,
+    Session,
+    Since,
 }
 
 #[derive(DeriveIden)]

@@ -14,7 +14,7 @@ use std::time::Duration;
 use sea_orm::{DatabaseTransaction, DbErr};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::error::StoreError;
 use super::fault::{self, Fault};
@@ -39,11 +39,14 @@ const MEETINGS: u32 = 8;
 pub(super) struct Shared {
     pub(super) load: Arc<Load>,
     pub(super) healthy: AtomicBool,
+    /// Another process has taken the database over.
+    pub(super) fenced: AtomicBool,
 }
 
 impl Shared {
     pub(super) fn new() -> Self {
-        Shared { load: Arc::new(Load::new()), healthy: AtomicBool::new(false) }
+        let (healthy, fenced) = (AtomicBool::new(false), AtomicBool::new(false));
+        Shared { load: Arc::new(Load::new()), healthy, fenced }
     }
 }
 
@@ -159,6 +162,9 @@ struct Run {
 impl Run {
     async fn until_closed(&mut self) {
         loop {
+            if self.writer.is_fenced() {
+                return self.fenced();
+            }
             self.inbox.push_all();
             self.inbox.queue.give_up_late();
             metrics::waiting(self.shared.load.appends());
@@ -181,11 +187,30 @@ impl Run {
         self.inbox.queue.is_empty() || now >= end
     }
 
+    /// Waits until there is something to do, or until it is time to show that this node lives.
     async fn wait_for_job(&mut self) {
-        match self.inbox.jobs.recv().await {
+        let job = match self.writer.heartbeat() {
+            None => self.inbox.jobs.recv().await,
+            Some(rest) => match timeout(rest, self.inbox.jobs.recv()).await {
+                Ok(job) => job,
+                Err(_) => return self.transact().await,
+            },
+        };
+        match job {
             Some(job) => self.inbox.queue.push(job),
             None => self.inbox.open = false,
         }
+    }
+
+    /// Another process has the right to write, for good: answers `Retry` to all. What this one
+    /// still holds, the interceptors send to the other.
+    fn fenced(&mut self) {
+        tracing::error!("another process has taken the database over; this one writes no more");
+        self.shared.fenced.store(true, Ordering::Relaxed);
+        self.set_healthy(false);
+        self.inbox.jobs.close();
+        self.inbox.push_all();
+        self.inbox.queue.give_up_all();
     }
 
     /// One transaction with what waits when it begins. With nothing waiting it shows whether
@@ -291,6 +316,8 @@ impl Run {
         loop {
             match self.inbox.during(self.writer.settle()).await {
                 Ok(committed) => return committed,
+                // Whether it was committed is for the other process to find out by the keys.
+                Err(_) if self.writer.is_fenced() => return false,
                 Err(error) => {
                     self.failed(&error);
                     self.pause(&error).await;
@@ -343,6 +370,9 @@ impl Run {
     /// Waits after a failure; begins with a new connection, unless this one only had to wait
     /// for another program.
     async fn pause(&mut self, error: &DbErr) {
+        if self.writer.is_fenced() {
+            return;
+        }
         if fault::fault(error) == Fault::Busy {
             self.pause = FIRST_PAUSE;
         } else {

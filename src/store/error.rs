@@ -24,14 +24,14 @@ pub enum StoreError {
         /// The lock file.
         lock: PathBuf,
     },
-    /// Another session has the lock of the database.
+    /// Another node has the database, and lives.
     #[error(
         "another amphora has the database '{url}' ({holder}): stop it, or give this one a database of its own"
     )]
     Held {
         /// As configured, without secrets.
         url: String,
-        /// Which session of the server it is.
+        /// Which node it is, and when it was seen.
         holder: String,
     },
     /// The server's version or settings are not enough.
@@ -85,6 +85,9 @@ pub enum StoreError {
     /// A thread of the store can't be started.
     #[error("cannot start a thread of the store")]
     Thread(#[source] std::io::Error),
+    /// Another process has taken the database over; this one hands nothing over any more.
+    #[error("another process has taken the database over")]
+    Fenced,
     /// A read failed.
     #[error("cannot read from the store")]
     Read(#[source] DbErr),

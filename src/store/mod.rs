@@ -8,6 +8,7 @@ mod committer;
 mod error;
 mod fault;
 mod job;
+mod lane;
 mod lock;
 mod message;
 mod metrics;

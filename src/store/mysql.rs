@@ -3,10 +3,10 @@
 
 use sea_orm::sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
 use sea_orm::sqlx::pool::PoolOptions;
-use sea_orm::sqlx::{Connection, ConnectOptions, MySql, MySqlConnection};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, SqlxMySqlConnector, Statement};
+use sea_orm::sqlx::{ConnectOptions, Connection, MySql, MySqlConnection};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, SqlxMySqlConnector};
 
-use super::fault;
+use super::fault::{self, Code};
 use super::place::{Server, Tls};
 use super::server::{self, Session, Unfit};
 use super::statements::Words;
@@ -76,7 +76,7 @@ fn pool(most: u32) -> PoolOptions<MySql> {
         .max_lifetime(None)
 }
 
-/// A session that may write; not yet with the lock.
+/// A session that may write.
 pub(super) async fn writer(server: &Server) -> Result<DatabaseConnection, DbErr> {
     let pool = pool(1).test_before_acquire(false).connect_lazy_with(options(server));
     let database = SqlxMySqlConnector::from_sqlx_mysql_pool(pool);
@@ -93,53 +93,37 @@ pub(super) fn readers(server: &Server, count: u32) -> DatabaseConnection {
             Box::pin(async move { server::still_there(connection, meta.idle_for).await })
         })
         .after_connect(|connection, _| {
-            Box::pin(async move {
-                sea_orm::sqlx::raw_sql(READER).execute(connection).await.map(|_| ())
-            })
+            Box::pin(
+                async move { sea_orm::sqlx::raw_sql(READER).execute(connection).await.map(|_| ()) },
+            )
         })
         .connect_lazy_with(options(server));
     SqlxMySqlConnector::from_sqlx_mysql_pool(pool)
 }
 
-/// The lock's name is one of the whole server.
-macro_rules! with_lock {
-    ($before:expr, $after:expr) => {
-        concat!($before, "CONCAT('amphora ', SHA1(DATABASE()))", $after)
-    };
+/// Which session this is.
+pub(super) async fn session(database: &DatabaseConnection) -> Result<Session, DbErr> {
+    let row = server::one(database, "SELECT CAST(CONNECTION_ID() AS SIGNED)").await?;
+    Ok(Session { id: row.try_get_by_index(0)?, since: String::new() })
 }
 
-/// Takes the lock of the database for the life of the session; none if another has it.
-pub(super) async fn try_lock(database: &DatabaseConnection) -> Result<Option<Session>, DbErr> {
-    const LOCK: &str =
-        with_lock!("SELECT GET_LOCK(", ", 0) = 1, CAST(CONNECTION_ID() AS SIGNED)");
-    let row = server::one(database, LOCK).await?;
-    let taken: Option<bool> = row.try_get_by_index(0)?;
-    let session = Session { id: row.try_get_by_index(1)?, since: String::new() };
-    Ok((taken == Some(true)).then_some(session))
-}
-
-/// Who has the lock, for an error.
-pub(super) async fn holder(database: &DatabaseConnection) -> Result<String, DbErr> {
-    const HOLDER: &str = with_lock!(
-        "SELECT CONCAT('session ', ID, ' from ', HOST) FROM information_schema.PROCESSLIST \
-         WHERE ID = IS_USED_LOCK(",
-        ")"
-    );
-    let statement = Statement::from_string(DbBackend::MySql, HOLDER);
-    match database.query_one_raw(statement).await? {
-        Some(row) => row.try_get_by_index(0),
-        None => Ok("a session of another user, or one that is gone by now".to_owned()),
-    }
-}
-
-/// Ends this node's own former session, if it still has the lock.
+/// Ends another session of the same user and database, if it is still there. (Numbers begin anew
+/// when the server does: it may be one that reads, by then. That one is made anew.)
 pub(super) async fn end(database: &DatabaseConnection, former: &Session) -> Result<(), DbErr> {
-    const HOLDER: &str = with_lock!("SELECT CAST(IS_USED_LOCK(", ") AS SIGNED)");
-    let row = server::one(database, HOLDER).await?;
-    if row.try_get_by_index::<Option<i64>>(0)? == Some(former.id) {
-        database.execute_unprepared(&format!("KILL CONNECTION {}", former.id)).await?;
+    let there = format!(
+        "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE ID = {} AND DB = DATABASE() \
+         AND ID <> CONNECTION_ID()",
+        former.id
+    );
+    let row = server::one(database, &there).await?;
+    if row.try_get_by_index::<i64>(0)? == 0 {
+        return Ok(());
     }
-    Ok(())
+    match database.execute_unprepared(&format!("KILL CONNECTION {}", former.id)).await {
+        // It has gone meanwhile.
+        Err(error) if fault::code(&error) == Some(Code::MySql(1094)) => Ok(()),
+        done => done.map(|_| ()),
+    }
 }
 
 /// What the store needs of a server, and what it had better have.
@@ -168,7 +152,9 @@ pub(super) async fn check(database: &DatabaseConnection) -> Result<Vec<String>, 
         )));
     }
     if on(&text(6)?) {
-        return Err(Unfit::Server("it can only be read: name the primary, or set read_only = 0".to_owned()));
+        return Err(Unfit::Server(
+            "it can only be read: name the primary, or set read_only = 0".to_owned(),
+        ));
     }
     let logged = on(&text(3)?);
     if logged && text(4)?.eq_ignore_ascii_case("STATEMENT") {
@@ -186,7 +172,12 @@ pub(super) async fn check(database: &DatabaseConnection) -> Result<Vec<String>, 
     };
     let (flush, doublewrite, sync) = (text(7)?, text(8)?, text(5)?);
     had_better("innodb_flush_log_at_trx_commit", &flush, flush == "1" || flush == "3", "1");
-    had_better("innodb_doublewrite", &doublewrite, doublewrite != "0" && doublewrite != "OFF", "ON");
+    had_better(
+        "innodb_doublewrite",
+        &doublewrite,
+        doublewrite != "0" && doublewrite != "OFF",
+        "ON",
+    );
     had_better("sync_binlog", &sync, !logged || sync == "1", "1");
     Ok(warnings)
 }
@@ -228,10 +219,6 @@ pub(super) fn remedy_of(code: u16) -> &'static str {
 ///
 /// MySQL can't tell what it deleted: it is asked first.
 pub(super) const WORDS: Words = Words {
-    // The last condition holds only in a session that was set up: a pool may connect anew by
-    // itself.
-    raise_beat: "UPDATE epoch SET beat = beat + 1 WHERE beat = ? AND value = ? \
-                 AND @amphora_writer = 1",
     insert: (
         "INSERT INTO offline_message (recipient, id, `key`, sender, kind, size, stored_at, \
          appended_at, archived, expires_at, expire_rule, met_rule, stanza) VALUES ",
@@ -257,7 +244,13 @@ mod tests {
 
     #[test]
     fn versions() {
-        for good in ["10.11.6-MariaDB-0+deb12u1", "5.5.5-10.6.1-MariaDB", "11.4.2-MariaDB", "8.0.36", "9.1.0"] {
+        for good in [
+            "10.11.6-MariaDB-0+deb12u1",
+            "5.5.5-10.6.1-MariaDB",
+            "11.4.2-MariaDB",
+            "8.0.36",
+            "9.1.0",
+        ] {
             assert!(is_known(good), "{good}");
         }
         for bad in ["10.5.9-MariaDB", "5.7.44-log", ""] {

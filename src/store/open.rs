@@ -7,14 +7,15 @@ use sea_orm::{ColumnTrait, DatabaseConnection, DbErr, EntityTrait, QueryFilter};
 
 use super::error::StoreError;
 use super::fault::{self, Code};
+use super::lane::{self, Lane, Owner, Taken};
 use super::lock::Lock;
 use super::place::{Place, Server};
 use super::readers::Readers;
-use super::server::{self, NoSession, WriterSession};
+use super::remedy;
+use super::server::{self, WriterSession};
 use super::settings::StoreSettings;
 use super::sqlite::{self, DatabaseFile};
-use super::writer::Writer;
-use super::remedy;
+use super::writer::{OnServer, Writer};
 use crate::words::MessageId;
 
 /// An open database.
@@ -22,7 +23,7 @@ pub(super) struct Opened {
     pub(super) writer: Writer,
     pub(super) readers: Readers,
     pub(super) epoch: u32,
-    /// Let go last. None: the session of the writer has the lock.
+    /// Let go last. None: the database has the fence.
     pub(super) lock: Option<Lock>,
 }
 
@@ -52,7 +53,10 @@ async fn open_file(
         StoreError::Open { url: url.clone(), remedy, source }
     };
     let database = file.connect_writer().await.map_err(failed)?;
-    let epoch = set_up(&database, &url, failed).await?;
+    migrate(&database, &url, failed).await?;
+    let Some(epoch) = raise_epoch(&database).await.map_err(failed)? else {
+        return Err(StoreError::EpochsUsedUp { url });
+    };
     let readers = file.connect_readers(settings.readers).await.map_err(failed)?;
     let readers = Readers::of_file(readers);
     let (clock, memory) = (settings.clock.clone(), settings.memory_of_keys);
@@ -73,31 +77,36 @@ async fn open_server(
         remedy: server::remedy_of(&source),
         source,
     };
-    let WriterSession { database, session } = match server.connect_writer(None).await {
-        Ok(session) => session,
-        Err(NoSession::Held(holder)) => return Err(StoreError::Held { url, holder }),
-        Err(NoSession::Failed(error)) => return Err(failed(error)),
-    };
+    let WriterSession { database, session } = server.connect_writer(None).await.map_err(failed)?;
     server.check(&url, &database).await?;
-    let epoch = set_up(&database, &url, failed).await?;
-    let readers = Readers::of_server(server.readers(settings.readers)).map_err(StoreError::Thread)?;
+    migrate(&database, &url, failed).await?;
+    let node = &settings.node;
+    let epoch = match lane::take_in_time(&server, &database, node, &session).await {
+        Ok(Taken::Yes(epoch)) => epoch,
+        Ok(Taken::Alive(holder)) => return Err(StoreError::Held { url, holder }),
+        Ok(Taken::UsedUp) => return Err(StoreError::EpochsUsedUp { url }),
+        Err(error) => return Err(failed(error)),
+    };
+    let owner = Owner { node: node.clone(), incarnation: epoch };
+    let readers = Readers::of_server(server.readers(settings.readers), owner);
+    let readers = readers.map_err(StoreError::Thread)?;
     let (clock, memory) = (settings.clock.clone(), settings.memory_of_keys);
-    let writer = Writer::new(database, Some((server, session)), epoch, clock, memory);
+    let lane = Lane::new(database.get_database_backend(), node, epoch);
+    let on_server = OnServer { server, lane, session };
+    let writer = Writer::new(database, Some(on_server), epoch, clock, memory);
     Ok(Opened { writer, readers, epoch, lock: None })
 }
 
-/// Brings the tables up to date; gives the new epoch.
-async fn set_up(
+/// Brings the tables up to date.
+async fn migrate(
     database: &DatabaseConnection,
     url: &str,
     failed: impl Fn(DbErr) -> StoreError,
-) -> Result<u32, StoreError> {
+) -> Result<(), StoreError> {
     if let Some(version) = unknown_migration(database).await.map_err(&failed)? {
         return Err(StoreError::Newer { url: url.to_owned(), version });
     }
-    Migrator::up(database, None).await.map_err(&failed)?;
-    let epoch = raise_epoch(database).await.map_err(&failed)?;
-    epoch.ok_or_else(|| StoreError::EpochsUsedUp { url: url.to_owned() })
+    Migrator::up(database, None).await.map_err(&failed)
 }
 
 /// The first migration that a newer version has made, if any.

@@ -4,12 +4,13 @@ use entities::offline_message::{Column as C, Entity, Model};
 use sea_orm::sea_query::{Expr, ExprTrait, SimpleExpr};
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait,
-    FromQueryResult,
-    PaginatorTrait, QueryFilter, QueryOrder, QueryResult, QuerySelect, QueryTrait, Select,
+    FromQueryResult, PaginatorTrait, QueryFilter, QueryOrder, QueryResult, QuerySelect, QueryTrait,
+    Select,
 };
 
 use super::error::StoreError;
 use super::fault::{self, Fault};
+use super::lane::Owner;
 use super::message::{DueMessage, DuePosition, PageLimit, StoredMessage};
 use super::{metrics, row};
 use crate::time::Timestamp;
@@ -21,17 +22,23 @@ const SCAN: u64 = 1000;
 /// Rows that are read one by one where the database is damaged.
 const DAMAGED: u64 = 64;
 
-/// See [`super::Store::page`].
+/// See [`super::Store::page`]. An `owner` that was fenced gets nothing.
 pub(super) async fn page(
     database: DatabaseConnection,
+    owner: Option<Owner>,
     recipient: Bare,
     mut after: MessageId,
     limit: PageLimit,
 ) -> Result<Vec<StoredMessage>, StoreError> {
     loop {
-        let ids = ids(&database, &recipient, after, limit).await.map_err(failed)?;
+        let ids = ids(&database, owner.as_ref(), &recipient, after, limit).await.map_err(failed)?;
         let (Some(first), Some(last)) = (ids.first(), ids.last()) else {
-            return Ok(Vec::new());
+            return match owner {
+                Some(owner) if owner.is_fenced(&database).await.map_err(failed)? => {
+                    Err(StoreError::Fenced)
+                }
+                _ => Ok(Vec::new()),
+            };
         };
         let all = Entity::find()
             .filter(C::Recipient.eq(&*recipient))
@@ -143,16 +150,20 @@ pub(super) async fn older(
 /// The ids of the next messages that stay within the limit.
 async fn ids(
     database: &DatabaseConnection,
+    owner: Option<&Owner>,
     recipient: &str,
     after: MessageId,
     limit: PageLimit,
 ) -> Result<Vec<MessageId>, DbErr> {
-    let next = Entity::find()
+    let mut next = Entity::find()
         .select_only()
         .column(C::Id)
         .filter(C::Recipient.eq(recipient))
         .filter(C::Id.gt(after.0))
         .order_by_asc(C::Id);
+    if let Some(owner) = owner {
+        next = next.filter(owner.condition());
+    }
     within(database, next, limit, |row| Ok(MessageId(row.try_get("", "id")?))).await
 }
 

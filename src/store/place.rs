@@ -290,7 +290,9 @@ mod tests {
 
     #[test]
     fn servers() {
-        let full = server("postgres://us%40er:p%3aw@db.example.org:5433/m%20b?sslmode=verify-full&sslrootcert=/ca.pem");
+        let full = server(
+            "postgres://us%40er:p%3aw@db.example.org:5433/m%20b?sslmode=verify-full&sslrootcert=/ca.pem",
+        );
         assert_eq!(full.kind, Kind::Postgres);
         assert_eq!((full.host.as_str(), full.port), ("db.example.org", Some(5433)));
         assert_eq!((full.user.as_str(), full.password.as_deref()), ("us@er", Some("p:w")));
@@ -308,8 +310,9 @@ mod tests {
 
     #[test]
     fn as_tigase_writes_them() {
-        let mysql =
-            server("jdbc:mysql://h:3307/tigasedb?user=u&password=p%26w&useSSL=false&useUnicode=true&characterEncoding=UTF-8");
+        let mysql = server(
+            "jdbc:mysql://h:3307/tigasedb?user=u&password=p%26w&useSSL=false&useUnicode=true&characterEncoding=UTF-8",
+        );
         assert_eq!((mysql.kind, mysql.port, mysql.tls), (Kind::MySql, Some(3307), Tls::Off));
         assert_eq!((mysql.user.as_str(), mysql.password.as_deref()), ("u", Some("p&w")));
         let strict = "jdbc:mysql://h/d?useSSL=true&requireSSL=true&verifyServerCertificate=true";

@@ -3,16 +3,16 @@
 use sea_orm::sea_query::ArrayType;
 use sea_orm::sqlx::pool::PoolOptions;
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgSslMode};
-use sea_orm::sqlx::{Connection, ConnectOptions, PgConnection, Postgres};
+use sea_orm::sqlx::{ConnectOptions, Connection, PgConnection, Postgres};
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, DbErr, SqlxPostgresConnector, Statement, Value,
 };
 
 use super::fault;
 use super::place::{Server, Tls};
+use super::row;
 use super::server::{self, Session, Unfit};
 use super::statements::{Append, Mark, Pair};
-use super::row;
 use crate::time::Timestamp;
 
 /// The oldest version that has all that is asked for here.
@@ -91,7 +91,7 @@ fn pool(most: u32) -> PoolOptions<Postgres> {
         .max_lifetime(None)
 }
 
-/// A session that may write; not yet with the lock.
+/// A session that may write.
 pub(super) async fn writer(server: &Server) -> Result<DatabaseConnection, DbErr> {
     let pool = pool(1).test_before_acquire(false).connect_lazy_with(options(server));
     let database = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
@@ -107,45 +107,23 @@ pub(super) fn readers(server: &Server, count: u32) -> DatabaseConnection {
             Box::pin(async move { server::still_there(connection, meta.idle_for).await })
         })
         .after_connect(|connection, _| {
-            Box::pin(async move {
-                sea_orm::sqlx::raw_sql(READER).execute(connection).await.map(|_| ())
-            })
+            Box::pin(
+                async move { sea_orm::sqlx::raw_sql(READER).execute(connection).await.map(|_| ()) },
+            )
         })
         .connect_lazy_with(options(server));
     SqlxPostgresConnector::from_sqlx_postgres_pool(pool)
 }
 
-/// Takes the lock of the schema for the life of the session; none if another session has it.
-pub(super) async fn try_lock(database: &DatabaseConnection) -> Result<Option<Session>, DbErr> {
-    const LOCK: &str = "SELECT pg_try_advisory_lock(1634562168, hashtext(current_schema())), \
-                        pg_backend_pid()::bigint, \
-                        (SELECT extract(epoch FROM backend_start)::text FROM pg_stat_activity \
-                         WHERE pid = pg_backend_pid())";
-    let row = server::one(database, LOCK).await?;
-    let taken: bool = row.try_get_by_index(0)?;
-    let session = Session {
-        id: row.try_get_by_index(1)?,
-        since: row.try_get_by_index::<Option<String>>(2)?.unwrap_or_default(),
-    };
-    Ok(taken.then_some(session))
+/// Which session this is.
+pub(super) async fn session(database: &DatabaseConnection) -> Result<Session, DbErr> {
+    const SESSION: &str = "SELECT pid::bigint, extract(epoch FROM backend_start)::text \
+                           FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+    let row = server::one(database, SESSION).await?;
+    Ok(Session { id: row.try_get_by_index(0)?, since: row.try_get_by_index(1)? })
 }
 
-/// Who has the lock, for an error.
-pub(super) async fn holder(database: &DatabaseConnection) -> Result<String, DbErr> {
-    const HOLDER: &str = "SELECT 'session ' || l.pid || coalesce(' from ' || host(a.client_addr), '') \
-                          FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid \
-                          WHERE l.locktype = 'advisory' AND l.granted AND l.classid = 1634562168 \
-                          AND l.objid = hashtext(current_schema())::bit(32)::bigint \
-                          AND l.database = (SELECT oid FROM pg_database \
-                                            WHERE datname = current_database()) LIMIT 1";
-    let statement = Statement::from_string(DbBackend::Postgres, HOLDER);
-    match database.query_one_raw(statement).await? {
-        Some(row) => row.try_get_by_index(0),
-        None => Ok("a session that is gone by now".to_owned()),
-    }
-}
-
-/// Ends this node's own former session, if it is still there.
+/// Ends another session of the same user, if it is still there.
 pub(super) async fn end(database: &DatabaseConnection, former: &Session) -> Result<(), DbErr> {
     const END: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                        WHERE pid = $1 AND extract(epoch FROM backend_start)::text = $2";
@@ -177,7 +155,9 @@ pub(super) async fn check(database: &DatabaseConnection) -> Result<Vec<String>, 
         return Err(Unfit::Server("it is a standby: name the primary".to_owned()));
     }
     if row.try_get_by_index::<String>(5)?.is_empty() {
-        return Err(Unfit::Server("its search_path names no schema: ALTER ROLE ... SET search_path = public".to_owned()));
+        return Err(Unfit::Server(
+            "its search_path names no schema: ALTER ROLE ... SET search_path = public".to_owned(),
+        ));
     }
     let mut warnings = Vec::new();
     for (place, name) in [(2, "fsync"), (3, "full_page_writes")] {
@@ -205,12 +185,6 @@ pub(super) fn remedy_of(code: &str) -> &'static str {
         _ => "see the cause",
     }
 }
-
-/// Parameters: beat, epoch. The last condition holds only in a session that was set up: a pool
-/// may connect anew by itself.
-pub(super) const RAISE_BEAT: &str = "UPDATE epoch SET beat = beat + 1 WHERE beat = $1 \
-                                     AND value = $2 \
-                                     AND current_setting('amphora.writer', true) = 'yes'";
 
 /// The driver takes no nulls in arrays: a rule below zero is none.
 pub(super) const INSERT: &str = "\

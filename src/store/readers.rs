@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::error::StoreError;
 use super::fault;
+use super::lane::Owner;
 
 /// How often a read is asked again: each connection that lay idle may have been lost.
 const RECONNECTIONS: u32 = 3;
@@ -23,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Connections that read.
 pub(super) struct Readers {
     database: DatabaseConnection,
+    /// Who must not be fenced to be handed messages; none: a file has a lock.
+    owner: Option<Owner>,
     /// A socket belongs to the runtime that it was made on, and waits when that one is busy. So
     /// those of a server have a thread of their own, and not whichever asked first.
     home: Option<Home>,
@@ -37,11 +40,11 @@ struct Home {
 impl Readers {
     /// For a file: its connections have threads of their own.
     pub(super) fn of_file(database: DatabaseConnection) -> Self {
-        Readers { database, home: None }
+        Readers { database, owner: None, home: None }
     }
 
     /// For a server. The connections are made when they are needed.
-    pub(super) fn of_server(database: DatabaseConnection) -> io::Result<Self> {
+    pub(super) fn of_server(database: DatabaseConnection, owner: Owner) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (open, closed) = oneshot::channel::<()>();
@@ -50,7 +53,13 @@ impl Readers {
             // An error: it was dropped, which is the sign.
             let _ = runtime.block_on(closed);
         })?;
-        Ok(Readers { database, home: Some(Home { runtime: handle, _open: open }) })
+        let home = Home { runtime: handle, _open: open };
+        Ok(Readers { database, owner: Some(owner), home: Some(home) })
+    }
+
+    /// See [`super::pages::page`].
+    pub(super) fn owner(&self) -> Option<Owner> {
+        self.owner.clone()
     }
 
     /// Reads; once more when the connection was lost: another one may do, as after a restart of

@@ -55,6 +55,21 @@ impl SeaStore {
     }
 }
 
+impl SeaStore {
+    /// Ends when another process has taken the database of a server over. This store is closed
+    /// by then.
+    pub fn superseded(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (mut ended, shared) = (self.ended.clone(), self.inlet.shared.clone());
+        async move {
+            // An error: the thread is gone already.
+            let _ = ended.wait_for(|ended| *ended).await;
+            if !shared.fenced.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
 /// Where jobs go in, until the store closes.
 #[derive(Clone)]
 struct Inlet {
@@ -114,7 +129,9 @@ impl Store for SeaStore {
         after: MessageId,
         limit: PageLimit,
     ) -> BoxFuture<'static, Result<Vec<StoredMessage>, StoreError>> {
-        let page = move |database| pages::page(database, recipient.clone(), after, limit);
+        let owner = self.readers.owner();
+        let page =
+            move |database| pages::page(database, owner.clone(), recipient.clone(), after, limit);
         Box::pin(self.readers.read(page))
     }
 

@@ -1,12 +1,11 @@
-//! What the servers have in common: a session that writes and holds the lock, sessions that
-//! read.
+//! What the servers have in common: a session that writes, sessions that read.
 
 use std::future::Future;
 use std::time::Duration;
 
 use sea_orm::sqlx::{self, Connection};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, QueryResult, Statement};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::error::StoreError;
 use super::fault::{self, Code};
@@ -22,10 +21,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A connection that was not used for so long is asked whether it is still there.
 const UNSURE: Duration = Duration::from_secs(1);
-
-/// How long a node waits for the end of a session that has the lock: its own former one, or
-/// that of a process that has ended and the server has not noticed.
-const ENDING: Duration = Duration::from_secs(3);
 
 /// A session of a server.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -50,62 +45,26 @@ impl From<DbErr> for Unfit {
     }
 }
 
-/// Why there is no session that writes.
-pub(super) enum NoSession {
-    /// Another has the lock: who.
-    Held(String),
-    /// It could not be made.
-    Failed(DbErr),
-}
-
-impl From<DbErr> for NoSession {
-    fn from(error: DbErr) -> Self {
-        NoSession::Failed(error)
-    }
-}
-
-/// The session that writes.
+/// A session for writing.
 pub(super) struct WriterSession {
     pub(super) database: DatabaseConnection,
     pub(super) session: Session,
 }
 
 impl Server {
-    /// Connects, and takes the lock. The node's own former session may still have it, when the
+    /// Connects for writing. The node's own former session may still hold locks, when the
     /// connection was lost and the server has not noticed: that one is ended.
     pub(super) async fn connect_writer(
         &self,
         former: Option<&Session>,
-    ) -> Result<WriterSession, NoSession> {
+    ) -> Result<WriterSession, DbErr> {
         answered(self.probe()).await?;
         let database = answered(self.writer()).await?;
-        match self.lock(&database, former).await? {
-            Some(session) => Ok(WriterSession { database, session }),
-            None => {
-                let holder = answered(self.holder(&database)).await?;
-                let_go(database).await;
-                Err(NoSession::Held(holder))
-            }
+        if let Some(former) = former {
+            answered(self.end(&database, former)).await?;
         }
-    }
-
-    async fn lock(
-        &self,
-        database: &DatabaseConnection,
-        former: Option<&Session>,
-    ) -> Result<Option<Session>, DbErr> {
-        let locking = async {
-            loop {
-                if let Some(session) = self.try_lock(database).await? {
-                    return Ok(session);
-                }
-                if let Some(former) = former {
-                    self.end(database, former).await?;
-                }
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        timeout(ENDING, locking).await.ok().transpose()
+        let session = answered(self.session(&database)).await?;
+        Ok(WriterSession { database, session })
     }
 
     async fn probe(&self) -> Result<(), DbErr> {
@@ -136,21 +95,19 @@ impl Server {
         }
     }
 
-    async fn try_lock(&self, database: &DatabaseConnection) -> Result<Option<Session>, DbErr> {
+    async fn session(&self, database: &DatabaseConnection) -> Result<Session, DbErr> {
         match self.kind {
-            Kind::Postgres => postgres::try_lock(database).await,
-            Kind::MySql => mysql::try_lock(database).await,
+            Kind::Postgres => postgres::session(database).await,
+            Kind::MySql => mysql::session(database).await,
         }
     }
 
-    async fn holder(&self, database: &DatabaseConnection) -> Result<String, DbErr> {
-        match self.kind {
-            Kind::Postgres => postgres::holder(database).await,
-            Kind::MySql => mysql::holder(database).await,
-        }
-    }
-
-    async fn end(&self, database: &DatabaseConnection, former: &Session) -> Result<(), DbErr> {
+    /// Ends another session of the same user, if it is still there.
+    pub(super) async fn end(
+        &self,
+        database: &DatabaseConnection,
+        former: &Session,
+    ) -> Result<(), DbErr> {
         match self.kind {
             Kind::Postgres => postgres::end(database, former).await,
             Kind::MySql => mysql::end(database, former).await,
@@ -175,11 +132,9 @@ impl Server {
                 Ok(())
             }
             Err(Unfit::Server(reason)) => Err(StoreError::Unfit { url: url.to_owned(), reason }),
-            Err(Unfit::Failed(source)) => Err(StoreError::Open {
-                url: url.to_owned(),
-                remedy: remedy_of(&source),
-                source,
-            }),
+            Err(Unfit::Failed(source)) => {
+                Err(StoreError::Open { url: url.to_owned(), remedy: remedy_of(&source), source })
+            }
         }
     }
 }
@@ -203,9 +158,7 @@ pub(super) fn remedy_of(error: &DbErr) -> &'static str {
 }
 
 /// Gives a server up that is silent for too long.
-pub(super) async fn answered<T>(
-    work: impl Future<Output = Result<T, DbErr>>,
-) -> Result<T, DbErr> {
+pub(super) async fn answered<T>(work: impl Future<Output = Result<T, DbErr>>) -> Result<T, DbErr> {
     match timeout(PATIENCE, work).await {
         Ok(answer) => answer,
         Err(_) => Err(DbErr::Custom("the database does not answer".to_owned())),

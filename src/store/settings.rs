@@ -19,6 +19,9 @@ pub struct StoreSettings {
     pub url: String,
     /// The password for a server, over one in the URL. None: that one, if any.
     pub password: Option<String>,
+    /// The name of the node, for a server: a process of the same name supersedes this one, one
+    /// of another name is refused while this one lives ("amphora").
+    pub node: String,
     /// How long an append may wait before it is answered `Retry` (5 s).
     pub append_limit: Duration,
     /// How long after an append its key is remembered though the row is gone (H, 10 min).
@@ -36,6 +39,7 @@ impl StoreSettings {
         StoreSettings {
             url: url.into(),
             password: None,
+            node: "amphora".to_owned(),
             append_limit: Duration::from_secs(5),
             memory_of_keys: Duration::from_secs(10 * 60),
             readers: 2,

@@ -117,9 +117,11 @@ pub(super) async fn drop_connection(writer: &DatabaseConnection) {
 /// Writes the log into the database, as far as readers let it.
 pub(super) const CHECKPOINT: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
 
+/// Raises the beat after the first parameter, in the epoch of the second.
+pub(super) const RAISE_BEAT: &str = "UPDATE epoch SET beat = beat + 1 WHERE beat = ? AND value = ?";
+
 /// Only a conflict on the key leaves a row out, any other is an error.
 pub(super) const WORDS: Words = Words {
-    raise_beat: "UPDATE epoch SET beat = beat + 1 WHERE beat = ? AND value = ?",
     insert: (
         "INSERT INTO offline_message (recipient, id, \"key\", sender, kind, size, stored_at, \
          appended_at, archived, expires_at, expire_rule, met_rule, stanza) VALUES ",

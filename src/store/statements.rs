@@ -76,7 +76,9 @@ impl Statements {
                 });
                 (Statement::from_sql_and_values(*backend, &text.mark, values), marks.len())
             }
-            Statements::Arrays => (arrays(postgres::MARK, postgres::mark_values(marks)), marks.len()),
+            Statements::Arrays => {
+                (arrays(postgres::MARK, postgres::mark_values(marks)), marks.len())
+            }
         }
     }
 
@@ -114,18 +116,6 @@ impl Statements {
             Statements::Arrays => arrays(postgres::PURGE_MARKS, values),
         }
     }
-
-    /// Raises the beat after `beat`, in the epoch `epoch`. No row: the database, or on a server
-    /// the session, is not this writer's.
-    pub(super) fn raise_beat(&self, beat: i64, epoch: u32) -> Statement {
-        let values = [beat.into(), i64::from(epoch).into()];
-        match self {
-            Statements::Rows { backend, words, .. } => {
-                Statement::from_sql_and_values(*backend, words.raise_beat, values)
-            }
-            Statements::Arrays => arrays(postgres::RAISE_BEAT, values),
-        }
-    }
 }
 
 fn arrays(text: &str, values: impl IntoIterator<Item = Value>) -> Statement {
@@ -137,8 +127,6 @@ pub(super) type Frame = (&'static str, &'static str);
 
 /// The words of a database whose statements have a tuple a row.
 pub(super) struct Words {
-    /// Parameters: beat, epoch.
-    pub(super) raise_beat: &'static str,
     pub(super) insert: Frame,
     pub(super) mark: Frame,
     /// None: `delete` tells itself.
@@ -164,9 +152,8 @@ impl Text {
     const ROWS: [usize; 9] = [256, 128, 64, 32, 16, 8, 4, 2, 1];
 
     fn new(words: &Words, rows: usize) -> Self {
-        let framed = |frame: Frame, columns| {
-            format!("{}{}{}", frame.0, tuples(rows, columns), frame.1)
-        };
+        let framed =
+            |frame: Frame, columns| format!("{}{}{}", frame.0, tuples(rows, columns), frame.1);
         Text {
             rows,
             insert: framed(words.insert, 13),

@@ -5,14 +5,15 @@ use std::time::{Duration, Instant};
 use entities::epoch;
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
-    QuerySelect, SqliteTransactionMode, TransactionOptions, TransactionTrait,
+    SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
 };
 
 use super::fault::{self, Fault};
 use super::job::Outcome;
+use super::lane::{self, Lane};
 use super::place::Server;
 use super::queue::Task;
-use super::server::{self, NoSession, Session, WriterSession};
+use super::server::{self, Session, WriterSession};
 use super::settings::Clock;
 use super::statements::Statements;
 use super::transaction::Transaction;
@@ -23,14 +24,24 @@ use super::{metrics, sqlite};
 pub(super) struct Writer {
     /// None: it was lost, and the next transaction makes a new one.
     database: Option<DatabaseConnection>,
-    /// Where to connect again; none: a file, whose connection makes itself anew.
-    server: Option<(Server, Session)>,
+    /// Where to connect again, and the right to write; none: a file, whose connection makes
+    /// itself anew, and which has a lock beside it.
+    server: Option<OnServer>,
+    /// Another process has taken the right to write.
+    fenced: bool,
     statements: Statements,
     clock: Clock,
     memory: Duration,
     epoch: u32,
     /// The beat of the last transaction that is known to be committed.
     beat: i64,
+}
+
+/// What a writer needs on a server.
+pub(super) struct OnServer {
+    pub(super) server: Server,
+    pub(super) lane: Lane,
+    pub(super) session: Session,
 }
 
 /// How a transaction ended.
@@ -48,13 +59,14 @@ impl Writer {
     /// For a database whose epoch was just raised.
     pub(super) fn new(
         database: DatabaseConnection,
-        server: Option<(Server, Session)>,
+        server: Option<OnServer>,
         epoch: u32,
         clock: Clock,
         memory: Duration,
     ) -> Self {
         let statements = Statements::of(database.get_database_backend());
-        Writer { database: Some(database), server, statements, clock, memory, epoch, beat: 0 }
+        let database = Some(database);
+        Writer { database, server, fenced: false, statements, clock, memory, epoch, beat: 0 }
     }
 
     /// How many transactions are known to be committed.
@@ -78,18 +90,29 @@ impl Writer {
 
     async fn connected(&mut self) -> Result<&DatabaseConnection, DbErr> {
         if self.database.is_none()
-            && let Some((server, former)) = &mut self.server
+            && let Some(on) = &mut self.server
         {
-            match server.connect_writer(Some(former)).await {
-                Ok(WriterSession { database, session }) => {
-                    *former = session;
-                    self.database = Some(database);
-                }
-                Err(NoSession::Held(holder)) => return Err(taken_over(&holder)),
-                Err(NoSession::Failed(error)) => return Err(error),
+            let WriterSession { database, session } =
+                on.server.connect_writer(Some(&on.session)).await?;
+            on.session = session;
+            if !server::answered(on.lane.enter(&database, &on.session)).await? {
+                self.fenced = true;
+                server::let_go(database).await;
+                return Err(taken_over());
             }
+            self.database = Some(database);
         }
         self.database.as_ref().ok_or_else(|| DbErr::Custom("the store is closed".to_owned()))
+    }
+
+    /// Whether another process has taken the right to write, for good.
+    pub(super) fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+
+    /// How often there must be a transaction, needed or not; none: never.
+    pub(super) fn heartbeat(&self) -> Option<Duration> {
+        self.server.as_ref().map(|_| lane::BEAT)
     }
 
     /// Carries out the batch and commits it.
@@ -149,12 +172,20 @@ impl Writer {
         Transaction { connection: begun, statements, now, memory, goes_on }.carry_out(batch).await
     }
 
-    /// Fails if another process has raised the epoch, lock or not.
+    /// Fails if another process has taken the right to write, lock or not.
     async fn raise_beat(&self, begun: &DatabaseTransaction) -> Result<(), DbErr> {
-        let raise = self.statements.raise_beat(self.beat, self.epoch);
+        let raise = match &self.server {
+            Some(on) => on.lane.raise(self.beat),
+            None => {
+                let values = [self.beat.into(), i64::from(self.epoch).into()];
+                let backend = begun.get_database_backend();
+                Statement::from_sql_and_values(backend, sqlite::RAISE_BEAT, values)
+            }
+        };
         match begun.execute_raw(raise).await?.rows_affected() {
             1 => Ok(()),
-            _ => Err(taken_over("its epoch or its beat is not the one of this process")),
+            // On a server it may be the session only; a new one will tell.
+            _ => Err(taken_over()),
         }
     }
 
@@ -162,21 +193,28 @@ impl Writer {
     /// that transaction has ended, which holds the row.
     pub(super) async fn settle(&mut self) -> Result<bool, DbErr> {
         self.renew().await;
-        let limited = self.server.is_some();
-        let ask = epoch::Entity::find().lock_exclusive();
-        let database = self.connected().await?;
-        let row = match limited {
-            true => server::answered(ask.one(database)).await?,
-            false => ask.one(database).await?,
+        let epoch = i64::from(self.epoch);
+        self.connected().await?;
+        let Some(database) = &self.database else {
+            return Err(taken_over());
         };
-        let beat = row.filter(|row| row.value == i64::from(self.epoch)).map(|row| row.beat);
+        let beat = match &self.server {
+            Some(on) => server::answered(on.lane.beat(database)).await?,
+            None => {
+                let row = epoch::Entity::find().one(database).await?;
+                row.filter(|row| row.value == epoch).map(|row| row.beat)
+            }
+        };
         match beat {
             Some(beat) if beat == self.beat + 1 => {
                 self.beat = beat;
                 Ok(true)
             }
             Some(beat) if beat == self.beat => Ok(false),
-            _ => Err(taken_over("its epoch or its beat is not the one of this process")),
+            _ => {
+                self.fenced = self.server.is_some();
+                Err(taken_over())
+            }
         }
     }
 
@@ -198,7 +236,12 @@ impl Writer {
         let Some(database) = self.database.take() else {
             return;
         };
-        if self.server.is_some() {
+        if let Some(on) = &self.server {
+            if !self.fenced
+                && let Err(error) = self.answered(on.lane.leave(&database)).await
+            {
+                tracing::warn!(%error, "cannot give the database up; another node has to wait");
+            }
             return server::let_go(database).await;
         }
         if let Err(error) = database.execute_unprepared(sqlite::CHECKPOINT).await {
@@ -210,10 +253,7 @@ impl Writer {
     }
 
     /// A server that is silent for too long is given up; a file is waited for.
-    async fn answered<T>(
-        &self,
-        work: impl Future<Output = Result<T, DbErr>>,
-    ) -> Result<T, DbErr> {
+    async fn answered<T>(&self, work: impl Future<Output = Result<T, DbErr>>) -> Result<T, DbErr> {
         match &self.server {
             Some(_) => server::answered(work).await,
             None => work.await,
@@ -221,6 +261,6 @@ impl Writer {
     }
 }
 
-fn taken_over(by: &str) -> DbErr {
-    DbErr::Custom(format!("another process has taken the database over: {by}"))
+fn taken_over() -> DbErr {
+    DbErr::Custom("another process has taken the database over".to_owned())
 }

@@ -347,10 +347,9 @@ fn a_database_password_from_a_file() {
     assert!(warnings.iter().any(|warning| warning.contains("chmod o-rwx")), "{warnings:?}");
     let shown = format!("{settings} {settings:?}");
     assert!(!shown.contains("hunter2") && shown.contains("password_file = "), "{shown}");
-    for (url, says) in [
-        ("mysql://a:b@db/x", "keep one of the two"),
-        ("sqlite://a.db", "SQLite has no password"),
-    ] {
+    for (url, says) in
+        [("mysql://a:b@db/x", "keep one of the two"), ("sqlite://a.db", "SQLite has no password")]
+    {
         let lines = problems(&text(url), &[]);
         assert!(lines.len() == 1 && lines[0].contains(says), "{lines:?}");
     }

@@ -1,7 +1,8 @@
 //! Real database servers, and what the store does in each of them.
 
-mod faults;
 mod facts;
+mod faults;
+mod fence;
 mod proxy;
 
 use std::io::{BufRead, BufReader, Write as _};
@@ -84,7 +85,9 @@ impl TestServer {
         let ready = process.answer();
         let mut parts = ready.split(' ').skip(1);
         let port = parts.next().and_then(|port| port.parse().ok());
-        let port = port.unwrap_or_else(|| panic!("no server ({ready}): see above; tests/run.sh installs what is missing"));
+        let port = port.unwrap_or_else(|| {
+            panic!("no server ({ready}): see above; tests/run.sh installs what is missing")
+        });
         let folder = parts.next().expect("a folder").to_owned();
         TestServer { kind, port, folder, process: Mutex::new(process) }
     }

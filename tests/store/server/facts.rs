@@ -10,8 +10,6 @@ use super::{Kind, ServerBed, TestServer, execute, on_each_server, value};
 use crate::bed::*;
 
 on_each_server!(
-    a_second_store_is_refused_until_the_first_is_closed,
-    another_amphora_without_the_lock_ends_this_ones_writes,
     a_newer_schema,
     the_last_epoch,
     migrations_go_up_and_down,
@@ -40,29 +38,6 @@ fn says(text: &str, words: &[&str]) {
         assert!(text.contains(word), "'{word}' is missing: {text}");
     }
     assert!(!text.contains("secret"), "{text}");
-}
-
-async fn a_second_store_is_refused_until_the_first_is_closed(at: ServerBed) {
-    let first = at.bed.open().await;
-    let error = SeaStore::open(at.bed.settings.clone()).await.unwrap_err();
-    assert!(matches!(error, StoreError::Held { .. }), "{error:?}");
-    says(&error.to_string(), &["another amphora", &at.name, "session", "127.0.0.1", "stop it"]);
-    // Another database of the same server is another matter.
-    let other = ServerBed::new(at.kind).await;
-    other.bed.open().await.close().await;
-    assert_eq!(run(&*first, vec![append("bob", 1)]).await, [Outcome::Stored]);
-    first.close().await;
-    at.bed.open().await.close().await;
-}
-
-async fn another_amphora_without_the_lock_ends_this_ones_writes(at: ServerBed) {
-    let store = at.bed.open().await;
-    assert_eq!(run(&*store, vec![append("bob", 1)]).await, [Outcome::Stored]);
-    let other = at.raw().await;
-    execute(&other, "UPDATE epoch SET value = value + 1, beat = 0").await;
-    assert_eq!(run(&*store, vec![append("bob", 2)]).await, [Outcome::Retry]);
-    assert!(!store.healthy());
-    assert_eq!(ids(&*store, "bob").await, [1]);
 }
 
 async fn a_newer_schema(at: ServerBed) {
@@ -116,6 +91,7 @@ async fn a_migration_that_was_cut_short_goes_on(at: ServerBed) {
     if at.kind == Kind::MariaDb {
         let raw = at.raw().await;
         execute(&raw, "DROP TABLE epoch").await;
+        execute(&raw, "DROP TABLE lane").await;
         execute(&raw, "DELETE FROM seaql_migrations").await;
     }
     let store = at.bed.open().await;
@@ -163,13 +139,13 @@ async fn the_session_that_writes_is_set_up(at: ServerBed) {
              INSERT INTO seen VALUES (current_setting('synchronous_commit') || ' ' || \
              current_setting('transaction_isolation') || ' ' || current_setting('lock_timeout')); \
              RETURN NEW; END $$; \
-             CREATE TRIGGER see BEFORE UPDATE ON epoch FOR EACH ROW EXECUTE FUNCTION see(); \
+             CREATE TRIGGER see BEFORE UPDATE ON lane FOR EACH ROW EXECUTE FUNCTION see(); \
              ALTER ROLE CURRENT_USER IN DATABASE dbname SET synchronous_commit = off"
                 .replace("dbname", &at.name),
             "on read committed 1s",
         ),
         Kind::MariaDb => (
-            "CREATE TRIGGER see BEFORE UPDATE ON epoch FOR EACH ROW INSERT INTO seen VALUES \
+            "CREATE TRIGGER see BEFORE UPDATE ON lane FOR EACH ROW INSERT INTO seen VALUES \
              (CONCAT(@@tx_isolation, ' ', @@innodb_lock_wait_timeout))"
                 .to_owned(),
             "READ-COMMITTED 1",
@@ -272,14 +248,17 @@ async fn rows_are_found_by_an_index(at: ServerBed) {
     store.find("user1-1".into()).await.unwrap();
     let ids: Vec<i64> = (1..=20).collect();
     assert_eq!(
-        run(&*store, vec![
-            delete("user1", &ids),
-            delete("user2", &ids),
-            append("user3", 1000),
-            again("user3", 1001, "user3-1000"),
-            remove("user4"),
-            Write::SetExpiry { recipient: bare("user5"), id: MessageId(1), expiry: None },
-        ])
+        run(
+            &*store,
+            vec![
+                delete("user1", &ids),
+                delete("user2", &ids),
+                append("user3", 1000),
+                again("user3", 1001, "user3-1000"),
+                remove("user4"),
+                Write::SetExpiry { recipient: bare("user5"), id: MessageId(1), expiry: None },
+            ]
+        )
         .await,
         [done(20), done(20), Outcome::Stored, already(), done(100), done(1)]
     );
@@ -296,7 +275,8 @@ fn at_second(second: i64) -> amphora::time::Timestamp {
 async fn a_database_of_another_encoding() {
     let server = tokio::task::spawn_blocking(|| TestServer::shared(Kind::Postgres)).await.unwrap();
     let administrator = server.administrator("postgres").await;
-    let make = "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0 OWNER amphora";
+    let make =
+        "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0 OWNER amphora";
     execute(&administrator, make).await;
     let text = refusal(StoreSettings::new(server.url("latin"))).await;
     says(&text, &["LATIN1", "ENCODING 'UTF8'"]);

@@ -106,10 +106,10 @@ async fn a_transaction_that_meets_another_is_tried_again(at: ServerBed) {
     };
     execute(&raw, trigger).await;
     // Nobody hears of it.
-    assert_eq!(run(&*store, vec![append("bob", 1), append("bob", 2)]).await, vec![
-        Outcome::Stored;
-        2
-    ]);
+    assert_eq!(
+        run(&*store, vec![append("bob", 1), append("bob", 2)]).await,
+        vec![Outcome::Stored; 2]
+    );
     assert!(store.healthy());
     assert!(value::<i64>(&raw, &next_value(at.kind)).await >= 6);
     assert_eq!(ids(&*store, "bob").await, [1, 2]);
@@ -130,9 +130,10 @@ async fn a_deadlock_is_survived(at: ServerBed) {
     let other = at.raw().await;
     execute(&other, "BEGIN").await;
     execute(&other, "UPDATE offline_message SET size = size WHERE recipient = 'bob'").await;
-    // It holds the epoch now, and waits for the row.
+    // It holds its lane now, and waits for the row.
     let deleted = submit(&*store, vec![delete("bob", &[1])]);
-    let raised = sea_orm::ConnectionTrait::execute_unprepared(&other, "UPDATE epoch SET id = id");
+    let raised =
+        sea_orm::ConnectionTrait::execute_unprepared(&other, "UPDATE lane SET beat = beat");
     // One of the two is given up.
     let _ = raised.await;
     let _ = sea_orm::ConnectionTrait::execute_unprepared(&other, "ROLLBACK").await;
