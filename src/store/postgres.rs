@@ -28,7 +28,7 @@ const WRITER: &str = "\
     SELECT set_config('synchronous_commit', 'on', false) \
     WHERE current_setting('synchronous_commit') IN ('off', 'local'); \
     SET default_transaction_isolation = 'read committed'; \
-    SET default_transaction_read_only = off; \
+    SET default_transaction_read_only = off; SET client_min_messages = warning; \
     SET lock_timeout = '1s'; \
     SET statement_timeout = 0; \
     SET idle_in_transaction_session_timeout = '30s'; \

@@ -136,7 +136,7 @@ make_mariadb() {
 start_mariadb() {
     "${as_user[@]}" setpriv --pdeathsig KILL /usr/sbin/mariadbd --no-defaults \
         --datadir="$folder/data" --socket="$folder/socket" --port="$port" --bind-address=127.0.0.1 \
-        --pid-file="$folder/pid" --skip-name-resolve --max-connections=300 \
+        --pid-file="$folder/pid" --tmpdir="$folder" --skip-name-resolve --max-connections=300 \
         --innodb-buffer-pool-size=64M --innodb-log-file-size=32M \
         --innodb-flush-log-at-trx-commit=1 --ssl-ca="$folder/ca.pem" \
         --ssl-cert="$folder/server.pem" --ssl-key="$folder/server.key" </dev/null >>"$log" 2>&1 &
