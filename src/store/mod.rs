@@ -13,6 +13,7 @@ mod lock;
 mod message;
 mod metrics;
 mod mysql;
+mod nodelay;
 mod open;
 mod pages;
 mod place;

@@ -7,6 +7,7 @@ use sea_orm::sqlx::{ConnectOptions, Connection, MySql, MySqlConnection};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, SqlxMySqlConnector};
 
 use super::fault::{self, Code};
+use super::nodelay;
 use super::place::{Server, Tls};
 use super::server::{self, Session, Unfit};
 use super::statements::Words;
@@ -28,10 +29,14 @@ const TRANSACTIONS: &str = "SET SESSION TRANSACTION READ WRITE, ISOLATION LEVEL 
 /// For sessions that read.
 const READER: &str = "SET SESSION TRANSACTION READ ONLY, ISOLATION LEVEL READ COMMITTED";
 
+fn port(server: &Server) -> u16 {
+    server.port.unwrap_or(3306)
+}
+
 pub(super) fn options(server: &Server) -> MySqlConnectOptions {
     let mut options = MySqlConnectOptions::new()
         .host(&server.host)
-        .port(server.port.unwrap_or(3306))
+        .port(port(server))
         .username(&server.user)
         .database(&server.database)
         .ssl_mode(match server.tls {
@@ -82,20 +87,23 @@ pub(super) async fn writer(server: &Server) -> Result<DatabaseConnection, DbErr>
     let database = SqlxMySqlConnector::from_sqlx_mysql_pool(pool);
     database.execute_unprepared(TRANSACTIONS).await?;
     database.execute_unprepared(WRITER).await?;
+    nodelay::set(port(server));
     Ok(database)
 }
 
 /// Sessions that read, made when they are needed.
 pub(super) fn readers(server: &Server, count: u32) -> DatabaseConnection {
+    let port = port(server);
     let pool = pool(count.max(1))
         .test_before_acquire(false)
         .before_acquire(|connection, meta| {
             Box::pin(async move { server::still_there(connection, meta.idle_for).await })
         })
-        .after_connect(|connection, _| {
-            Box::pin(
-                async move { sea_orm::sqlx::raw_sql(READER).execute(connection).await.map(|_| ()) },
-            )
+        .after_connect(move |connection, _| {
+            Box::pin(async move {
+                nodelay::set(port);
+                sea_orm::sqlx::raw_sql(READER).execute(connection).await.map(|_| ())
+            })
         })
         .connect_lazy_with(options(server));
     SqlxMySqlConnector::from_sqlx_mysql_pool(pool)

@@ -9,6 +9,7 @@ use sea_orm::{
 };
 
 use super::fault;
+use super::nodelay;
 use super::place::{Server, Tls};
 use super::row;
 use super::server::{self, Session, Unfit};
@@ -42,10 +43,14 @@ const READER: &str = "\
     SET default_transaction_read_only = on; \
     SET enable_seqscan = off";
 
+fn port(server: &Server) -> u16 {
+    server.port.unwrap_or(5432)
+}
+
 pub(super) fn options(server: &Server) -> PgConnectOptions {
     let mut options = PgConnectOptions::new_without_pgpass()
         .host(&server.host)
-        .port(server.port.unwrap_or(5432))
+        .port(port(server))
         .username(&server.user)
         .database(&server.database)
         .application_name("amphora")
@@ -96,20 +101,23 @@ pub(super) async fn writer(server: &Server) -> Result<DatabaseConnection, DbErr>
     let pool = pool(1).test_before_acquire(false).connect_lazy_with(options(server));
     let database = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
     database.execute_unprepared(WRITER).await?;
+    nodelay::set(port(server));
     Ok(database)
 }
 
 /// Sessions that read, made when they are needed.
 pub(super) fn readers(server: &Server, count: u32) -> DatabaseConnection {
+    let port = port(server);
     let pool = pool(count.max(1))
         .test_before_acquire(false)
         .before_acquire(|connection, meta| {
             Box::pin(async move { server::still_there(connection, meta.idle_for).await })
         })
-        .after_connect(|connection, _| {
-            Box::pin(
-                async move { sea_orm::sqlx::raw_sql(READER).execute(connection).await.map(|_| ()) },
-            )
+        .after_connect(move |connection, _| {
+            Box::pin(async move {
+                nodelay::set(port);
+                sea_orm::sqlx::raw_sql(READER).execute(connection).await.map(|_| ())
+            })
         })
         .connect_lazy_with(options(server));
     SqlxPostgresConnector::from_sqlx_postgres_pool(pool)
