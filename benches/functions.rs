@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use amphora::amp::{self, Disposition, SecurityLevel};
 use amphora::link;
-use amphora::shard::{Input, Intercept, Machine, Settings, Stage};
+use amphora::shard::{Input, Intercept, Leg, Machine, Settings, Stage};
 use amphora::stanza::Message;
 use amphora::time::Timestamp;
 use amphora::words::LinkId;
@@ -93,6 +93,7 @@ fn shard(c: &mut Criterion) {
         after: None,
         again: false,
         stage: Stage::Rules,
+        leg: Leg::Recipient,
         to: "bob@example.org".into(),
         account: true,
         archived: false,
@@ -101,10 +102,11 @@ fn shard(c: &mut Criterion) {
         gateway: false,
         stamp: Timestamp::from_micros(0),
         message,
+        silent: false,
         rules: Some(rules),
     };
     let memory = Duration::from_secs(600);
-    let mut machine = Machine::new(Settings { epoch: 1, messages_per_user: 0, memory });
+    let mut machine = Machine::new(Settings { epoch: 1, quotas: Arc::default(), memory });
     c.bench_function("decide in a shard", |b| {
         b.iter(|| {
             let input = Input::Intercept(Box::new(intercept.clone()));

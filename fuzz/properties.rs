@@ -1,6 +1,10 @@
 //! What holds for any bytes. The fuzz targets and `tests/xml` run the same.
 
+use amphora::control::{parse_command, to_line};
+use amphora::link::{read_retrieve, retrieve_reply};
+use amphora::shard::{Answer, Ask, Asker, Listed, MAX_ITEMS, Retrieved};
 use amphora::stanza::Message;
+use amphora::words::LinkId;
 use amphora::xml::{Element, Frame, FrameError, Framer, Limits};
 use bytes::Bytes;
 
@@ -84,6 +88,62 @@ pub fn stanza(data: &[u8]) {
     assert_eq!(again.as_ref().map(facts), Ok(facts(&message)));
     assert_eq!(again.map(|again| again.raw), Ok(message.raw.clone()));
     let _ = (message.storable(), message.is_amp_reply());
+}
+
+/// Any line is a command, which reads back the same, or is answered.
+pub fn control(data: &[u8]) {
+    match parse_command(data) {
+        Ok(command) => {
+            let line = to_line(&command);
+            assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1, "one line");
+            assert_eq!(parse_command(&line), Ok(command));
+        }
+        Err(problem) => assert!(to_line(&problem).len() < 8 * 1024, "an answer is short"),
+    }
+}
+
+/// A request for stored messages is read without harm, and asks for no more than one may;
+/// its answer is one well-formed stanza, whatever stood in the request.
+pub fn retrieve(data: &[u8]) {
+    let host = "example.org";
+    let read = |xml: &str| {
+        let element = Element::parse(xml).ok()?;
+        read_retrieve(&element, host).ok()
+    };
+    let Some(request) = std::str::from_utf8(data).ok().and_then(read) else {
+        return;
+    };
+    assert!(request.jid.starts_with(&format!("{}/", request.user)));
+    assert!(request.user.ends_with("@example.org"));
+    let answers = match request.ask {
+        Ok(Ask::View(ids) | Ask::Remove(ids)) => {
+            assert!((1..=MAX_ITEMS).contains(&ids.len()));
+            let sender = request.jid.clone();
+            vec![Answer::List(
+                ids.into_iter().map(|id| Listed { id, sender: sender.clone() }).collect(),
+            )]
+        }
+        Ok(_) => vec![Answer::Done, Answer::Count(u64::MAX)],
+        Err(refused) => vec![Answer::Refused(refused)],
+    };
+    let asker = Asker {
+        link: LinkId(1),
+        host: host.into(),
+        request: "r".into(),
+        name: request.name,
+        user: request.user,
+        jid: request.jid,
+        id: request.id,
+    };
+    for answer in answers {
+        let mut xml = String::new();
+        retrieve_reply(&mut xml, &Retrieved { asker: asker.clone(), answer });
+        one_stanza(xml.as_bytes());
+        let iq = Element::parse(&xml).map_err(|error| format!("{error}: {xml}"));
+        let iq = iq.as_ref();
+        assert_eq!(iq.map(|iq| iq.attr("to")), Ok(Some(&*asker.jid)));
+        assert_eq!(iq.map(|iq| iq.attr("id")), Ok(Some(&*asker.id)));
+    }
 }
 
 fn facts(message: &Message) -> String {

@@ -1,9 +1,13 @@
 //! The command `amphora`: arguments in, exit code out.
 
+mod broadcast;
+mod progress;
+mod recipients;
+
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -22,10 +26,16 @@ pub enum ExitCode {
     Failure = 1,
     /// The command line is wrong.
     Usage = 2,
+    /// A list or a message that was given is wrong.
+    Data = 65,
+    /// A file that was named can't be read.
+    NoInput = 66,
     /// The store can't be opened.
     StoreUnavailable = 69,
-    /// The address of `[http]` can't be listened on.
+    /// The address of `[http]`, or the control socket, can't be listened on.
     CannotListen = 71,
+    /// No node answers, or its server does not; try again.
+    NoAnswer = 75,
     /// The configuration is wrong; a restart does not help.
     Config = 78,
     /// Another process has taken the database over. A restart would take it back.
@@ -33,12 +43,15 @@ pub enum ExitCode {
 }
 
 impl ExitCode {
-    const ALL: [ExitCode; 7] = [
+    const ALL: [ExitCode; 10] = [
         ExitCode::Ok,
         ExitCode::Failure,
         ExitCode::Usage,
+        ExitCode::Data,
+        ExitCode::NoInput,
         ExitCode::StoreUnavailable,
         ExitCode::CannotListen,
+        ExitCode::NoAnswer,
         ExitCode::Config,
         ExitCode::Superseded,
     ];
@@ -48,8 +61,11 @@ impl ExitCode {
             ExitCode::Ok => "done, or stopped on request",
             ExitCode::Failure => "something failed while running",
             ExitCode::Usage => "the command line is wrong",
+            ExitCode::Data => "a list or a message that was given is wrong",
+            ExitCode::NoInput => "a file that was named can't be read",
             ExitCode::StoreUnavailable => "the store can't be opened",
-            ExitCode::CannotListen => "the address of [http] can't be listened on",
+            ExitCode::CannotListen => "[http] or the control socket can't be listened on",
+            ExitCode::NoAnswer => "no node answers, or its server does not; try again",
             ExitCode::Config => "the configuration is wrong; a restart does not help",
             ExitCode::Superseded => "another process has taken the database over; do not restart",
         }
@@ -66,7 +82,7 @@ impl From<&NodeError> for ExitCode {
     fn from(error: &NodeError) -> Self {
         match error {
             NodeError::Store(_) => ExitCode::StoreUnavailable,
-            NodeError::Http(_) => ExitCode::CannotListen,
+            NodeError::Http(_) | NodeError::Control(_) => ExitCode::CannotListen,
             NodeError::Superseded => ExitCode::Superseded,
             _ => ExitCode::Failure,
         }
@@ -89,6 +105,8 @@ enum Command {
     CheckConfig(ConfigArgs),
     /// Bring the store's tables up to date, and stop; `run` does so too
     Migrate(ConfigArgs),
+    /// Send a message to all users of a host, or to a list of them, once each
+    Broadcast(broadcast::BroadcastArgs),
 }
 
 #[derive(Debug, Args)]
@@ -132,6 +150,8 @@ enum CliError {
     Telemetry(#[from] TelemetryError),
     #[error(transparent)]
     Node(#[from] NodeError),
+    #[error(transparent)]
+    Broadcast(#[from] broadcast::BroadcastError),
     #[error("cannot write the answer")]
     Output(#[from] io::Error),
 }
@@ -143,6 +163,7 @@ impl CliError {
                 ExitCode::Config
             }
             CliError::Telemetry(_) | CliError::Output(_) => ExitCode::Failure,
+            CliError::Broadcast(error) => error.exit_code(),
             CliError::Node(error) => error.into(),
         }
     }
@@ -181,8 +202,10 @@ fn carry_out(command: Command) -> Result<(), CliError> {
             let Loaded { settings, .. } = start(&args)?;
             Ok(node::migrate(&settings)?)
         }
+        Command::Broadcast(args) => broadcast::carry_out(args),
         Command::CheckConfig(args) => {
-            let Loaded { settings, file, warnings } = load(&args)?;
+            let Loaded { settings, file, warnings } =
+                load(args.config.as_deref(), args.store_url.as_deref())?;
             for warning in warnings {
                 tell(&format!("warning: {warning}"));
             }
@@ -198,14 +221,14 @@ fn tell(line: &str) {
     let _ = writeln!(io::stderr(), "amphora: {line}");
 }
 
-fn load(args: &ConfigArgs) -> Result<Loaded, ConfigError> {
-    let url = args.store_url.as_ref().map(|url| ("AMPHORA__STORE__URL".into(), url.into()));
-    config::load(args.config.as_deref(), std::env::vars_os().chain(url))
+fn load(path: Option<&Path>, store_url: Option<&str>) -> Result<Loaded, ConfigError> {
+    let url = store_url.map(|url| ("AMPHORA__STORE__URL".into(), url.into()));
+    config::load(path, std::env::vars_os().chain(url))
 }
 
 /// Loads the settings, starts the log with them, and says in it where they came from.
 fn start(args: &ConfigArgs) -> Result<Loaded, CliError> {
-    let loaded = load(args)?;
+    let loaded = load(args.config.as_deref(), args.store_url.as_deref())?;
     let rust_log = std::env::var_os("RUST_LOG").map(OsString::into_string);
     // What is no text is no filter either; the error names it.
     let rust_log =

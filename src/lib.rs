@@ -20,10 +20,12 @@ pub mod store;
 // L3: decisions, one recipient at a time.
 pub mod shard;
 
-// L4: which shard, and where it is.
+// L4: which shard, and where it is; messages to many.
+pub mod broadcast;
 pub mod router;
 
 // L5: the edges.
+pub mod control;
 pub mod http;
 pub mod link;
 

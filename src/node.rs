@@ -1,5 +1,6 @@
 //! One node: the store, the shards, the router and the links, put together; and its end.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -14,12 +15,14 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::amp::SecurityLevel;
-use crate::config::{self, Settings};
+use crate::broadcast::{self, BroadcastContext, BroadcastHandle};
+use crate::config::{self, ControlSocket, QuotaLimits, QuotaOver, Settings};
+use crate::control::{self, Control, ControlError};
 use crate::http::{self, Health};
-use crate::link::{self, LinkContext, LinkSettings, Stop};
+use crate::link::{self, LinkContext, LinkSettings, Redirect, Stop};
 use crate::router::{Router, Settle, run_due_clock};
-use crate::shard::{self, Outbox, ShardActor, ShardContext};
-use crate::store::{SeaStore, Store, StoreError, StoreSettings};
+use crate::shard::{self, Limits, Outbox, Over, Quotas, ShardActor, ShardContext};
+use crate::store::{SeaStore, Store, StoreError, StoreSettings, database_path};
 use crate::telemetry;
 use crate::words::ShardId;
 
@@ -50,6 +53,9 @@ pub enum NodeError {
         "another process of this name, or one that found this one silent, has taken the database over: do not start this one again before that one has ended"
     )]
     Superseded,
+    /// The control socket can't be had.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// Something else.
     #[error("{0}")]
     Other(String),
@@ -90,14 +96,54 @@ pub fn run(settings: Settings) -> Result<(), NodeError> {
     })
 }
 
+/// Where a node with these settings takes commands; none: nowhere.
+///
+/// # Errors
+///
+/// [`NodeError::Store`]: the database's URL names no file.
+pub fn control_path(settings: &Settings) -> Result<Option<PathBuf>, NodeError> {
+    Ok(match &settings.node.control {
+        ControlSocket::Off => None,
+        ControlSocket::At(path) => Some(path.clone()),
+        ControlSocket::Auto => {
+            let file = database_path(settings.store.url.expose())?;
+            let mut path =
+                file.unwrap_or_else(|| settings.node.name.clone().into()).into_os_string();
+            path.push(".sock");
+            Some(path.into())
+        }
+    })
+}
+
+/// Without a word about it in the settings, a socket that can't be made is no reason not to
+/// run: its path may be too long for the system.
+fn serve_control(
+    settings: &Settings,
+    broadcasts: &BroadcastHandle,
+) -> Result<Option<Control>, NodeError> {
+    let Some(path) = control_path(settings)? else { return Ok(None) };
+    match control::serve(&path, broadcasts.clone()) {
+        Ok(control) => Ok(Some(control)),
+        Err(error @ ControlError::Listen { .. })
+            if settings.node.control == ControlSocket::Auto =>
+        {
+            tracing::warn!("no commands are taken: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// A node that runs.
 struct Node {
     store: Arc<dyn Store>,
     superseded: BoxFuture<'static, ()>,
+    broadcasts: BroadcastHandle,
     router: Addr<Router>,
     arbiters: Vec<Arbiter>,
     links: Vec<JoinHandle<()>>,
     http: Option<http::Http>,
+    control: Option<Control>,
     stop: watch::Sender<Stop>,
 }
 
@@ -105,9 +151,9 @@ impl Node {
     async fn start(settings: Settings) -> Result<Node, NodeError> {
         let metrics = telemetry::start_metrics().map_err(|e| NodeError::Other(e.to_string()))?;
         let health = Health::new();
-        let store = SeaStore::open(store_settings(&settings)).await?;
-        let superseded = store.superseded().boxed();
-        let store: Arc<dyn Store> = Arc::new(store);
+        let opened = Arc::new(SeaStore::open(store_settings(&settings)).await?);
+        let superseded = opened.superseded().boxed();
+        let store: Arc<dyn Store> = opened.clone();
         let checked = store.clone();
         health.set_store(move || checked.healthy());
         let http = match settings.http.listen {
@@ -133,11 +179,23 @@ impl Node {
         actix_rt::spawn(run_due_clock(store.clone(), router.clone(), clock.clone(), due_events));
         actix_rt::spawn(purge(store.clone(), settings.store.retention, clock.clone()));
 
+        let (broadcasts, inbox) = BroadcastHandle::new();
+        let context = BroadcastContext {
+            broadcasts: opened,
+            messages: store.clone(),
+            outbox: outbox.clone(),
+            clock: clock.clone(),
+            hosts: settings.servers.iter().flat_map(hosts).collect(),
+        };
+        actix_rt::spawn(broadcast::run(context, inbox));
+        let control = serve_control(&settings, &broadcasts)?;
+
         let (stop, stopped) = watch::channel(Stop::No);
         let context = LinkContext {
             node: settings.node.name.as_str().into(),
             security: security(settings.processor.security_level),
             router: router.clone(),
+            broadcasts: broadcasts.clone(),
             outbox,
             health: health.clone(),
             due,
@@ -146,16 +204,30 @@ impl Node {
             stop: stopped,
         };
         let links = settings.servers.iter().map(|server| {
-            let link = link_settings(server);
+            let link = link_settings(server, &settings.forward);
             health.add_link(&link.component, link.hosts.iter().map(|host| host.to_string()));
             actix_rt::spawn(link::run(link, context.clone()))
         });
-        Ok(Node { store, superseded, router, arbiters, links: links.collect(), http, stop })
+        Ok(Node {
+            store,
+            superseded,
+            broadcasts,
+            router,
+            arbiters,
+            links: links.collect(),
+            http,
+            control,
+            stop,
+        })
     }
 
     /// Decides and writes what is held, then lets everything go.
     async fn stop(self) {
         tracing::info!("stopping: finishing what is held");
+        if let Some(control) = &self.control {
+            control.stop();
+        }
+        self.broadcasts.stop();
         self.stop.send_replace(Stop::Drain);
         let deadline = Instant::now() + DRAIN;
         loop {
@@ -197,7 +269,7 @@ fn start_shards(
     let arbiters: Vec<Arbiter> = (0..threads).map(|_| Arbiter::new()).collect();
     let machine = shard::Settings {
         epoch: context.store.epoch(),
-        messages_per_user: settings.store.messages_per_user.map_or(0, |n| n.get()),
+        quotas: Arc::new(quotas(&settings.quota)),
         memory: StoreSettings::new("").memory_of_keys,
     };
     let start = |shard: u32| {
@@ -248,6 +320,21 @@ fn store_settings(settings: &Settings) -> StoreSettings {
     StoreSettings { password, node, ..StoreSettings::new(settings.store.url.expose()) }
 }
 
+fn quotas(settings: &config::QuotaSettings) -> Quotas {
+    let limits = |limits: QuotaLimits| Limits {
+        messages_per_user: limits.messages_per_user,
+        bytes_per_user: limits.bytes_per_user.0,
+        messages_per_sender: limits.messages_per_sender,
+        bytes_per_sender: limits.bytes_per_sender.0,
+        over: match limits.over {
+            QuotaOver::Error => Over::Error,
+            QuotaOver::Drop => Over::Drop,
+        },
+    };
+    let of = settings.by_name().into_iter().map(|(name, own)| (name, limits(own)));
+    Quotas::new(limits(settings.general), of.collect())
+}
+
 fn security(level: config::SecurityLevel) -> SecurityLevel {
     match level {
         config::SecurityLevel::Strict => SecurityLevel::Strict,
@@ -256,12 +343,25 @@ fn security(level: config::SecurityLevel) -> SecurityLevel {
     }
 }
 
-fn link_settings(server: &config::ServerSettings) -> LinkSettings {
+fn hosts(server: &config::ServerSettings) -> impl Iterator<Item = Arc<str>> {
+    server.hosts.iter().map(|host| host.as_str().into())
+}
+
+fn link_settings(
+    server: &config::ServerSettings,
+    forward: &[config::ForwardSettings],
+) -> LinkSettings {
+    let redirect = |entry: &config::ForwardSettings| Redirect {
+        host: entry.from.domain().as_str().into(),
+        from: entry.from.to_string(),
+        to: entry.to.to_string(),
+    };
     LinkSettings {
         host: server.address.host.clone(),
         port: server.address.port,
         component: server.component.as_str().into(),
         secret: server.secret.expose().to_owned(),
-        hosts: server.hosts.iter().map(|host| host.as_str().into()).collect(),
+        hosts: hosts(server).collect(),
+        redirects: forward.iter().map(redirect).collect(),
     }
 }

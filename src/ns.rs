@@ -22,6 +22,14 @@ pub const FORWARD: &str = "urn:xmpp:forward:0";
 pub const HINTS: &str = "urn:xmpp:hints";
 /// XEP-0085: chat states.
 pub const CHAT_STATES: &str = "http://jabber.org/protocol/chatstates";
+/// XEP-0013: offline messages, one by one.
+pub const OFFLINE: &str = "http://jabber.org/protocol/offline";
+/// XEP-0030: what an entity is and can do.
+pub const DISCO_INFO: &str = "http://jabber.org/protocol/disco#info";
+/// XEP-0030: what an entity has.
+pub const DISCO_ITEMS: &str = "http://jabber.org/protocol/disco#items";
+/// XEP-0004: forms.
+pub const FORMS: &str = "jabber:x:data";
 /// The protocol between interceptor and node; see `docs/intercept.md`.
 pub const INTERCEPT: &str = "urn:amphora:intercept:1";
 /// The `xml` prefix, bound for ever.

@@ -15,6 +15,7 @@ pub const MAX_JID: usize = 3 * 1023 + 2;
 const STANZA_IDS: &str = "urn:xmpp:sid:0";
 /// XEP-0045: what a room says to and about its occupants.
 const MUC_USER: &str = "http://jabber.org/protocol/muc#user";
+const INVITATION: &str = "jabber:x:conference";
 
 /// The `type` of a message stanza (RFC 6121 section 5.2.2).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -65,7 +66,8 @@ pub struct Message {
     pub no_store: bool,
     /// Hint `<store/>` (H3). Never set in an error (H7).
     pub store: bool,
-    /// From or about a room: has a child `<x/>` of `muc#user`.
+    /// From or about a room: has a child `<x/>` of `muc#user` or of a direct invitation
+    /// (XEP-0249).
     pub muc: bool,
     /// The bytes as received, less forged delays.
     pub raw: Bytes,
@@ -177,7 +179,7 @@ impl Children<'_> {
             }
             (ns::HINTS, "no-store") => message.no_store = true,
             (ns::HINTS, "store") => message.store = true,
-            (MUC_USER, "x") => {
+            (MUC_USER | INVITATION, "x") => {
                 message.muc = true;
                 message.content = true;
             }
@@ -494,6 +496,7 @@ mod tests {
     #[test]
     fn from_a_room() {
         assert!(of("", &format!("<x xmlns='{MUC_USER}'><invite/></x>")).muc);
+        assert!(of("", "<x xmlns='jabber:x:conference' jid='r@h'/>").muc);
         assert!(!of("", "<x xmlns='http://jabber.org/protocol/muc'/>").muc);
         assert!(!of("", &format!("<y xmlns='{MUC_USER}'/>")).muc);
     }

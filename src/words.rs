@@ -13,6 +13,11 @@ pub type Key = Arc<str>;
 /// stored; nothing here normalises it again.
 pub type Bare = Arc<str>;
 
+/// A full JID without its resource; a bare one as it is.
+pub fn bare(jid: &str) -> &str {
+    jid.split_once('/').map_or(jid, |(bare, _)| bare)
+}
+
 /// The slice of all recipients that one shard actor decides for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct ShardId(pub u32);

@@ -19,7 +19,8 @@ Without a step all of them run, in this order; the first that fails ends the run
 
 Environment:
   CARGO_TARGET_DIR   where cargo builds (default: cargo's own, ./target)
-  AMPHORA_CACHE      where the Python environment is kept (default: ~/.cache/amphora)
+  AMPHORA_CACHE      where the Python environment and a client in C++ are kept
+                     (default: ~/.cache/amphora)
   AMPHORA_BIN        a command to test instead of building one (e2e)
 EOF
 }
@@ -120,11 +121,38 @@ step_unit() {
     TMPDIR=$work/unit cargo test --locked --workspace
 }
 
+# Prosody's community modules, which Debian packs apart: push (mod_cloud_notify) is one.
+need_prosody_modules() {
+    [ -d /usr/lib/prosody/modules/mod_cloud_notify ] || apt_install prosody-modules
+}
+
+# Compiles the client in tests/e2e/gloox, once for each version of it; prints where it is.
+make_gloox() {
+    local source=tests/e2e/gloox/client.cpp flags=(-std=c++17 -O1 -Wall -Wextra -Werror) stamp folder
+    need g++ g++ >&2
+    if ! printf '#include <gloox/amp.h>\n' | g++ -E -x c++ - >/dev/null 2>&1; then
+        apt_install libgloox-dev >&2
+    fi
+    stamp=$( (g++ --version && printf '%s\n' "${flags[@]}" && cat "$source") |
+        sha256sum | cut -c 1-12)
+    folder=$(cache_folder)/gloox-$stamp
+    if [ ! -x "$folder/client" ]; then
+        say "Compiling the client of gloox in $folder" >&2
+        mkdir -p "$folder"
+        # another run may be compiling it too
+        g++ "${flags[@]}" -o "$folder/client.$$" "$source" -lgloox >&2
+        mv "$folder/client.$$" "$folder/client"
+    fi
+    printf '%s\n' "$folder/client"
+}
+
 step_e2e() {
-    local python
+    local python gloox
     need_prosody
     need_databases
+    need_prosody_modules
     python=$(make_venv tests/e2e/requirements.txt)
+    gloox=$(make_gloox)
     if [ -z "${AMPHORA_BIN:-}" ]; then
         need_cargo
         begin "cargo build"
@@ -134,7 +162,8 @@ step_e2e() {
     make_work
     mkdir -p "$work/servers"
     chmod 711 "$work/servers"
-    PYTHONDONTWRITEBYTECODE=1 TMPDIR=$work/servers "$python" -m pytest -q --basetemp "$work/run" "$@" tests/e2e
+    AMPHORA_GLOOX=$gloox PYTHONDONTWRITEBYTECODE=1 TMPDIR=$work/servers "$python" -m pytest -q \
+        --basetemp "$work/run" "$@" tests/e2e
 }
 
 case ${1:-all} in

@@ -9,6 +9,8 @@ use std::process::Command;
 mod checks;
 #[path = "tidy/code.rs"]
 mod code;
+#[path = "tidy/compliance.rs"]
+mod compliance;
 #[path = "tidy/rules.rs"]
 mod rules;
 #[path = "tidy/samples.rs"]
@@ -16,6 +18,7 @@ mod samples;
 
 use checks::{check_bans, check_head, check_layers, check_map, check_panics, check_paths};
 use code::Code;
+use compliance::check_compliance;
 use rules::top_module;
 
 fn root() -> &'static Path {
@@ -114,4 +117,11 @@ fn the_map_is_true() {
 fn no_file_names_a_place_on_one_machine() {
     let files = tracked().into_iter().filter(|(path, _)| !path.starts_with("tests/tidy")).collect();
     run(files, check_paths);
+}
+
+#[test]
+fn every_requirement_is_proved_or_has_a_reason() {
+    let page = std::fs::read_to_string(root().join("docs/compliance.md"))
+        .expect("docs/compliance.md says which test proves which requirement");
+    nothing(check_compliance(&page, |path| std::fs::read_to_string(root().join(path)).ok()));
 }

@@ -4,10 +4,12 @@
 local st = require "util.stanza";
 local jid_split = require "util.jid".split;
 local jid_bare = require "util.jid".bare;
+local jid_prep = require "util.jid".prep;
 local parse_xml = require "util.xml".parse;
 local new_cache = require "util.cache".new;
 local rostermanager = require "core.rostermanager";
 local usermanager = require "core.usermanager";
+local modulemanager = require "core.modulemanager";
 local time_now = require "util.time".now;
 
 local host = module.host;
@@ -18,6 +20,12 @@ local xmlns_client = "jabber:client";
 local xmlns_sid = "urn:xmpp:sid:0";
 local xmlns_delay = "urn:xmpp:delay";
 local xmlns_muc_user = "http://jabber.org/protocol/muc#user";
+local xmlns_invitation = "jabber:x:conference";
+
+local OWN_ID = "amphora-"; -- stanza ids of this module begin so, those of an archive do not
+
+local MAX_OVERHEAD = 4096; -- bytes of all that a node wraps round a message to send it back
+local MAX_DEPTH = 60; -- levels of elements in a message that a node reads
 
 local facts = {};
 
@@ -67,10 +75,12 @@ end
 function facts.may_see_presence(username, sender)
 	local sender_bare = jid_bare(sender);
 	if sender_bare == username.."@"..host then return true; end
-	if not sender_bare or facts.blocks(username, sender) then return false; end
+	if not sender_bare then return false; end
+	-- Both are looked up, that a block takes no other time than a stranger.
+	local blocked = facts.blocks(username, sender);
 	local roster = rostermanager.load_roster(username, host);
 	local item = roster and roster[sender_bare];
-	return item ~= nil and (item.subscription == "from" or item.subscription == "both");
+	return not blocked and item ~= nil and (item.subscription == "from" or item.subscription == "both");
 end
 
 function facts.account_exists(username)
@@ -81,31 +91,34 @@ end
 
 local function is_amp(tag) return tag.name == "amp" and tag.attr.xmlns == xmlns_amp; end
 
--- Does the message carry rules that are to be looked at here? Not those of a room: an error in
--- answer would throw the recipient out of it.
+function facts.is_from_room(stanza)
+	local _, from_host = jid_split(stanza.attr.from);
+	local sender_host = from_host and hosts[from_host];
+	return sender_host and sender_host.type == "component" and sender_host.modules.muc ~= nil;
+end
+
+-- Does the message carry rules that are to be looked at here? Not those from or about a room: an
+-- error in answer would throw the recipient out of it.
 function facts.has_rules(stanza)
 	local found = false;
 	for _, tag in ipairs(stanza.tags) do
 		if is_amp(tag) then
 			if tag.attr.status then return false; end
 			found = true;
-		elseif tag.name == "x" and tag.attr.xmlns == xmlns_muc_user then
+		elseif tag.name == "x" and (tag.attr.xmlns == xmlns_muc_user or tag.attr.xmlns == xmlns_invitation) then
 			return false;
 		end
 	end
 	if not found then return false; end
 	local type = stanza.attr.type;
-	if type == "error" or type == "groupchat" then return false; end
-	local _, from_host = jid_split(stanza.attr.from);
-	local sender_host = from_host and hosts[from_host];
-	return not (sender_host and sender_host.type == "component" and sender_host.modules.muc);
+	return type ~= "error" and type ~= "groupchat" and not facts.is_from_room(stanza);
 end
 
-function facts.is_notice(stanza)
+-- The status of an answer to a rule; nil if it is none.
+function facts.notice_status(stanza)
 	for _, tag in ipairs(stanza.tags) do
-		if is_amp(tag) and tag.attr.status then return true; end
+		if is_amp(tag) and tag.attr.status then return tag.attr.status; end
 	end
-	return false;
 end
 
 -- from and to of <amp/> are the message's own on everything that leaves this server with it.
@@ -117,27 +130,50 @@ function facts.address_rules(stanza)
 	end
 end
 
-function facts.archives() return hosts[host].modules.mam ~= nil; end
+-- While this module is being loaded, the archive may be about to be loaded as well.
+facts.loading = true;
+local has_archive = modulemanager.get_modules_for_host(host):contains("mam");
 
+function facts.archives() return hosts[host].modules.mam ~= nil or (facts.loading and has_archive); end
+
+-- A stanza id (XEP-0359) by the recipient's bare JID, in whatever spelling.
+local function is_id_by(tag, bare)
+	if tag.name ~= "stanza-id" or tag.attr.xmlns ~= xmlns_sid then return false; end
+	local by = tag.attr.by;
+	return by == bare or (by ~= nil and jid_prep(by) == bare);
+end
+
+-- The last of them, and how many there are. mod_mam puts its own last, and may leave forged ones
+-- before it.
 local function stanza_id_by(stanza, bare)
-	return stanza:get_child_with_attr("stanza-id", xmlns_sid, "by", bare);
-end
-
-function facts.is_archived(stanza, bare)
-	return facts.archives() and stanza_id_by(stanza, bare) ~= nil;
-end
-
--- Gives the message the id that lets a client know it again, where no archive has done so. One
--- that is there already is forged, for only the recipient's server may set it.
-function facts.identify(stanza, bare, id)
-	if facts.archives() then return; end
-	if stanza_id_by(stanza, bare) then
-		stanza:maptags(function (tag)
-			if tag.name == "stanza-id" and tag.attr.xmlns == xmlns_sid and tag.attr.by == bare then return nil; end
-			return tag;
-		end);
+	local last, count = nil, 0;
+	for _, tag in ipairs(stanza.tags) do
+		if is_id_by(tag, bare) then last, count = tag, count + 1; end
 	end
-	stanza:add_direct_child(st.stanza("stanza-id", { xmlns = xmlns_sid, by = bare, id = id }));
+	return last, count;
+end
+
+-- Takes so many of them away, the first ones.
+local function remove_ids(stanza, bare, count)
+	return stanza:maptags(function (tag)
+		if count == 0 or not is_id_by(tag, bare) then return tag; end
+		count = count - 1;
+	end);
+end
+
+function facts.drop_stanza_id(stanza, bare)
+	if stanza_id_by(stanza, bare) then remove_ids(stanza, bare, math.huge); end
+end
+
+local function put_id(stanza, bare, key)
+	remove_ids(stanza, bare, math.huge):add_direct_child(st.stanza("stanza-id", { xmlns = xmlns_sid, by = bare, id = OWN_ID..key }));
+end
+
+-- Gives a message that is held before the archive has seen it the id that lets a client know it
+-- again. Where there is an archive, that has the first word, and seal() adds what is missing. One
+-- that is there already is forged, for only the recipient's server may set it.
+function facts.identify(stanza, bare, key)
+	if not facts.archives() then put_id(stanza, bare, key); end
 end
 
 function facts.add_delay(stanza, stamp)
@@ -186,6 +222,11 @@ function facts.deeper_than(stanza, levels)
 	return false;
 end
 
+-- What could not come back from a node, or not be read by one. `bytes`: of the message.
+function facts.too_large(stanza, bytes, max_stanza)
+	return bytes + MAX_OVERHEAD > max_stanza or facts.deeper_than(stanza, MAX_DEPTH);
+end
+
 -- ------------------------------------------------------------------------------ bytes
 
 facts.escape = st.xml_escape;
@@ -199,17 +240,32 @@ function facts.serialise(stanza)
 	return xml;
 end
 
--- The same with the stanza id that identify() would give it, without touching the stanza.
-function facts.serialise_identified(stanza, bare, id)
-	if facts.archives() then return facts.serialise(stanza); end
-	if stanza_id_by(stanza, bare) or not stanza[1] then
+local function is_own_id(tag) return (tag.attr.id or ""):sub(1, #OWN_ID) == OWN_ID; end
+
+-- Whether the recipient's archive has it.
+function facts.is_archived(stanza, bare)
+	local given = facts.archives() and stanza_id_by(stanza, bare);
+	return given and not is_own_id(given) or false;
+end
+
+-- The message as it is stored, and whether the recipient's archive has it. It always has one stanza
+-- id, the same each time it comes. The last one that is there is genuine where an archive is, for
+-- mod_mam takes forged ones away from what it does not archive, and in what was held under this key
+-- before (`seen`).
+function facts.seal(stanza, bare, key, seen)
+	local given, count = stanza_id_by(stanza, bare);
+	local archives = facts.archives();
+	if given and (archives or seen) then
+		if count > 1 then stanza = remove_ids(st.clone(stanza), bare, count - 1); end
+		return facts.serialise(stanza), archives and not is_own_id(given);
+	elseif given or not stanza[1] then
 		stanza = st.clone(stanza);
-		facts.identify(stanza, bare, id);
-		return facts.serialise(stanza);
+		put_id(stanza, bare, key);
+		return facts.serialise(stanza), false;
 	end
 	local xml = facts.serialise(stanza);
 	return xml:sub(1, -#"</message>" - 1).."<stanza-id xmlns='"..xmlns_sid.."' by='"..facts.escape(bare)
-		.."' id='"..facts.escape(id).."'/></message>";
+		.."' id='"..OWN_ID..facts.escape(key).."'/></message>", false;
 end
 
 -- Prosody's own tables have no xmlns for the client namespace, except below another namespace.

@@ -12,6 +12,7 @@
 --   verdict                            an answer that waits for those before it
 --   queued, blocked, paused, waiting   why it is not on its way; waiting: behind one at rules
 --   spooled                            handle of the spool, if it is there
+--   settle                             somebody is told when it is resolved: amphora_broadcast.lib.lua
 
 local st = require "util.stanza";
 local jid_node = require "util.jid".node;
@@ -24,25 +25,22 @@ local host_session = prosody.hosts[host];
 local bare_sessions, full_sessions = prosody.bare_sessions, prosody.full_sessions;
 
 local RETRY_FIRST, RETRY_LAST = 0.25, 30; -- seconds a pair pauses after retry: doubled each time
-local MAX_OVERHEAD = 4096; -- bytes of all that a node wraps round a message to send it back
-local MAX_DEPTH = 60; -- levels of elements in a message that a node reads
 
 return function (ctx)
-	local facts, link, options = ctx.facts, ctx.link, ctx.options;
-	local escape = facts.escape;
+	local facts, link, options, window = ctx.facts, ctx.link, ctx.options, ctx.window;
+	local escape, new_key, unanswer = facts.escape, ctx.new_key, window.answered;
 	local queue = {};
 
 	local users = {};   -- bare JID -> user
 	local keys = {};    -- key -> held, those in memory
 	local held_count, held_bytes = 0, 0;
 	local followers_count, followers_bytes = 0, 0;
-	local next_key, next_seq = 0, 0;
+	local next_seq = 0;
 	local paused = {};  -- pair -> true
 	local routing;      -- what is being routed right now, see below
 
 	local new_fifo = ctx.new_fifo;
 	local urgent, normal = new_fifo(), new_fifo();
-	local in_flight = new_fifo();    -- { held, time it was sent }, for the resending
 	local waiting_order = new_fifo(); -- plain messages that wait for their pair, oldest first
 	local draining = new_fifo();     -- users with a spool
 
@@ -128,13 +126,6 @@ return function (ctx)
 	end
 
 	function queue.seq() return next_seq; end
-
-	local function unanswer(held)
-		if held.outstanding then
-			held.outstanding = nil;
-			link.count, link.bytes = link.count - 1, link.bytes - held.bytes;
-		end
-	end
 
 	local enqueue, advance;
 
@@ -224,11 +215,16 @@ return function (ctx)
 
 	function queue.routing() return routing; end
 
-	-- Goes on with a message as if it had not been held.
-	local function fire_message(stanza, context)
+	-- What the server answers to a message that goes on in silence, is answered to this.
+	local nobody = setmetatable({ send = function () return true; end }, { __index = host_session });
+
+	-- Goes on with a message as if it had not been held. Answers of other modules go to its origin:
+	-- to the sender's session while it is there.
+	local function fire_message(stanza, context, silent)
 		local name = stanza.attr.to:find("/", 1, true) and "message/full" or "message/bare";
+		local origin = silent and nobody or full_sessions[stanza.attr.from] or host_session;
 		under(context or {}, stanza, host_session.events.fire_event, name,
-			{ origin = host_session, stanza = stanza, amphora = true });
+			{ origin = origin, stanza = stanza, amphora = true, silent = silent });
 	end
 
 	local function send_out(stanza)
@@ -239,7 +235,28 @@ return function (ctx)
 
 	function queue.bounce(stanza, type, condition, text)
 		if stanza.attr.type == "error" then return; end
-		send_out(st.error_reply(stanza, type, condition, text));
+		local reply = st.error_reply(stanza, type, condition, text);
+		-- the code that XEP-0079 section 6 gives it
+		if condition == "service-unavailable" then reply:get_child("error").attr.code = "503"; end
+		send_out(reply);
+	end
+
+	-- Where rules are not for everybody, an error that depends on where the recipient is would
+	-- tell the sender of a message with rules what he may not know.
+	function queue.is_silent(username, stanza)
+		return link.security ~= "performance" and link.security ~= "none" and facts.has_rules(stanza)
+			and not facts.may_see_presence(username, stanza.attr.from);
+	end
+
+	local function bounce_stored(user, stanza, ...)
+		if not queue.is_silent(user.username, stanza) then queue.bounce(stanza, ...); end
+		release_user(user);
+	end
+
+	-- It can't be kept; whoever asked for it is told so.
+	local function settle_lost(held)
+		release_user(held.user);
+		ctx.broadcasts.settled(held.key, "discarded");
 	end
 
 	local function stanza_of(held)
@@ -321,6 +338,7 @@ return function (ctx)
 					key = record.key, user = user, from = record.from, addressed = record.addressed;
 					stage = record.stage, stamp = record.stamp, archived = record.archived, xml = record.xml, bytes = #record.xml;
 					ord = record.ord, again = true, ever_sent = true, loaded = true, spooled = handle;
+					settle = record.stage ~= "rules" and ctx.broadcasts.is_key(record.key) or nil;
 					may_see = record.stage == "rules" and facts.may_see_presence(user.username, record.from) or nil;
 				};
 				queue.drain(user.bare);
@@ -338,6 +356,10 @@ return function (ctx)
 	end
 
 	local function bounce_rules(held)
+		if held.settle then
+			leave(held);
+			return ctx.broadcasts.dropped(held.key);
+		end
 		local stanza = stanza_of(held);
 		bounced_count = bounced_count + 1;
 		leave(held);
@@ -352,7 +374,7 @@ return function (ctx)
 			if at.stage == "routing" then
 				at = at.next; -- its own re-firing will see to it
 			else
-				if at.stage == "rules" and not at.ever_sent then
+				if at.stage == "rules" and (at.settle or not at.ever_sent) then
 					bounce_rules(at);
 				elseif not to_spool(at) then
 					return false;
@@ -407,20 +429,12 @@ return function (ctx)
 
 	-- -------------------------------------------------------------------- interception
 
-	local function new_key()
-		next_key = next_key + 1;
-		return ("%s-%d"):format(ctx.token, next_key);
-	end
-
 	local function new_ord()
 		ctx.spool.max_ord = ctx.spool.max_ord + 1;
 		return ctx.spool.max_ord;
 	end
 
-	-- What could not come back from a node, or not be read by one.
-	local function too_large(stanza, bytes)
-		return bytes + MAX_OVERHEAD > ctx.max_stanza or facts.deeper_than(stanza, MAX_DEPTH);
-	end
+	local function too_large(stanza, bytes) return facts.too_large(stanza, bytes, ctx.max_stanza); end
 
 	-- A message that waits at its stage goes to the link, or behind what the spool has for the user.
 	-- It stays in memory before others of its pair that are there.
@@ -462,6 +476,7 @@ return function (ctx)
 			key = key, user = user, from = from, addressed = stanza.attr.to;
 			stage = "rules", stamp = facts.timestamp(), xml = xml, bytes = #xml, stanza = stanza;
 			ord = new_ord(), may_see = facts.may_see_presence(user.username, from);
+			seen_at = time_now(), seen_gen = link.gen;
 		};
 		insert(held);
 		if held.may_see then
@@ -470,6 +485,35 @@ return function (ctx)
 			-- At once, so that a refusal takes as long whatever the recipient does.
 			enqueue(held, true);
 		end
+	end
+
+	-- A message of the host's own, under a key that came with it (section 5). Nothing of it is in the
+	-- spool before archive and push have seen it: whoever asks for it asks again. Nil and an error if
+	-- it can't be held.
+	function queue.hold_own(bare, stanza, key, again)
+		make_room();
+		local user = user_of(bare);
+		facts.identify(stanza, bare, key);
+		local xml = facts.serialise(stanza);
+		local large = too_large(stanza, #xml);
+		if large or straight_to_spool() or memory_short() then
+			release_user(user);
+			if large then return nil, "modify", "policy-violation", "The message is too large"; end
+			return nil, "wait", "resource-constraint", "The server can hold no more messages now";
+		end
+		local held = {
+			key = key, user = user, from = host, addressed = bare, settle = true, again = again;
+			stage = "rules", stamp = facts.timestamp(), xml = xml, bytes = #xml, stanza = stanza;
+			ord = new_ord(), may_see = true;
+		};
+		insert(held);
+		queue.admit(held);
+		return true;
+	end
+
+	-- Is the message of that key held, in memory or, if it may have come there, in the spool?
+	function queue.holds(bare, key, again)
+		return keys[key] ~= nil or (again and ctx.spool:pending(bare) and ctx.spool:keys(bare)[key]) or false;
 	end
 
 	-- Whatever would go to offline storage. True if it is taken care of.
@@ -483,10 +527,10 @@ return function (ctx)
 			return queue.from_rules_to_offline(routing.held, stanza);
 		end
 		local key = new_key();
+		local xml, archived = facts.seal(stanza, bare, key);
 		queue.hold_for_storage(bare, {
 			key = key, from = from, addressed = stanza.attr.to or bare, ord = own and routing.ord or nil;
-			stage = "offline", stamp = facts.timestamp(), archived = facts.is_archived(stanza, bare);
-			xml = facts.serialise_identified(stanza, bare, key);
+			stage = "offline", stamp = facts.timestamp(), archived = archived, xml = xml;
 		}, stanza);
 		return true;
 	end
@@ -494,14 +538,14 @@ return function (ctx)
 	function queue.hold_for_storage(bare, held, stanza)
 		make_room();
 		held.bytes = #held.xml;
-		if too_large(stanza, held.bytes) then
-			queue.bounce(stanza, "modify", "policy-violation", "The message is too large to be stored");
-			return;
-		elseif (spool_full() and (memory_short() or straight_to_spool())) or (ctx.spool.failing and memory_short()) then
-			queue.bounce(stanza, "wait", "resource-constraint", "The server can keep no more messages");
-			return;
-		end
 		held.user = user_of(bare);
+		if too_large(stanza, held.bytes) then
+			if held.settle then return settle_lost(held); end
+			return bounce_stored(held.user, stanza, "modify", "policy-violation", "The message is too large to be stored");
+		elseif (spool_full() and (memory_short() or straight_to_spool())) or (ctx.spool.failing and memory_short()) then
+			if held.settle then return settle_lost(held); end
+			return bounce_stored(held.user, stanza, "wait", "resource-constraint", "The server can keep no more messages");
+		end
 		local pair = pair_of(held.user, held.from);
 		local first_rules = pair.first_rules;
 		if held.ord then -- luacheck: ignore 542
@@ -520,12 +564,13 @@ return function (ctx)
 
 	-- The server was told to go on with a message, and found nobody: the second stage.
 	function queue.from_rules_to_offline(held, stanza)
-		local bytes = held.bytes;
-		held.xml = facts.serialise(stanza);
+		local bytes, bare = held.bytes, held.user.bare;
+		held.xml, held.archived = facts.seal(stanza, bare, held.key, true);
 		held.bytes = #held.xml;
 		held_bytes = held_bytes + held.bytes - bytes;
 		held.stage, held.stanza = "offline", nil;
-		held.archived = facts.is_archived(stanza, held.user.bare);
+		-- The archive has it only now: who read it since the stamp has not seen this one.
+		if held.archived and ctx.seats.read_between(bare, held.stamp, facts.timestamp()) then held.archived = false; end
 		held.gen, held.captured = nil, true;
 		held.again = held.loaded; -- no node was asked about it at this stage yet
 		enter_storage_list(held);
@@ -538,13 +583,17 @@ return function (ctx)
 		local from = stanza.attr.from or "";
 		local key = copy and copy.key;
 		if key and keys[key] then return; end
+		local seen = key ~= nil;
 		key = key or new_key();
+		stamp = copy and copy.stamp or stamp or facts.timestamp();
+		local xml, archived = facts.seal(stanza, bare, key, seen);
+		-- mod_smacks' stamp is a second wide: who read the archive within it may not have seen this one.
+		local second = archived and stamp:match("^(.*:%d%d)Z$");
+		if second and ctx.seats.read_between(bare, second..".000Z", second..".999Z") then archived = false; end
 		queue.hold_for_storage(bare, {
 			key = key, from = from, addressed = session_jid or stanza.attr.to or bare, again = true;
-			-- one that was intercepted before has its id already
-			xml = copy and copy.key and facts.serialise(stanza) or facts.serialise_identified(stanza, bare, key);
-			stage = "undelivered", stamp = copy and copy.stamp or stamp or facts.timestamp();
-			archived = facts.is_archived(stanza, bare);
+			stage = "undelivered", stamp = stamp, archived = archived, xml = xml;
+			settle = ctx.broadcasts.is_key(key) or nil;
 		}, stanza);
 	end
 
@@ -593,8 +642,11 @@ return function (ctx)
 		ctx.schedule();
 	end
 
-	-- Who would get the message if it were routed now. The decision holds only as long as this.
+	-- Who would get the message if it were routed now. The decision holds only as long as this. For
+	-- one who is sent on, his sessions change nothing.
 	local function takers(held)
+		local how, target = ctx.forward.target_of(held, stanza_of);
+		if how then return how.." "..target; end
 		local session = full_sessions[held.addressed];
 		if session then
 			local seat = ctx.seats.of(session);
@@ -650,29 +702,30 @@ return function (ctx)
 	local function send(held)
 		local user, now = held.user, time_now();
 		local rules = held.stage == "rules";
-		if rules and held.gen then held.may_see = facts.may_see_presence(user.username, held.from); end
-		if held.stage ~= "rules" or held.may_see == nil then
+		-- A right that was looked up when the message came counts for its first sending soon after. The
+		-- host's own messages need none.
+		if held.settle then
+			held.may_see = true;
+		elseif not (rules and held.seen_at and held.seen_gen == link.gen and now - held.seen_at < 1) or held.ever_sent then
 			held.may_see = facts.may_see_presence(user.username, held.from);
 		end
 		if rules then held.takers = takers(held); end
+		local how, target;
+		if rules then how, target = ctx.forward.target_of(held, stanza_of); end
 		local after = held.prev and (" after='"..escape(held.prev.key).."'") or "";
 		local xml = {
 			"<intercept xmlns='urn:amphora:intercept:1' key='"..escape(held.key).."'"..after
 				..(held.again and " again='true'" or "").." stage='"..held.stage.."' leg='recipient' to='"
 				..escape(user.bare).."' account='"..tostring(account_exists(held))
-				.."' may-see-presence='"..tostring(held.may_see).."' archived='"..tostring(held.archived or false).."'>";
+				.."' may-see-presence='"..tostring(held.may_see).."' archived='"..tostring(held.archived or false).."'"
+				..(how and (" "..how.."='"..escape(target).."'") or "")..">";
 		};
 		add_sessions(xml, held);
 		xml[#xml + 1] = "<forwarded xmlns='urn:xmpp:forward:0'><delay xmlns='urn:xmpp:delay' stamp='"..escape(held.stamp).."'/>";
 		xml[#xml + 1] = held.xml;
 		xml[#xml + 1] = "</forwarded></intercept>";
-		if not held.outstanding then
-			held.outstanding = true;
-			link.count, link.bytes = link.count + 1, link.bytes + held.bytes;
-		end
-		held.gen, held.again, held.ever_sent, held.sent_at = link.gen, true, true, now;
+		window.sent(held, send);
 		held.pair.last_sent = held.key;
-		in_flight:push({ held = held, at = now });
 		ctx.emit(t_concat(xml));
 		local after_it = held.next;
 		if after_it and after_it.blocked then
@@ -681,12 +734,8 @@ return function (ctx)
 		end
 	end
 
-	local function window_open()
-		return link.up and link.count < link.window and link.bytes < options.window_bytes;
-	end
-
 	function queue.pump()
-		while window_open() do
+		while window.open() do
 			local held = urgent:pop() or normal:pop();
 			if not held then
 				if draining:empty() or memory_short() then break; end
@@ -721,14 +770,15 @@ return function (ctx)
 		enqueue(held);
 	end
 
-	local function finish(held)
+	local function finish(held, outcome)
 		local pair, user = held.pair, held.user;
 		leave(held);
 		if held.spooled then ctx.spool:delete(user.bare, held.spooled); end
+		if held.settle then ctx.broadcasts.settled(held.key, outcome); end
 		run_free(pair);
 	end
 
-	local function route_sends(held, sends)
+	function queue.route_sends(held, sends)
 		for _, send_element in ipairs(sends) do
 			local stanza, err = ctx.own_stanza(send_element);
 			if stanza then
@@ -739,16 +789,22 @@ return function (ctx)
 		end
 	end
 
-	local function deliver_rules(held)
+	local function deliver_rules(held, silent)
 		local stanza = stanza_of(held);
-		if not stanza then return finish(held); end
+		if not stanza then return finish(held, "discarded"); end
 		stanza = st.clone(stanza);
 		facts.address_rules(stanza);
 		held.stage, held.captured = "routing", nil;
-		fire_message(stanza, { key = held.key, stamp = held.stamp, held = held });
+		local context = { key = held.key, stamp = held.stamp, held = held };
+		fire_message(stanza, context, silent);
 		if not held.captured then
 			held.stage = "rules";
-			return finish(held);
+			if held.settle and context.copies > 0 and not context.written then
+				-- It waits in a gate: from there it goes to the session, or comes back as undelivered.
+				held.settle, context.gated = nil, true;
+				ctx.broadcasts.gated(held.key);
+			end
+			return finish(held, (context.copies > 0 or context.passed) and "delivered" or "discarded");
 		end
 		-- It stays unresolved, as one at stage offline now.
 		unanswer(held);
@@ -784,16 +840,16 @@ return function (ctx)
 		if what == "deliver" then
 			if held.stage == "rules" then
 				if takers(held) ~= held.takers then return ask_again(held); end
-				deliver_rules(held);
+				deliver_rules(held, verdict.silent);
 			else
 				if not deliver_to_sessions(held) then return ask_again(held); end
-				finish(held);
+				finish(held, "delivered");
 			end
 		else
-			finish(held);
+			finish(held, what);
 			if what == "stored" then ctx.seats.stored(held.user.bare); end
 		end
-		route_sends(held, sends);
+		queue.route_sends(held, sends);
 		if held.gone then ctx.seats.check_user(held.user.bare); end
 	end
 
@@ -886,7 +942,7 @@ return function (ctx)
 		end
 		local sends = {};
 		for tag in element:childtags("send") do sends[#sends + 1] = tag; end
-		held.verdict = { what = what, sends = sends };
+		held.verdict = { what = what, sends = sends, silent = attr.silent == "true" };
 		local pair = held.pair;
 		if what == "discarded" and held.stage == "rules" and not held.may_see then
 			carry_out(held); -- a refusal is outside the pair's order
@@ -898,8 +954,6 @@ return function (ctx)
 
 	-- Nothing that was sent counts as sent any more. All goes again, in each pair's order.
 	function queue.link_lost()
-		in_flight:clear();
-		link.count, link.bytes = 0, 0;
 		for _, held in pairs(keys) do
 			held.gen, held.verdict, held.outstanding, held.blocked = nil, nil, nil, nil;
 		end
@@ -927,20 +981,6 @@ return function (ctx)
 	end
 
 	function queue.sweep(now)
-		while true do
-			local first = in_flight:peek();
-			if not first then break; end
-			local held = first.held;
-			if held.gone or not held.outstanding or held.gen ~= link.gen or held.sent_at ~= first.at then
-				in_flight:pop();
-			elseif now - first.at >= options.resend then
-				in_flight:pop();
-				module:log("debug", "No verdict for %s within %g s, asking again", held.key, options.resend);
-				send(held);
-			else
-				break;
-			end
-		end
 		for pair in pairs(paused) do
 			if now >= (pair.resume_at or 0) then resume(pair); end
 		end
@@ -974,6 +1014,7 @@ return function (ctx)
 				at.spooled = nil;
 				if not at.gone then
 					leave(at);
+					if at.settle then ctx.broadcasts.settled(at.key, "discarded"); end
 					n = n + 1;
 				end
 				at = after;

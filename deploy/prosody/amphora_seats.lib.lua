@@ -9,10 +9,14 @@
 --   items              id -> item, written or to be written, until the node has deleted its row
 --   track, wire        what was written and is not acknowledged, by position; not drained yet
 --   batches, ended     what the node is told was taken, until it says deleted
+--   fetches            its client fetches for itself what is stored (XEP-0013)
+--   parked             it sleeps, and its hand-over is left to a session that is awake
+--   read               when the client read the archive, before it became available
 
 local st = require "util.stanza";
 local filters = require "util.filters";
 local time_now = require "util.time".now;
+local xpcall = require "util.xpcall".xpcall;
 local add_task = require "util.timer".add_task;
 local t_concat, t_sort = table.concat, table.sort;
 
@@ -41,9 +45,30 @@ return function (ctx)
 
 	function seats.of(session) return by_session[session]; end
 
+	-- Has a session of the user's that stays read the archive at that time? Both ends belong to it.
+	function seats.read_between(bare, first, last)
+		local user = bare_sessions[bare];
+		for _, session in pairs(user and user.sessions or {}) do
+			local seat = by_session[session];
+			if seat and seat.read and not seat.closing and seat.read >= first and seat.read <= last then return true; end
+		end
+		return false;
+	end
+
 	function seats.can_take(seat)
 		local session = seat.session;
 		return not seat.closing and not seat.over and session.presence and (session.priority or -1) >= 0;
+	end
+
+	-- Does a session of the user fetch for itself? Then nothing is handed over to any of them that
+	-- was not announced before. Asked of the sessions, so that it ends with the last of them.
+	local function fetched_by_one(bare)
+		local user = bare_sessions[bare];
+		for _, session in pairs(user and user.sessions or {}) do
+			local seat = by_session[session];
+			if seat and seat.fetches then return true; end
+		end
+		return false;
 	end
 
 	-- -------------------------------------------------------------------- positions
@@ -86,7 +111,9 @@ return function (ctx)
 			item.acked = true;
 			for _, batch in ipairs(item.batches) do
 				batch.pending = batch.pending - 1;
-				if batch.pending == 0 and not seat.over then report_batch(seat, batch); end
+				if batch.pending == 0 and not seat.over then
+					if batch.view then ctx.retrieve.taken(batch); else report_batch(seat, batch); end
+				end
 			end
 			item.batches = nil;
 		end
@@ -185,6 +212,8 @@ return function (ctx)
 			seat.out:pop();
 			entry.stanza = nil;
 			if entry.pos then entry.whole = nil; end -- mod_smacks has it, and gives it back
+			if entry.copy and entry.copy.gated then ctx.broadcasts.let_out(entry.copy.key); end
+			if entry.reply then ctx.retrieve.written(entry.reply); end
 			wrote = true;
 		end
 		seat.writing = nil;
@@ -192,6 +221,12 @@ return function (ctx)
 			unacknowledged[seat], seat.asked_at = true, seat.asked_at or time_now();
 			request_ack(seat);
 		end
+	end
+
+	-- Writes what a request of the session's own brings, behind what is to be written already.
+	function seats.write(seat, ...)
+		for _, entry in ipairs({ ... }) do seat.out:push(entry); end
+		write_on(seat);
 	end
 
 	-- -------------------------------------------------------------------- the gate
@@ -227,7 +262,7 @@ return function (ctx)
 		return stanza, way;
 	end
 
-	local close_gate;
+	local close_gate, park;
 
 	-- What waits in a user's gates is intercepted, in the order in which it came there, once if
 	-- it waits in several, whether or not an open session has it as well: it is for a closed one.
@@ -255,14 +290,24 @@ return function (ctx)
 		for _, entry in ipairs(entries) do
 			local copy = entry.copy;
 			if copy then copy.copies = copy.copies - 1; end
-			if not (copy and copy.kept) then
+			-- What is stored goes to a session that is awake: not what that one has already.
+			local elsewhere = entry.seat.parked and copy and (copy.acked or copy.copies > 0);
+			if not (copy and copy.kept) and not elsewhere then
 				if copy then copy.kept, copy.acked = true, true; end
 				ctx.queue.undelivered(bare, without_carbon(entry.whole), copy, entry.stamp, entry.seat.jid);
 			end
 		end
 		for _, seat in ipairs(emptied) do
-			if not unanswered[seat] then close_gate(seat); end
+			if not unanswered[seat] and not seat.parked then close_gate(seat); end
 		end
+	end
+
+	-- mod_smacks says what it queues for a session that sleeps, and push notifications are made
+	-- of that. What waits in the gate is as much for it.
+	local function tell_of_waiting(seat, stanza)
+		local q = sm_queue(seat);
+		if not q then return; end
+		module:fire_event("smacks-hibernation-stanza-queued", { origin = seat.session, queue = q:table(), stanza = stanza });
 	end
 
 	local function wait_in_gate(seat, stanza, copy)
@@ -277,6 +322,7 @@ return function (ctx)
 		end
 		seat.waiting:push(entry);
 		seat.waiting_bytes = seat.waiting_bytes + entry.bytes;
+		if seat.session.hibernating then tell_of_waiting(seat, stanza); end
 	end
 
 	local function is_chat(stanza)
@@ -319,13 +365,15 @@ return function (ctx)
 		local copy = copy_of(seat, stanza);
 		if seat.gate == "open" and q and q:count_unacked() >= options.smacks_queue - SPARE and seats.can_take(seat) then
 			module:log("info", "%s has not acknowledged %d stanzas, messages wait", seat.jid, q:count_unacked());
-			close_gate(seat);
+			-- Where nothing is handed over, they wait for room alone.
+			if fetched_by_one(seat.bare) then seat.gate = "releasing"; else close_gate(seat); end
 		end
 		if seat.gate ~= "open" then
 			wait_in_gate(seat, stanza, copy);
 			return nil;
 		end
 		if copy then
+			copy.written = true;
 			if q then
 				seat.sm = q;
 				seat.track:push({ pos = position(q) + 1, exact = true, copy = copy });
@@ -357,9 +405,10 @@ return function (ctx)
 			announcements = announcements + 1;
 		end
 		seat.announced_at, seat.announced, seat.told = time_now(), seat.n, true;
+		local archive = seat.read and "true' read='"..seat.read or "false";
 		ctx.emit(("<available xmlns='urn:amphora:intercept:1' session='%s' n='%d' jid='%s' priority='%d' acks='%s' archive='%s'/>")
 			:format(escape(seat.id), seat.n, escape(seat.jid), session.priority or 0,
-				session.smacks and "true" or "false", session.mam_requested and "true" or "false"));
+				session.smacks and "true" or "false", archive));
 	end
 
 	-- Announced when all that was there before its reason is settled.
@@ -375,13 +424,14 @@ return function (ctx)
 		end
 	end
 
-	-- A reason to announce a session: its gate closes.
+	-- A reason to announce a session: its gate closes. None where a session fetches for itself.
 	function close_gate(seat)
+		if fetched_by_one(seat.bare) then return; end
 		local now = time_now();
 		seat.n = seat.n + 1;
 		seat.barrier = ctx.queue.seq();
 		seat.answered, seat.answer_at = nil, now;
-		seat.ended = nil;
+		seat.ended, seat.parked = nil, nil;
 		if not seat.limited then seat.gate = "closed"; end
 		unanswered[seat] = true;
 		want_announcement(seat);
@@ -416,8 +466,14 @@ return function (ctx)
 		end
 	end
 
-	-- The session that is to get what is stored: the one announced first, or the one with the
-	-- highest priority.
+	-- Is what is stored for it? Then its gate is closed, answered or not: what came back out of that
+	-- gate may have been stored since the answer.
+	local function waits(seat)
+		return unanswered[seat] ~= nil or (seat.gate == "closed" and not seat.parked);
+	end
+
+	-- The session that is to get what is stored: of those that wait for it the one announced first, or
+	-- the one with the highest priority.
 	local function taker(bare)
 		local user = bare_sessions[bare];
 		local best;
@@ -426,9 +482,9 @@ return function (ctx)
 			if seat and seats.can_take(seat) then
 				if not best then
 					best = seat;
-				elseif (unanswered[seat] ~= nil) ~= (unanswered[best] ~= nil) then
-					if unanswered[seat] then best = seat; end
-				elseif unanswered[seat] then
+				elseif waits(seat) ~= waits(best) then
+					if waits(seat) then best = seat; end
+				elseif waits(seat) then
 					if (seat.announced_at or math.huge) < (best.announced_at or math.huge) then best = seat; end
 				elseif (session.hibernating ~= nil) ~= (best.session.hibernating ~= nil) then
 					if not session.hibernating then best = seat; end
@@ -467,6 +523,9 @@ return function (ctx)
 		end
 	end
 
+	-- The session fetches for itself from now on. A hand-over that has its reason already goes on.
+	function seats.fetches(seat) seat.fetches = true; end
+
 	function seats.handed_over(element)
 		local seat = by_id[element.attr.session];
 		if not seat or seat.over or tonumber(element.attr.n) ~= seat.n or seat.announced ~= seat.n then return; end
@@ -480,7 +539,7 @@ return function (ctx)
 
 	-- -------------------------------------------------------------------- hand-over
 
-	local function item_stanza(element)
+	function seats.item_stanza(element)
 		local forwarded = element:get_child("forwarded", "urn:xmpp:forward:0");
 		local message = forwarded and forwarded:get_child("message", "jabber:client");
 		if not message then return nil; end
@@ -502,10 +561,12 @@ return function (ctx)
 				:format(escape(id), escape(n)));
 			return;
 		end
-		if seat.over or not seats.can_take(seat) then
+		if seat.over or seat.parked or not seats.can_take(seat) then
 			if seat.ended then
 				seat.ended.n = n;
 				report_end(seat);
+			elseif seat.parked then
+				park(seat, n);
 			else
 				seats.stand_down(seat, n);
 			end
@@ -522,7 +583,7 @@ return function (ctx)
 			local item_id = item_element.attr.id;
 			local item = item_id and seat.items[item_id];
 			if item_id and not item then
-				local message = item_stanza(item_element);
+				local message = seats.item_stanza(item_element);
 				item = { id = item_id, batches = {} };
 				if not message then
 					-- Not taken, so that it stays where it is and someone can look at it.
@@ -583,9 +644,9 @@ return function (ctx)
 		end
 	end
 
-	-- The session takes no more of a hand-over: it ended, or fell below zero. The node keeps
-	-- what was not acknowledged, and what waits in the gate is intercepted.
-	function seats.stand_down(seat, n)
+	-- The session takes no more of a hand-over, and the node keeps what was not acknowledged.
+	-- True if that may be something.
+	local function give_back(seat, n)
 		forget_announcement(seat);
 		local ids, left = {}, seat.done ~= seat.n;
 		for id, item in pairs(seat.items) do
@@ -600,19 +661,60 @@ return function (ctx)
 		seat.batches, seat.last_batch = {}, nil;
 		local out = seat.out;
 		seat.out = new_fifo();
+		for entry in function () return out:pop(); end do
+			if entry.item and not entry.item.view then
+				seat.items[entry.item.id] = nil;
+			else
+				seat.out:push(entry);
+			end
+		end
+		return left;
+	end
+
+	-- It ended, or fell below zero: what waits in its gate is intercepted.
+	function seats.stand_down(seat, n)
+		local left = give_back(seat, n);
+		local out = seat.out;
+		seat.out, seat.parked = new_fifo(), nil;
 		local waiting = seat.waiting;
 		seat.waiting, seat.waiting_bytes, seat.gate, seat.limited = new_fifo(), 0, "open", nil;
 		seat.done = seat.n;
-		local function come_back(entry)
-			if entry.item then
-				seat.items[entry.item.id] = nil;
-			else
-				seats.lost(seat, entry.whole, entry.copy, entry.stamp);
+		for _, list in ipairs({ out, waiting }) do
+			for entry in function () return list:pop(); end do
+				if entry.reply or entry.item then
+					if not seat.over then seat.out:push(entry); end -- a request needs no presence
+				else
+					seats.lost(seat, entry.whole, entry.copy, entry.stamp);
+				end
 			end
 		end
-		for entry in function () return out:pop(); end do come_back(entry); end
-		for entry in function () return waiting:pop(); end do come_back(entry); end
 		if left then seats.stored(seat.bare); end -- the node has it, and another session may take it
+	end
+
+	-- It sleeps while another is awake, which is to have what it left. Its gate stays closed, for what
+	-- waits there is newer: it is announced again when it wakes, or when nobody else is there.
+	function park(seat, n)
+		give_back(seat, n);
+		seat.parked, seat.announced = true, nil;
+	end
+
+	local function has_unacknowledged(seat)
+		for _, item in pairs(seat.items) do
+			if not item.acked then return true; end
+		end
+		return false;
+	end
+
+	-- A session that becomes available does not wait for those that sleep.
+	local function pass_sleeping(awake)
+		local user = bare_sessions[awake.bare];
+		for _, session in pairs(user and user.sessions or {}) do
+			local seat = by_session[session];
+			if seat and seat ~= awake and session.hibernating and not seat.parked
+			and (unanswered[seat] or has_unacknowledged(seat)) then
+				park(seat);
+			end
+		end
 	end
 
 	-- A message that a session that ended had not acknowledged. It comes back only if no other
@@ -624,7 +726,24 @@ return function (ctx)
 			if copy.acked or copy.copies > 0 then return; end
 		end
 		local message, way = without_carbon(stanza);
-		if way ~= "sent" then ctx.queue.undelivered(seat.bare, message, copy, stamp); end
+		if way == "sent" then return; end
+		local kept;
+		local function come_back()
+			kept = true;
+			ctx.queue.undelivered(seat.bare, message, copy, stamp);
+			return true;
+		end
+		if taker(seat.bare) or (seat.session.mam_requested and facts.is_archived(message, seat.bare)) then
+			come_back();
+			return;
+		end
+		-- Nobody is there: the same event as for any message to someone who is away, for push.
+		local ok, err = xpcall(module.fire_event, debug.traceback, module, "message/offline/handle", {
+			origin = seat.session, username = seat.username, stanza = message, amphora = come_back;
+		});
+		if ok then return; end
+		module:log("error", "While a message that %s left was offered to other modules: %s", seat.jid, err);
+		if not kept then come_back(); end
 	end
 
 	-- mod_smacks gives up a session and offers what it had not acknowledged, in order.
@@ -633,7 +752,10 @@ return function (ctx)
 		local seat = by_session[session];
 		if not seat or stanza.name ~= "message" or (stanza.attr.xmlns and stanza.attr.xmlns ~= "jabber:client") then return; end
 		local kind = stanza.attr.type;
-		if kind and kind ~= "chat" and kind ~= "normal" then return; end
+		if kind and kind ~= "chat" and kind ~= "normal" then
+			-- It comes to nothing, and mod_smacks would tell its sender that somebody was there.
+			return ctx.queue.is_silent(seat.username, stanza) or nil;
+		end
 		seat.closing = true; -- it is on its way out, but still listed
 		local entry;
 		local q = seat.sm;
@@ -671,6 +793,13 @@ return function (ctx)
 		return seat;
 	end
 
+	-- A client that reads the archive before it becomes available is not handed what it found there.
+	-- Who reads it later has been handed everything, or looks at something old.
+	module:hook("iq-set/self/urn:xmpp:mam:2:query", function (event)
+		local seat = by_session[event.origin];
+		if seat and facts.archives() and not seats.can_take(seat) then seat.read = facts.timestamp(); end
+	end, 1);
+
 	-- Presence, told by what it changed: the events of mod_presence know only the first one.
 	module:wrap_event("presence/bare", function (fire, name, event)
 		local session, stanza = event.origin, event.stanza;
@@ -681,6 +810,7 @@ return function (ctx)
 		if seat and not seat.over then
 			local after = session.presence and session.priority or -1;
 			if before < 0 and after >= 0 then
+				pass_sleeping(seat);
 				close_gate(seat);
 			elseif before >= 0 and after < 0 then
 				seats.stand_down(seat);
@@ -691,13 +821,33 @@ return function (ctx)
 
 	module:hook("resource-bind", function (event) new_seat(event.session); end, 1000);
 
+	module:hook("smacks-hibernation-start", function (event)
+		local seat = by_session[event.origin];
+		if not seat then return; end
+		for i = seat.waiting.first, seat.waiting.last do
+			tell_of_waiting(seat, seat.waiting[i].stanza);
+		end
+		if not unanswered[seat] then return; end -- what it has completely, stays with it
+		local user = bare_sessions[seat.bare];
+		for _, session in pairs(user and user.sessions or {}) do
+			local other = by_session[session];
+			if other and not session.hibernating and seats.can_take(other) then
+				park(seat);
+				return seats.stored(seat.bare);
+			end
+		end
+	end, -1);
+
 	module:hook("smacks-hibernation-end", function (event)
 		local session = event.resumed;
 		local seat = session and by_session[session];
 		if not seat then return; end
 		watch(session); -- the session has the filters of the new connection now
 		process_acks(seat);
-		if seats.can_take(seat) then close_gate(seat); end
+		if seats.can_take(seat) then
+			pass_sleeping(seat);
+			close_gate(seat);
+		end
 	end, -1000);
 
 	module:hook("pre-session-close", function (event)
@@ -719,6 +869,9 @@ return function (ctx)
 			if entry.whole then seats.lost(seat, entry.whole, entry.copy, entry.stamp); end
 		end
 		seats.stand_down(seat);
+		ctx.retrieve.session_ended(seat);
+		-- Nobody fetches any more: the others get what is there.
+		if seat.fetches and not fetched_by_one(seat.bare) then seats.stored(seat.bare); end
 		forget_seat(seat);
 	end, 100);
 
@@ -837,6 +990,7 @@ return function (ctx)
 				if not by_session[session] then
 					local seat = new_seat(session);
 					seat.limited = true; -- nothing of its gate was ever promised
+					if session.mam_requested then seat.read = facts.timestamp(); end
 					if seats.can_take(seat) then close_gate(seat); end
 				end
 			end
@@ -860,7 +1014,7 @@ return function (ctx)
 			for session, seat in pairs(by_session) do
 				for _, list in ipairs({ seat.out, seat.waiting }) do
 					for entry in function () return list:pop(); end do
-						if not entry.item then session.send(entry.stanza); end
+						if not entry.item and not entry.reply then session.send(entry.stanza); end
 					end
 				end
 			end

@@ -4,9 +4,15 @@
 -- The protocol is described in docs/intercept.md. What is where:
 --   mod_amphora.lua         options, the link, hooks into the server, discovery, load and unload
 --   amphora_queue.lib.lua   held messages: order, intercepts, verdicts
+--   amphora_edge.lib.lua    messages with rules on their way to another server
+--   amphora_servers.lib.lua what other servers support
+--   amphora_window.lib.lua  what a node has not answered
 --   amphora_seats.lib.lua   sessions: gates, announcements, hand-over, acknowledgements
+--   amphora_broadcast.lib.lua  messages to many: their outcomes, accounts, commands of administrators
+--   amphora_retrieve.lib.lua  what users ask about their stored messages
 --   amphora_spool.lib.lua   the file for what no node can take now
 --   amphora_facts.lib.lua   rights, accounts, stanzas and bytes
+--   amphora_forward.lib.lua what is sent on to other addresses and gateways
 --   amphora_command.lib.lua prosodyctl mod_amphora ...
 
 if module.host == "*" then -- loaded by prosodyctl
@@ -31,6 +37,7 @@ local full_sessions = prosody.full_sessions;
 local VERSION = "0.1.0";
 local PROTOCOL = "1";
 local SWEEP = 0.25; -- seconds between two looks at everything that has a time
+local DAY = 24 * 60 * 60;
 local BATCH_BYTES = 64 * 1024; -- of elements for the node in one message
 
 local MAX_STANZA = 4 * 1024 * 1024 - 64 * 1024; -- bytes of a message that still fits into what a node reads
@@ -38,6 +45,7 @@ local MAX_STANZA = 4 * 1024 * 1024 - 64 * 1024; -- bytes of a message that still
 local xmlns = "urn:amphora:intercept:1";
 local xmlns_amp = "http://jabber.org/protocol/amp";
 local xmlns_forward = "urn:xmpp:forward:0";
+local xmlns_offline = "http://jabber.org/protocol/offline";
 
 -- ==================================================================================== options
 
@@ -51,10 +59,12 @@ if not component or component:find("[@/]") then
 	error("amphora_components: "..components[1].." is not a domain", 0);
 end
 
-local function number(name, default, minimum)
+local function number(name, default, minimum, maximum)
 	local value = module:get_option_number("amphora_"..name, default);
 	if not value or value < minimum then
 		error(("amphora_%s must be a number of at least %g"):format(name, minimum), 0);
+	elseif maximum and value > maximum then
+		error(("amphora_%s must be a number of at most %g"):format(name, maximum), 0);
 	end
 	return value;
 end
@@ -73,7 +83,13 @@ local options = {
 	gate_bytes = number("gate_bytes", 1024 * 1024, 1);
 	held_messages = number("held_messages", 10000, 1);
 	held_bytes = number("held_bytes", 64 * 1024 * 1024, 1);
+	retrieve_timeout = number("retrieve_timeout", 30, 0.1);
 	spool_limit = number("spool_limit", 1024 * 1024 * 1024, 1);
+	edge_messages = number("edge_messages", 1000, 1);
+	edge_bytes = number("edge_bytes", 8 * 1024 * 1024, 1);
+	disco_cache = number("disco_cache", DAY, 0, DAY); -- not longer: XEP-0079, section 2.1.1
+	disco_retry = number("disco_retry", 60, 0, DAY);
+	disco_timeout = number("disco_timeout", 10, 0.1);
 	smacks_queue = math.max(module:get_option_number("smacks_max_queue_size", 500), 100);
 };
 
@@ -99,7 +115,7 @@ end
 local function new_fifo() return setmetatable({ first = 1, last = 0 }, fifo); end
 
 local ctx = {
-	options = options, new_fifo = new_fifo;
+	options = options, new_fifo = new_fifo, component = component;
 	token = hex(random_bytes(6));
 	-- The stream limit for components is a setting of mod_component, which is global.
 	max_stanza = math.min(MAX_STANZA, module:context("*"):get_option_number("component_stanza_size_limit",
@@ -114,7 +130,15 @@ local facts = ctx.facts;
 local link = { up = false, gen = 0, count = 0, bytes = 0, window = options.window, lost_at = time_now() };
 ctx.link = link;
 
-local queue, seats;
+ctx.window = module:require "amphora_window"(ctx);
+
+local last_key = 0;
+function ctx.new_key()
+	last_key = last_key + 1;
+	return ("%s-%d"):format(ctx.token, last_key);
+end
+
+local queue, seats, retrieve, edge;
 
 local function component_stream()
 	local component_host = hosts[component];
@@ -139,6 +163,12 @@ function ctx.emit(xml)
 	ctx.schedule();
 end
 
+-- A request to the node, behind what it was told before.
+function ctx.send_iq(xml)
+	flush_out();
+	link.session.send(xml);
+end
+
 local spool_path = datamanager.getpath(nil, host, "amphora_spool", "log", true);
 local spool_error;
 ctx.spool, spool_error = module:require "amphora_spool".open(spool_path, function (...) module:log(...); end);
@@ -147,10 +177,19 @@ if not ctx.spool then
 end
 local spool = ctx.spool;
 
+ctx.forward = module:require "amphora_forward"(ctx);
 queue = module:require "amphora_queue"(ctx);
 ctx.queue = queue;
 seats = module:require "amphora_seats"(ctx);
 ctx.seats = seats;
+ctx.component = component;
+ctx.broadcasts = module:require "amphora_broadcast"(ctx);
+local broadcasts = ctx.broadcasts;
+retrieve = module:require "amphora_retrieve"(ctx);
+ctx.retrieve = retrieve;
+ctx.servers = module:require "amphora_servers"(ctx);
+edge = module:require "amphora_edge"(ctx);
+ctx.edge = edge;
 
 local function protect(what, f)
 	return function (...)
@@ -165,10 +204,16 @@ local check_link;
 -- What one turn of the event loop brought goes out together. Under a flood the timer may come
 -- late, so a verdict pumps as well.
 local scheduled = false;
+local first, second = queue, edge;
 local pump = protect("sending to the node", function ()
 	if check_link() then
 		seats.pump();
-		queue.pump();
+		-- Whoever comes first may fill the window. So it is the other's turn after that.
+		local sent = ctx.window.sent_count;
+		first.pump();
+		second.pump();
+		if ctx.window.sent_count > sent then first, second = second, first; end
+		retrieve.pump();
 		flush_out();
 	end
 end);
@@ -186,10 +231,15 @@ local function link_lost(reason)
 	link.up, link.session, link.lost_at = false, nil, time_now();
 	out, out_bytes = {}, 0;
 	module:remove_item("feature", xmlns_amp);
-	local held = queue.held();
+	module:remove_item("feature", xmlns_offline);
+	local held = queue.held() + edge.held();
 	module:log("warn", "Node %s at %s is gone: %s; %d messages are held", link.node, component, reason, held);
+	ctx.window.link_lost();
 	queue.link_lost();
+	edge.link_lost();
 	seats.link_lost();
+	broadcasts.link_lost();
+	retrieve.link_lost();
 end
 
 function check_link()
@@ -210,11 +260,13 @@ end
 local function link_came()
 	link.up, link.gen = true, link.gen + 1;
 	module:add_feature(xmlns_amp);
-	local held = queue.held();
+	module:add_feature(xmlns_offline);
+	local held = queue.held() + edge.held();
 	module:log("info", "Node %s is there at %s (%s); %d messages are held, %d are in the spool",
 		link.node, component, link.security or "?", held, spool.live);
 	ctx.tell_removals();
 	queue.link_up();
+	edge.link_up();
 	seats.link_up();
 	pump();
 end
@@ -231,6 +283,7 @@ local function greet(origin, stanza, greeting)
 	link.node, link.security = greeting.attr.node or "?", greeting.attr.security;
 	link.window = math.max(1, math.min(options.window, tonumber(greeting.attr.window) or options.window));
 	link.actions, link.conditions = names_of(greeting, "action"), names_of(greeting, "condition");
+	ctx.forward.greeted(greeting);
 	origin.send(st.reply(stanza):tag("greeting", {
 		xmlns = xmlns, version = PROTOCOL, server = "Prosody "..prosody.version, module = VERSION;
 		acks = hosts[host].modules.smacks and "true" or "false", ["max-stanza"] = ("%d"):format(ctx.max_stanza);
@@ -262,6 +315,9 @@ local function handle_send(origin, stanza, element)
 	if not key or not message then
 		origin.send(st.error_reply(stanza, "modify", "bad-request", err or "It has no key"));
 		return;
+	end
+	if element.attr.settle == "true" then
+		return broadcasts.send(origin, stanza, element, message);
 	end
 	local result = st.reply(stanza);
 	if not routed_keys[key] then
@@ -298,6 +354,7 @@ local function repeat_removals(now)
 end
 
 local function handle_answer(stanza)
+	if retrieve.answer(stanza) then return true; end
 	for _, removal in ipairs(queue.removals()) do
 		if removal.id == stanza.attr.id then
 			if stanza.attr.type == "result" then
@@ -320,11 +377,17 @@ local function from_component(origin) return origin.type == "component" and orig
 
 local message_handlers = {
 	verdicts = function (element)
-		for verdict in element:childtags("verdict") do queue.verdict(verdict); end
+		for verdict in element:childtags("verdict") do
+			if not edge.verdict(verdict) then queue.verdict(verdict); end
+		end
 	end;
 	["handed-over"] = function (element) seats.handed_over(element); end;
-	["hand-over"] = function (element) seats.hand_over(element); end;
-	deleted = function (element) seats.deleted(element); end;
+	["hand-over"] = function (element)
+		if element.attr.view == "true" then retrieve.hand_over(element); else seats.hand_over(element); end
+	end;
+	deleted = function (element)
+		if not retrieve.deleted(element) then seats.deleted(element); end
+	end;
 };
 
 local handle_message = protect("reading a message of the node", function (origin, stanza)
@@ -363,6 +426,8 @@ local function handle_iq(origin, stanza)
 		else
 			origin.send(st.error_reply(stanza, "wait", "unexpected-request", "Greet first"));
 		end
+	elseif type == "get" and element.name == "accounts" then
+		broadcasts.accounts(origin, stanza, element);
 	else
 		origin.send(st.error_reply(stanza, "cancel", "feature-not-implemented"));
 	end
@@ -438,13 +503,35 @@ end
 module:hook("message/bare", on_message, 600);
 module:hook("message/full", on_message, 600);
 
+-- Below privacy lists (500) and the block list (100): what they refuse does not leave. Above the
+-- archive (0) and carbons (-0.5), which see what does.
+local leaving = protect("a message for another server was looked at", edge.intercept);
+module:hook("pre-message/bare", leaving, 50);
+module:hook("pre-message/full", leaving, 50);
+module:hook("pre-message/host", leaving, 50);
+
 local function around_message(fire, name, event) return queue.around_message(fire, name, event); end
 module:wrap_event("message/bare", around_message);
 module:wrap_event("message/full", around_message);
 
+-- Behind the block list, and before archive, carbons and sessions: they are passed by.
+local redirect = protect("a message was sent on", function (event)
+	local origin, stanza = event.origin, event.stanza;
+	local username = jid_split(stanza.attr.to);
+	if not stanza.attr.to then username = origin.username; end
+	local from = stanza.attr.from or origin.full_jid;
+	if not username or not from then return; end
+	return ctx.forward.redirect(username.."@"..host, stanza, from, event) or nil;
+end);
+local function on_passed(event)
+	if ctx.forward.any() then return redirect(event); end
+end
+module:hook("message/bare", on_passed, 50);
+module:hook("message/full", on_passed, 50);
+
 -- After push (1), before mod_offline (-1), which must not see it: what is stored is a node's.
 module:hook("message/offline/handle", function (event)
-	local ok, ret = xpcall(queue.intercept_offline, debug.traceback, event, event.username);
+	local ok, ret = xpcall(event.amphora or queue.intercept_offline, debug.traceback, event, event.username);
 	if ok then return ret; end
 	module:log("error", "While a message was taken for storage: %s", ret);
 end, 0);
@@ -455,7 +542,7 @@ module:hook("message/offline/broadcast", function () return true; end, -0.5);
 -- kept for the sender like a message.
 local function keep_notice(event)
 	local stanza = event.stanza;
-	if stanza.attr.type ~= "error" or not facts.is_notice(stanza) then return; end
+	if stanza.attr.type ~= "error" or not facts.notice_status(stanza) then return; end
 	local to = stanza.attr.to;
 	local username = jid_split(to);
 	if not username or full_sessions[to] or not facts.account_exists(username) then return; end
@@ -463,6 +550,16 @@ local function keep_notice(event)
 end
 module:hook("message/bare", keep_notice, -0.9);
 module:hook("message/full", keep_notice, -0.9);
+
+-- mod_csi_simple lets errors through to an inactive client at once. An alert says the same: the
+-- message did not arrive. A notification waits, like a receipt.
+module:hook("csi-is-stanza-important", function (event)
+	local stanza = event.stanza;
+	if st.is_stanza(stanza) and facts.notice_status(stanza) == "alert" then
+		event.reason = "delivery failure";
+		return true;
+	end
+end);
 
 -- ==================================================================================== discovery
 
@@ -514,11 +611,11 @@ local function import_offline()
 			for id, stanza, when in messages do
 				local key = "import-"..sha1(bare.."\0"..id.."\0"..tostring(when), true);
 				if complete and not known[key] then
-					facts.identify(stanza, bare, key);
+					local xml, archived = facts.seal(stanza, bare, key);
 					spool.max_ord = spool.max_ord + 1;
 					local handle = spool:append(bare, {
-						key = key, stage = "offline", ord = spool.max_ord, stamp = facts.timestamp(when);
-						from = stanza.attr.from or "", addressed = stanza.attr.to or bare, xml = facts.serialise(stanza);
+						key = key, stage = "offline", ord = spool.max_ord, stamp = facts.timestamp(when), archived = archived;
+						from = stanza.attr.from or "", addressed = stanza.attr.to or bare, xml = xml;
 					});
 					moved[#moved + 1] = handle;
 					complete = handle ~= nil;
@@ -548,8 +645,12 @@ end
 
 local function sweep(now)
 	check_link();
+	ctx.window.sweep(now);
 	queue.sweep(now);
+	edge.sweep(now);
 	seats.sweep(now);
+	broadcasts.sweep(now);
+	retrieve.sweep(now);
 	repeat_removals(now);
 	local oldest = routed_order:peek();
 	while oldest and now - oldest.at >= options.memory_of_keys do
@@ -572,21 +673,27 @@ end);
 module:hook_global("server-stopping", function ()
 	queue.stopping = true;
 	queue.spool_all("The server stops");
+	edge.stop("The server stops");
 end, 10);
 local function last_chance()
 	queue.stopping = true;
 	queue.spool_all("The server stops");
+	broadcasts.keep();
 end
 module:hook_global("server-stopping", last_chance, -1000);
 module:hook_global("server-cleanup", last_chance);
 
 function module.load()
 	import_offline();
+	facts.loading = nil;
 	queue.restore_removals();
 	local saved = type(module.saved_state) == "table" and module.saved_state or nil;
 	local stream = component_stream();
 	local same_link = stream and saved and saved.link and saved.link.session == stream;
 	seats.adopt(saved and saved.seats, same_link);
+	broadcasts.adopt(saved and saved.broadcasts);
+	broadcasts.restore();
+	retrieve.adopt(saved and saved.retrieve, same_link);
 	if same_link then
 		-- A reload. The node knows nothing of it, and need not.
 		for _, name in ipairs { "session", "node", "security", "window", "actions", "conditions" } do
@@ -603,13 +710,19 @@ function module.load()
 end
 
 function module.save()
-	return { seats = seats.save(), link = link.up and link or nil };
+	return {
+		seats = seats.save(), retrieve = retrieve.save(), broadcasts = broadcasts.save();
+		link = link.up and link or nil;
+	};
 end
 
 function module.unload()
 	queue.stopping = true;
 	-- First, so that what waited for its pair goes into the gates and not past them.
 	queue.spool_all("The module is unloaded");
+	edge.stop("The module is unloaded");
+	broadcasts.unload();
 	seats.unload();
+	retrieve.unload();
 	spool:close();
 end

@@ -7,7 +7,9 @@ use sea_orm_migration::prelude::*;
 
 pub use sea_orm_migration::MigratorTrait;
 
+mod columns;
 mod m20261122_000001_messages;
+mod m20261125_000001_broadcast;
 
 /// All migrations, in order.
 pub struct Migrator;
@@ -15,6 +17,9 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m20261122_000001_messages::Migration)]
+        vec![
+            Box::new(m20261122_000001_messages::Migration),
+            Box::new(m20261125_000001_broadcast::Migration),
+        ]
     }
 }

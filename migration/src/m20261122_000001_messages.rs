@@ -3,6 +3,8 @@
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::DbBackend;
 
+use crate::columns::{create, long_bytes, text};
+
 #[derive(DeriveMigrationName)]
 pub struct Migration;
 
@@ -52,41 +54,6 @@ impl MigrationTrait for Migration {
     }
 }
 
-/// Makes a table and its indexes. MySQL commits each statement by itself: there a migration that
-/// was cut short must be able to go on, so a table brings its indexes with it.
-async fn create(
-    manager: &SchemaManager<'_>,
-    mut table: TableCreateStatement,
-    indexes: Vec<IndexCreateStatement>,
-) -> Result<(), DbErr> {
-    if manager.get_database_backend() == DbBackend::MySql {
-        table.if_not_exists().engine("InnoDB").extra("ROW_FORMAT=DYNAMIC");
-        for mut index in indexes {
-            table.index(&mut index);
-        }
-        return manager.create_table(table).await;
-    }
-    manager.create_table(table).await?;
-    for index in indexes {
-        manager.create_index(index).await?;
-    }
-    Ok(())
-}
-
-/// A text that is compared byte by byte: users must not merge. That is SQLite's default. In
-/// PostgreSQL it is the collation "C", which is also the fastest. MySQL's binary collations let
-/// blanks at the end count for nothing, and take four bytes for each letter in an index, which
-/// holds 3,072: there it is bytes.
-fn text<T: IntoIden>(backend: DbBackend, name: T, bytes: u32) -> ColumnDef {
-    let mut column = ColumnDef::new(name);
-    match backend {
-        DbBackend::Postgres => column.custom("text COLLATE \"C\""),
-        DbBackend::MySql => column.var_binary(bytes),
-        _ => column.string_len(bytes),
-    };
-    column.not_null().take()
-}
-
 /// On SQLite a table with rowids, though the primary key could hold the rows (WITHOUT
 /// ROWID). Measured there, rows for users at random, 1,024 a transaction, microseconds of
 /// processor time and bytes of log a row:
@@ -107,12 +74,6 @@ fn text<T: IntoIden>(backend: DbBackend, name: T, bytes: u32) -> ColumnDef {
 /// than half a page beside them.
 fn messages(backend: DbBackend) -> TableCreateStatement {
     use OfflineMessage as M;
-    let mut stanza = ColumnDef::new(M::Stanza);
-    match backend {
-        // A BLOB there ends at 64 KiB.
-        DbBackend::MySql => stanza.custom("longblob"),
-        _ => stanza.blob(),
-    };
     let mut table = Table::create();
     if backend == DbBackend::Postgres {
         // All rows come and go within days or minutes: what is gone is to be cleared away after
@@ -123,10 +84,10 @@ fn messages(backend: DbBackend) -> TableCreateStatement {
     }
     table
         .table(M::Table)
-        .col(text(backend, M::Recipient, BARE_JID))
+        .col(text(backend, M::Recipient, BARE_JID).not_null())
         .col(ColumnDef::new(M::Id).big_integer().not_null())
-        .col(text(backend, M::Key, KEY))
-        .col(text(backend, M::Sender, FULL_JID))
+        .col(text(backend, M::Key, KEY).not_null())
+        .col(text(backend, M::Sender, FULL_JID).not_null())
         .col(ColumnDef::new(M::Kind).integer().not_null())
         .col(ColumnDef::new(M::Size).big_integer().not_null())
         .col(ColumnDef::new(M::StoredAt).big_integer().not_null())
@@ -135,7 +96,7 @@ fn messages(backend: DbBackend) -> TableCreateStatement {
         .col(ColumnDef::new(M::ExpiresAt).big_integer())
         .col(ColumnDef::new(M::ExpireRule).integer())
         .col(ColumnDef::new(M::MetRule).integer())
-        .col(stanza.not_null())
+        .col(long_bytes(backend, M::Stanza).not_null())
         .primary_key(Index::create().col(M::Recipient).col(M::Id))
         .take()
 }
@@ -168,7 +129,7 @@ fn marks(backend: DbBackend) -> TableCreateStatement {
     }
     table
         .table(Mark::Table)
-        .col(text(backend, Mark::Key, KEY).primary_key())
+        .col(text(backend, Mark::Key, KEY).not_null().primary_key())
         .col(ColumnDef::new(Mark::MetRule).integer())
         .col(ColumnDef::new(Mark::Until).big_integer().not_null())
         .take()
@@ -200,13 +161,13 @@ fn lanes(backend: DbBackend) -> TableCreateStatement {
     }
     table
         .table(Lane::Table)
-        .col(text(backend, Lane::Node, NAME).primary_key())
+        .col(text(backend, Lane::Node, NAME).not_null().primary_key())
         .col(ColumnDef::new(Lane::Incarnation).big_integer().not_null())
         .col(ColumnDef::new(Lane::Fenced).boolean().not_null())
         .col(ColumnDef::new(Lane::Beat).big_integer().not_null())
         .col(ColumnDef::new(Lane::SeenAt).big_integer().not_null())
         .col(ColumnDef::new(Lane::Session).big_integer().not_null())
-        .col(text(backend, Lane::Since, NAME))
+        .col(text(backend, Lane::Since, NAME).not_null())
         .take()
 }
 

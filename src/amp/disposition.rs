@@ -39,9 +39,10 @@ pub struct Facts<'a> {
     pub storable: bool,
     /// Whether the recipient's quota has room for one more.
     pub room_left: bool,
-    /// The account is forwarded to another XMPP address.
+    /// What comes for the recipient is sent on to another XMPP address, and no session here
+    /// gets it.
     pub forwards_to: bool,
-    /// The account lies behind a gateway.
+    /// The recipient lies behind a gateway, and what comes for him goes there.
     pub gateway: bool,
 }
 
@@ -58,6 +59,7 @@ pub struct Session {
 
 /// What would happen to the message by default.
 ///
+/// - One whose messages are sent on: there, whether he has an account and sessions or not.
 /// - A full JID whose session is available: that session, whatever its priority.
 /// - A bare JID, or a full JID whose session is gone: chat and normal messages go to the
 ///   sessions that share the highest priority, if it is not negative; headlines for a bare
@@ -67,14 +69,14 @@ pub struct Session {
 ///   may be kept, which is a reply about rules, goes the way of a normal message.
 /// - Group chat goes to its own session or nowhere; its rules are not evaluated anyway.
 pub fn default_disposition<'a>(facts: &Facts<'a>) -> Disposition<'a> {
-    if !facts.account {
-        return Disposition::None;
-    }
     if facts.forwards_to {
         return Disposition::Forward;
     }
     if facts.gateway {
         return Disposition::Gateway;
+    }
+    if !facts.account {
+        return Disposition::None;
     }
     if let Some(session) = intended(facts) {
         return Disposition::Direct { resources: vec![&session.resource] };
@@ -229,9 +231,12 @@ mod tests {
         let base = facts(Chat, Some("phone"), &home);
         for (facts, expected) in [
             (Facts { account: false, ..base }, Disposition::None),
-            (Facts { account: false, forwards_to: true, ..base }, Disposition::None),
+            (Facts { account: false, forwards_to: true, ..base }, Disposition::Forward),
+            (Facts { account: false, gateway: true, ..base }, Disposition::Gateway),
             (Facts { forwards_to: true, ..base }, Disposition::Forward),
             (Facts { gateway: true, ..base }, Disposition::Gateway),
+            (Facts { forwards_to: true, room_left: false, ..base }, Disposition::Forward),
+            (Facts { gateway: true, storable: false, ..base }, Disposition::Gateway),
         ] {
             assert_eq!(default_disposition(&facts), expected, "{facts:?}");
         }

@@ -26,6 +26,6 @@ pub use decide::decide;
 pub use disposition::{Disposition, Facts, Session, default_disposition};
 pub use error::StanzaError;
 pub use expiry::next_expiry;
-pub use permit::{SecurityLevel, permit};
+pub use permit::{SecurityLevel, is_silent, permit};
 pub use reply::{Envelope, bounce, refusal_reply, rule_reply};
 pub use rule::{Action, Condition, Deliver, MatchResource, Rule, RuleSet};

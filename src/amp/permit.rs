@@ -42,6 +42,14 @@ pub fn permit(
     if refused.is_empty() { Ok(()) } else { Err(Refusal::NotPermitted(refused)) }
 }
 
+/// Whether nothing at all may come back about a message with rules, whatever becomes of it.
+///
+/// Its sender may use `drop` alone, because he is not to learn where the recipient is; an
+/// error that depends on that would tell him as well.
+pub fn is_silent(level: SecurityLevel, may_see_presence: bool) -> bool {
+    level == SecurityLevel::Strict && !may_see_presence
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::rule_set;
@@ -93,6 +101,15 @@ mod tests {
             permit(&rules, SecurityLevel::Strict, false),
             Err(Refusal::NotPermitted(vec![1, 3]))
         );
+    }
+
+    #[test]
+    fn r69_only_strict_is_silent_and_only_to_those_without_the_right() {
+        use SecurityLevel::{None, Performance, Strict};
+        for level in [Strict, Performance, None] {
+            assert_eq!(is_silent(level, false), level == Strict);
+            assert!(!is_silent(level, true));
+        }
     }
 
     #[test]

@@ -2,23 +2,26 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::Duration;
 
-use jid::DomainPart;
+use jid::{BareJid, DomainPart};
 
-use super::raw::{RawServer, RawStore};
+use super::forward;
+use super::raw::{RawForward, RawNode, RawOverride, RawQuota, RawServer, RawStore};
 use super::source::Merged;
 use super::{
-    Address, ClusterSettings, ConfigError, HttpSettings, LogFormat, LogSettings, NodeSettings,
-    Problem, Problems, ProcessorSettings, Secret, SecurityLevel, ServerSettings, Settings,
+    Address, ClusterSettings, ConfigError, ControlSocket, ForwardSettings, HttpSettings, LogFormat,
+    LogSettings, NodeSettings, Problem, Problems, ProcessorSettings, QuotaLimits, QuotaOver,
+    QuotaOverride, QuotaSettings, Secret, SecurityLevel, ServerSettings, Settings, Size,
     StoreSettings, StoreUrl,
 };
 use crate::store::{check_url, url_has_password};
 
 const MAX_SHARDS: u32 = 65_536;
 const MAX_NAME: usize = 64;
+/// The 107 bytes of the system, less what a socket is called while it is made.
+const MAX_SOCKET: usize = 100;
 /// A hundred years: what is longer is a slip, and the sum with a time could overflow.
 const MAX_RETENTION: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Far more than a secret has, and little enough to read before looking.
@@ -39,11 +42,14 @@ pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigErr
     if let Some(file) = file.filter(|_| has_secret || url_has_password(&raw.store.url)) {
         check.readable_by_all(&file);
     }
+    let servers = check.servers(raw.servers);
     let settings = (
-        check.name(raw.node.name),
+        check.node(raw.node),
         check.processor(raw.processor.shards, &raw.processor.security_level),
         check.store(raw.store),
-        check.servers(raw.servers),
+        check.quota(raw.quota),
+        check.forward(raw.forward, servers.as_deref()),
+        servers,
         check.listen(&raw.http.listen),
         check.cluster(raw.cluster.nats),
         check.log(raw.log.filter, &raw.log.format),
@@ -53,12 +59,16 @@ pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigErr
             Some(node),
             Some(processor),
             Some(store),
+            Some(quota),
+            Some(forward),
             Some(servers),
             Some(http),
             Some(cluster),
             Some(log),
         ) if check.problems.is_empty() => {
-            Ok((Settings { node, processor, store, servers, http, cluster, log }, check.warnings))
+            let settings =
+                Settings { node, processor, store, quota, servers, forward, http, cluster, log };
+            Ok((settings, check.warnings))
         }
         _ => {
             check.problems.sort();
@@ -97,11 +107,27 @@ impl Check {
         None
     }
 
-    fn name(&mut self, name: String) -> Option<NodeSettings> {
+    fn node(&mut self, raw: RawNode) -> Option<NodeSettings> {
+        let control = match raw.control.as_str() {
+            "" => Some(ControlSocket::Off),
+            "auto" => Some(ControlSocket::Auto),
+            path if path.len() <= MAX_SOCKET => Some(ControlSocket::At(path.into())),
+            path => {
+                let says = format!(
+                    "is longer than {MAX_SOCKET} bytes, which no socket's path may be; choose a shorter one"
+                );
+                self.refuse("node.control", path, says)
+            }
+        };
+        let name = self.name(raw.name);
+        Some(NodeSettings { name: name?, control: control? })
+    }
+
+    fn name(&mut self, name: String) -> Option<String> {
         let good = (1..=MAX_NAME).contains(&name.len())
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         match good {
-            true => Some(NodeSettings { name }),
+            true => Some(name),
             false => self.refuse(
                 "node.name",
                 name,
@@ -141,14 +167,6 @@ impl Check {
             path => self.password_file(path, has_password, is_file).map(Some),
         };
         let password_file = Some(raw.password_file).filter(|path| !path.is_empty());
-        let messages_per_user = match u64::try_from(raw.messages_per_user) {
-            Ok(limit) => Some(NonZeroU64::new(limit)),
-            Err(_) => self.refuse(
-                "store.messages_per_user",
-                raw.messages_per_user,
-                "must be 0 (no limit) or a number of messages above it",
-            ),
-        };
         let retention = match humantime::parse_duration(&raw.retention) {
             Ok(Duration::ZERO) => Some(None),
             Ok(time) if (Duration::from_secs(1)..=MAX_RETENTION).contains(&time) => {
@@ -169,9 +187,96 @@ impl Check {
             url: url?,
             password: password?,
             password_file: password_file.map(Into::into),
-            messages_per_user: messages_per_user?,
             retention: retention?,
         })
+    }
+
+    fn quota(&mut self, raw: RawQuota) -> Option<QuotaSettings> {
+        let key = |name: &str| format!("quota.{name}");
+        let messages_per_user = self.messages(&key("messages_per_user"), raw.messages_per_user);
+        let bytes_per_user = self.size(&key("bytes_per_user"), &raw.bytes_per_user);
+        let messages_per_sender =
+            self.messages(&key("messages_per_sender"), raw.messages_per_sender);
+        let bytes_per_sender = self.size(&key("bytes_per_sender"), &raw.bytes_per_sender);
+        let over = self.over(&key("over"), &raw.over);
+        let overrides: Vec<_> =
+            raw.overrides.into_iter().enumerate().map(|(i, own)| self.quota_of(i, own)).collect();
+        let overrides: Vec<QuotaOverride> = overrides.into_iter().collect::<Option<_>>()?;
+        let mut names = BTreeMap::new();
+        for (index, own) in overrides.iter().enumerate() {
+            if let Some(first) = names.insert(&*own.whose, index) {
+                let key = format!("quota.override[{index}].for");
+                let says = format!("is that of quota.override[{first}] already; write one");
+                self.problem(&key, Some(format!("{:?}", own.whose)), says);
+            }
+        }
+        let general = QuotaLimits {
+            messages_per_user: messages_per_user?,
+            bytes_per_user: bytes_per_user?,
+            messages_per_sender: messages_per_sender?,
+            bytes_per_sender: bytes_per_sender?,
+            over: over?,
+        };
+        Some(QuotaSettings { general, overrides })
+    }
+
+    fn quota_of(&mut self, index: usize, raw: RawOverride) -> Option<QuotaOverride> {
+        let key = |name: &str| format!("quota.override[{index}].{name}");
+        let whose = self.whose(&key("for"), raw.whose.as_deref());
+        let messages_per_user =
+            raw.messages_per_user.map(|n| self.messages(&key("messages_per_user"), n));
+        let bytes_per_user = raw.bytes_per_user.map(|n| self.size(&key("bytes_per_user"), &n));
+        let messages_per_sender =
+            raw.messages_per_sender.map(|n| self.messages(&key("messages_per_sender"), n));
+        let bytes_per_sender =
+            raw.bytes_per_sender.map(|n| self.size(&key("bytes_per_sender"), &n));
+        let over = raw.over.map(|over| self.over(&key("over"), &over));
+        // What is written must be right; what is not is inherited.
+        Some(QuotaOverride {
+            whose: whose?,
+            messages_per_user: given(messages_per_user)?,
+            bytes_per_user: given(bytes_per_user)?,
+            messages_per_sender: given(messages_per_sender)?,
+            bytes_per_sender: given(bytes_per_sender)?,
+            over: given(over)?,
+        })
+    }
+
+    /// A user or a domain, as a server writes it.
+    fn whose(&mut self, key: &str, text: Option<&str>) -> Option<String> {
+        const SAYS: &str = "must be a user or a domain, as \"bob@example.org\" or \"example.org\"";
+        let Some(text) = text else {
+            self.problem(key, None, format!("is missing; it {SAYS}"));
+            return None;
+        };
+        match BareJid::new(text) {
+            Ok(jid) => Some(jid.to_string()),
+            Err(_) => self.refuse(key, text, SAYS),
+        }
+    }
+
+    fn messages(&mut self, key: &str, limit: i64) -> Option<u64> {
+        match u64::try_from(limit) {
+            Ok(limit) => Some(limit),
+            Err(_) => {
+                self.refuse(key, limit, "must be 0 (no limit) or a number of messages above it")
+            }
+        }
+    }
+
+    fn size(&mut self, key: &str, text: &str) -> Option<Size> {
+        match text.parse() {
+            Ok(size) => Some(size),
+            Err(bad) => self.refuse(key, text, format!("{bad}; \"0\" is no limit")),
+        }
+    }
+
+    fn over(&mut self, key: &str, text: &str) -> Option<QuotaOver> {
+        let known = [QuotaOver::Error, QuotaOver::Drop];
+        match known.into_iter().find(|known| known.as_str() == text) {
+            Some(over) => Some(over),
+            None => self.refuse(key, text, "must be \"error\" or \"drop\""),
+        }
     }
 
     fn url(&mut self, url: String) -> Option<StoreUrl> {
@@ -280,6 +385,21 @@ impl Check {
         }
         let secret_file = raw.secret_file.map(Into::into);
         Some(ServerSettings { address: address?, component, secret: secret?, secret_file, hosts })
+    }
+
+    fn forward(
+        &mut self,
+        raw: Vec<RawForward>,
+        servers: Option<&[ServerSettings]>,
+    ) -> Option<Vec<ForwardSettings>> {
+        let wrong = match forward::check(raw, servers) {
+            Ok(entries) => return Some(entries),
+            Err(wrong) => wrong,
+        };
+        for (key, value, says) in wrong {
+            self.problem(&key, value, says);
+        }
+        None
     }
 
     fn domain(&mut self, key: &str, text: &str) -> Option<DomainPart> {
@@ -400,6 +520,14 @@ impl Check {
             ),
         };
         Some(LogSettings { filter: filter?, format: format? })
+    }
+}
+
+/// A value that was left out, or written and right; nothing if it is wrong.
+fn given<T>(value: Option<Option<T>>) -> Option<Option<T>> {
+    match value {
+        None => Some(None),
+        Some(value) => value.map(Some),
     }
 }
 

@@ -23,25 +23,47 @@ impl Kind {
     }
 }
 
-/// The section that comes any number of times, `[[servers]]`.
+/// A section that comes any number of times, `[[servers]]`.
 pub(super) const SERVERS: &str = "servers";
 
-/// More servers than this are a mistake in an index, not a configuration.
-pub(super) const MAX_SERVERS: usize = 1_000;
+/// Another, `[[forward]]`.
+pub(super) const FORWARD: &str = "forward";
+
+/// The sections that come any number of times.
+pub(super) const LISTS: [&str; 2] = [SERVERS, FORWARD];
+
+/// Any number of these stand in the section `[quota]`, as `[[quota.override]]`.
+pub(super) const OVERRIDES: &str = "quota.override";
+
+/// More of one section than this are a mistake in an index, not a configuration.
+pub(super) const MAX_LISTED: usize = 1_000;
 
 const KEYS: &[(&str, &str, Kind)] = &[
     ("node", "name", Kind::Text),
+    ("node", "control", Kind::Text),
     ("processor", "shards", Kind::Integer),
     ("processor", "security_level", Kind::Text),
     ("store", "url", Kind::Text),
     ("store", "password_file", Kind::Text),
-    ("store", "messages_per_user", Kind::Integer),
     ("store", "retention", Kind::Text),
+    ("quota", "messages_per_user", Kind::Integer),
+    ("quota", "bytes_per_user", Kind::Text),
+    ("quota", "messages_per_sender", Kind::Integer),
+    ("quota", "bytes_per_sender", Kind::Text),
+    ("quota", "over", Kind::Text),
+    (OVERRIDES, "for", Kind::Text),
+    (OVERRIDES, "messages_per_user", Kind::Integer),
+    (OVERRIDES, "bytes_per_user", Kind::Text),
+    (OVERRIDES, "messages_per_sender", Kind::Integer),
+    (OVERRIDES, "bytes_per_sender", Kind::Text),
+    (OVERRIDES, "over", Kind::Text),
     (SERVERS, "address", Kind::Text),
     (SERVERS, "component", Kind::Text),
     (SERVERS, "secret", Kind::Secret),
     (SERVERS, "secret_file", Kind::Text),
     (SERVERS, "hosts", Kind::List),
+    (FORWARD, "from", Kind::Text),
+    (FORWARD, "to", Kind::Text),
     ("http", "listen", Kind::Text),
     ("cluster", "nats", Kind::List),
     ("log", "filter", Kind::Text),
@@ -55,18 +77,32 @@ pub(super) fn kind(section: &str, name: &str) -> Option<Kind> {
 
 /// Whether there is such a section.
 pub(super) fn is_section(section: &str) -> bool {
-    KEYS.iter().any(|key| key.0 == section)
+    section != OVERRIDES && KEYS.iter().any(|key| key.0 == section)
+}
+
+/// What is wrong with a key that there is not.
+pub(super) fn unknown(section: &str, name: &str) -> String {
+    match (section, name) {
+        ("store", "messages_per_user") => "has moved; write it under [quota]".to_owned(),
+        _ => known(section),
+    }
+}
+
+/// The first key of a section, for an example.
+pub(super) fn first(section: &str) -> &'static str {
+    KEYS.iter().find(|key| key.0 == section).map_or("key", |key| key.1)
 }
 
 /// What an unknown key should have been, for an error.
 pub(super) fn known(section: &str) -> String {
-    if is_section(section) {
+    if is_section(section) || section == OVERRIDES {
         let names: Vec<_> = KEYS.iter().filter(|key| key.0 == section).map(|key| key.1).collect();
-        let open =
-            if section == SERVERS { format!("[[{section}]]") } else { format!("[{section}]") };
+        let is_list = section == OVERRIDES || LISTS.contains(&section);
+        let open = if is_list { format!("[[{section}]]") } else { format!("[{section}]") };
         return format!("unknown key; the keys of {open} are {}", names.join(", "));
     }
-    let mut sections: Vec<_> = KEYS.iter().map(|key| key.0).collect();
+    let mut sections: Vec<_> =
+        KEYS.iter().map(|key| key.0).filter(|section| is_section(section)).collect();
     sections.dedup();
     format!("unknown section; the sections are {}", sections.join(", "))
 }

@@ -6,22 +6,28 @@
 
 mod check;
 mod error;
+mod forward;
 mod keys;
+mod quota;
 mod raw;
 mod secret;
 mod settings;
 mod show;
+mod size;
 mod source;
 
 use std::ffi::OsString;
 use std::path::Path;
 
 pub use error::{ConfigError, Problem, Problems};
+pub use quota::{QuotaLimits, QuotaOver, QuotaOverride, QuotaSettings};
 pub use secret::Secret;
 pub use settings::{
-    Address, BadAddress, ClusterSettings, HttpSettings, LogFormat, LogSettings, NodeSettings,
-    ProcessorSettings, SecurityLevel, ServerSettings, Settings, StoreSettings, StoreUrl,
+    Address, BadAddress, ClusterSettings, ControlSocket, ForwardSettings, HttpSettings, LogFormat,
+    LogSettings, NodeSettings, ProcessorSettings, SecurityLevel, ServerSettings, Settings,
+    StoreSettings, StoreUrl,
 };
+pub use size::{BadSize, Size};
 pub use source::{DEFAULT_PATHS, FileUsed};
 
 /// Settings, where they came from, and what is odd about them.

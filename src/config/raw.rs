@@ -10,7 +10,9 @@ pub(super) struct Raw {
     pub node: RawNode,
     pub processor: RawProcessor,
     pub store: RawStore,
+    pub quota: RawQuota,
     pub servers: Vec<RawServer>,
+    pub forward: Vec<RawForward>,
     pub http: RawHttp,
     pub cluster: RawCluster,
     pub log: RawLog,
@@ -20,11 +22,12 @@ pub(super) struct Raw {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawNode {
     pub name: String,
+    pub control: String,
 }
 
 impl Default for RawNode {
     fn default() -> Self {
-        RawNode { name: "amphora".into() }
+        RawNode { name: "amphora".into(), control: "auto".into() }
     }
 }
 
@@ -46,7 +49,6 @@ impl Default for RawProcessor {
 pub(super) struct RawStore {
     pub url: String,
     pub password_file: String,
-    pub messages_per_user: i64,
     pub retention: String,
 }
 
@@ -55,10 +57,46 @@ impl Default for RawStore {
         RawStore {
             url: "sqlite://amphora.db".into(),
             password_file: String::new(),
-            messages_per_user: 0,
             retention: "0s".into(),
         }
     }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawQuota {
+    pub messages_per_user: i64,
+    pub bytes_per_user: String,
+    pub messages_per_sender: i64,
+    pub bytes_per_sender: String,
+    pub over: String,
+    #[serde(rename = "override")]
+    pub overrides: Vec<RawOverride>,
+}
+
+impl Default for RawQuota {
+    fn default() -> Self {
+        RawQuota {
+            messages_per_user: 0,
+            bytes_per_user: "0".into(),
+            messages_per_sender: 0,
+            bytes_per_sender: "0".into(),
+            over: "error".into(),
+            overrides: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawOverride {
+    #[serde(rename = "for")]
+    pub whose: Option<String>,
+    pub messages_per_user: Option<i64>,
+    pub bytes_per_user: Option<String>,
+    pub messages_per_sender: Option<i64>,
+    pub bytes_per_sender: Option<String>,
+    pub over: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -81,6 +119,13 @@ impl Default for RawServer {
             hosts: Vec::new(),
         }
     }
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawForward {
+    pub from: Option<String>,
+    pub to: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

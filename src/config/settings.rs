@@ -3,12 +3,11 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use jid::DomainPart;
+use jid::{BareJid, DomainPart};
 
 /// All settings of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,8 +18,12 @@ pub struct Settings {
     pub processor: ProcessorSettings,
     /// `[store]`
     pub store: StoreSettings,
+    /// `[quota]`
+    pub quota: super::QuotaSettings,
     /// `[[servers]]`, in the order of the file; may be empty.
     pub servers: Vec<ServerSettings>,
+    /// `[[forward]]`, in the order of the file; may be empty.
+    pub forward: Vec<ForwardSettings>,
     /// `[http]`
     pub http: HttpSettings,
     /// `[cluster]`
@@ -41,6 +44,19 @@ impl Default for Settings {
 pub struct NodeSettings {
     /// 1 to 64 letters, digits, `-` and `_`; unique in a cluster.
     pub name: String,
+    /// Where commands reach the node.
+    pub control: ControlSocket,
+}
+
+/// Where the node takes commands from this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ControlSocket {
+    /// Beside the database: its file's name with `.sock` behind it.
+    Auto,
+    /// There; relative to the working directory.
+    At(PathBuf),
+    /// Nowhere.
+    Off,
 }
 
 /// `[processor]`
@@ -85,8 +101,6 @@ pub struct StoreSettings {
     pub password: Option<super::Secret>,
     /// Where that password was read from.
     pub password_file: Option<PathBuf>,
-    /// How many messages are kept for a user at most; none: no limit.
-    pub messages_per_user: Option<NonZeroU64>,
     /// How long a message is kept at most; none: for ever.
     pub retention: Option<Duration>,
 }
@@ -138,6 +152,16 @@ pub struct ServerSettings {
     /// The virtual hosts served through this link; at least one, and none of them
     /// under another server.
     pub hosts: Vec<DomainPart>,
+}
+
+/// `[[forward]]`: messages for one address, or for all of a domain, are sent on to another.
+/// Both are of users, or both are domains; none of the entries leads to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForwardSettings {
+    /// A user of one of the hosts of `[[servers]]`, or such a host itself.
+    pub from: BareJid,
+    /// Another user, or the domain of a gateway.
+    pub to: BareJid,
 }
 
 /// A host name or IP address, and a port. The name is looked up at each connection.

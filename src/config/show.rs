@@ -3,28 +3,67 @@
 use std::fmt::{self, Display, Formatter, Write};
 use std::path::Path;
 
-use super::{ServerSettings, Settings};
+use super::{
+    ControlSocket, ForwardSettings, QuotaOverride, QuotaSettings, ServerSettings, Settings,
+};
 
 /// The settings as a configuration file that says the same, with each secret and
 /// password as `***`.
 impl Display for Settings {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Settings { node, processor, store, servers, http, cluster, log } = self;
+        let Settings { node, processor, store, quota, servers, forward, http, cluster, log } = self;
         writeln!(f, "[node]\nname = {}", text(&node.name))?;
+        let control = match &node.control {
+            ControlSocket::Auto => "auto".into(),
+            ControlSocket::At(path) => path.to_string_lossy(),
+            ControlSocket::Off => "".into(),
+        };
+        writeln!(f, "control = {}", text(&control))?;
         writeln!(f, "\n[processor]\nshards = {}", processor.shards)?;
         writeln!(f, "security_level = {}", text(processor.security_level.as_str()))?;
         writeln!(f, "\n[store]\nurl = {}", text(&store.url.to_string()))?;
         let password_file = store.password_file.as_deref().unwrap_or(Path::new(""));
         writeln!(f, "password_file = {}", text(&password_file.to_string_lossy()))?;
-        writeln!(f, "messages_per_user = {}", store.messages_per_user.map_or(0, Into::into))?;
         let retention = humantime::format_duration(store.retention.unwrap_or_default());
         writeln!(f, "retention = {}", text(&retention.to_string()))?;
+        show_quota(quota, f)?;
         servers.iter().try_for_each(|server| show_server(server, f))?;
+        forward.iter().try_for_each(|entry| show_forward(entry, f))?;
         let listen = http.listen.map(|address| address.to_string()).unwrap_or_default();
         writeln!(f, "\n[http]\nlisten = {}", text(&listen))?;
         writeln!(f, "\n[cluster]\nnats = {}", list(cluster.nats.iter().map(String::as_str)))?;
         writeln!(f, "\n[log]\nfilter = {}", text(&log.filter))?;
         writeln!(f, "format = {}", text(log.format.as_str()))
+    }
+}
+
+fn show_quota(quota: &QuotaSettings, f: &mut Formatter<'_>) -> fmt::Result {
+    let QuotaSettings { general, overrides } = quota;
+    writeln!(f, "\n[quota]\nmessages_per_user = {}", general.messages_per_user)?;
+    writeln!(f, "bytes_per_user = {}", text(&general.bytes_per_user.to_string()))?;
+    writeln!(f, "messages_per_sender = {}", general.messages_per_sender)?;
+    writeln!(f, "bytes_per_sender = {}", text(&general.bytes_per_sender.to_string()))?;
+    writeln!(f, "over = {}", text(general.over.as_str()))?;
+    overrides.iter().try_for_each(|own| show_override(own, f))
+}
+
+fn show_override(own: &QuotaOverride, f: &mut Formatter<'_>) -> fmt::Result {
+    writeln!(f, "\n[[quota.override]]\nfor = {}", text(&own.whose))?;
+    if let Some(messages) = own.messages_per_user {
+        writeln!(f, "messages_per_user = {messages}")?;
+    }
+    if let Some(bytes) = own.bytes_per_user {
+        writeln!(f, "bytes_per_user = {}", text(&bytes.to_string()))?;
+    }
+    if let Some(messages) = own.messages_per_sender {
+        writeln!(f, "messages_per_sender = {messages}")?;
+    }
+    if let Some(bytes) = own.bytes_per_sender {
+        writeln!(f, "bytes_per_sender = {}", text(&bytes.to_string()))?;
+    }
+    match own.over {
+        Some(over) => writeln!(f, "over = {}", text(over.as_str())),
+        None => Ok(()),
     }
 }
 
@@ -37,6 +76,11 @@ fn show_server(server: &ServerSettings, f: &mut Formatter<'_>) -> fmt::Result {
         None => writeln!(f, "secret = {}", text(&secret.to_string()))?,
     }
     writeln!(f, "hosts = {}", list(hosts.iter().map(|host| host.as_str())))
+}
+
+fn show_forward(entry: &ForwardSettings, f: &mut Formatter<'_>) -> fmt::Result {
+    let ForwardSettings { from, to } = entry;
+    writeln!(f, "\n[[forward]]\nfrom = {}\nto = {}", text(from.as_str()), text(to.as_str()))
 }
 
 fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {

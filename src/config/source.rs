@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use config::{Config, FileFormat, Map, Value, ValueKind};
 
-use super::keys::{self, Kind, SERVERS};
+use super::keys::{self, Kind, LISTS, OVERRIDES};
 use super::raw::Raw;
 use super::{ConfigError, Problem, Problems};
 
@@ -114,7 +114,7 @@ pub(super) fn merge(
     for (name, value) in environment {
         found.variable(&name, value);
     }
-    found.missing_servers();
+    found.missing_entries();
     found.into_merged(text.used.path())
 }
 
@@ -143,7 +143,8 @@ struct Found {
     origin: String,
     values: BTreeMap<String, Value>,
     origins: BTreeMap<String, String>,
-    servers: BTreeSet<usize>,
+    /// Which numbers of each section in [`LISTS`] there are.
+    listed: BTreeMap<&'static str, BTreeSet<usize>>,
     problems: Vec<Problem>,
 }
 
@@ -160,29 +161,11 @@ impl Found {
 
     fn file(&mut self, table: Map<String, Value>) {
         for (section, value) in table {
+            if let Some(list) = LISTS.into_iter().find(|list| *list == section) {
+                self.list(list, value.kind);
+                continue;
+            }
             match value.kind {
-                ValueKind::Array(servers) if section == SERVERS => {
-                    for (index, server) in servers.into_iter().enumerate() {
-                        self.servers.insert(index);
-                        match server.kind {
-                            ValueKind::Table(table) => {
-                                self.section(SERVERS, &format!("{SERVERS}[{index}]"), table)
-                            }
-                            _ => self.problem(
-                                SERVERS,
-                                None,
-                                "must be tables, each under a line [[servers]]",
-                            ),
-                        }
-                    }
-                }
-                _ if section == SERVERS => {
-                    self.problem(
-                        SERVERS,
-                        None,
-                        "must be a list of tables; write [[servers]], in two brackets",
-                    );
-                }
                 ValueKind::Table(table) if keys::is_section(&section) => {
                     self.section(&section, &section, table)
                 }
@@ -198,14 +181,54 @@ impl Found {
         }
     }
 
+    fn list(&mut self, list: &'static str, value: ValueKind) {
+        let ValueKind::Array(entries) = value else {
+            let says = format!("must be a list of tables; write [[{list}]], in two brackets");
+            return self.problem(list, None, says);
+        };
+        for (index, entry) in entries.into_iter().enumerate() {
+            self.listed.entry(list).or_default().insert(index);
+            match entry.kind {
+                ValueKind::Table(table) => self.section(list, &format!("{list}[{index}]"), table),
+                _ => self.problem(
+                    list,
+                    None,
+                    format!("must be tables, each under a line [[{list}]]"),
+                ),
+            }
+        }
+    }
+
     fn section(&mut self, section: &str, path: &str, table: Map<String, Value>) {
         for (name, value) in table {
             let key = format!("{path}.{name}");
+            if key == OVERRIDES {
+                self.overrides(value.kind);
+                continue;
+            }
             match keys::kind(section, &name) {
-                None => self.problem(&key, None, keys::known(section)),
+                None => self.problem(&key, None, keys::unknown(section, &name)),
                 Some(kind) if fits(kind, &value.kind) => self.put(key, value),
                 Some(Kind::Secret) => self.problem(&key, None, Kind::Secret.expected()),
                 Some(kind) => self.problem(&key, shown(&value.kind), kind.expected()),
+            }
+        }
+    }
+
+    /// `[[quota.override]]`, in the file alone.
+    fn overrides(&mut self, value: ValueKind) {
+        let ValueKind::Array(tables) = value else {
+            return self.problem(OVERRIDES, None, "write [[quota.override]], in two brackets");
+        };
+        for (index, table) in tables.into_iter().enumerate() {
+            let path = format!("{OVERRIDES}[{index}]");
+            match table.kind {
+                ValueKind::Table(table) => {
+                    // Also an empty one is there.
+                    self.values.insert(path.clone(), Value::new(None, Map::<String, Value>::new()));
+                    self.section(OVERRIDES, &path, table);
+                }
+                _ => self.problem(&path, None, "must be a table, under a line [[quota.override]]"),
             }
         }
     }
@@ -216,26 +239,32 @@ impl Found {
         };
         let path = path.to_lowercase();
         self.origin = name.to_string_lossy().into_owned();
-        let (section, key, name) = match path.split("__").collect::<Vec<_>>()[..] {
-            [section, name] if section != SERVERS => (section, format!("{section}.{name}"), name),
-            [SERVERS, index, name] => match index.parse::<usize>() {
-                Ok(index) if index < keys::MAX_SERVERS => {
-                    (SERVERS, format!("{SERVERS}[{index}].{name}"), name)
+        let parts: Vec<_> = path.split("__").collect();
+        let list = LISTS.into_iter().find(|list| parts.first() == Some(list));
+        let mut entry = None;
+        let (section, key, name) = match (list, &parts[..]) {
+            (None, &[section, name]) => (section, format!("{section}.{name}"), name),
+            (Some(list), &[_, index, name]) => match index.parse::<usize>() {
+                Ok(index) if index < keys::MAX_LISTED => {
+                    entry = Some((list, index));
+                    (list, format!("{list}[{index}].{name}"), name)
                 }
                 _ => {
                     return self.problem(
                         &path,
                         None,
-                        "the second part must be the server's number, from 0",
+                        format!("the second part must be the number of a [[{list}]], from 0"),
                     );
                 }
             },
-            [SERVERS, ..] => {
-                return self.problem(
-                    &path,
-                    None,
-                    "write AMPHORA__SERVERS__0__SECRET for the secret of the first server",
-                );
+            (Some(list), _) => {
+                let name = keys::first(list).to_uppercase();
+                let list = list.to_uppercase();
+                let says = format!("write AMPHORA__{list}__0__{name} for that of the first");
+                return self.problem(&path, None, says);
+            }
+            (None, &["quota", "override", ..]) => {
+                return self.problem(&path, None, "overrides stand in the file alone");
             }
             _ => {
                 return self.problem(
@@ -246,7 +275,7 @@ impl Found {
             }
         };
         let Some(kind) = keys::kind(section, name) else {
-            return self.problem(&key, None, keys::known(section));
+            return self.problem(&key, None, keys::unknown(section, name));
         };
         let Ok(text) = value.into_string() else {
             return self.problem(&key, None, "must be UTF-8");
@@ -264,35 +293,37 @@ impl Found {
                 }
             },
         };
-        if let Some(end) = key.find(']')
-            && let Ok(index) = key[SERVERS.len() + 1..end].parse()
-        {
-            self.servers.insert(index);
+        if let Some((list, index)) = entry {
+            self.listed.entry(list).or_default().insert(index);
         }
         self.put(key, Value::from(value));
     }
 
     /// A variable for the third server says nothing of the second.
-    fn missing_servers(&mut self) {
-        let last = self.servers.last().copied().unwrap_or(0);
-        for index in (0..last).filter(|index| !self.servers.contains(index)).collect::<Vec<_>>() {
-            self.problems.push(Problem {
-                key: format!("{SERVERS}[{index}]"),
-                origin: None,
-                value: None,
-                says: format!(
-                    "is not there, but {SERVERS}[{last}] is; number the servers from 0 without gaps"
-                ),
-            });
+    fn missing_entries(&mut self) {
+        for (list, indices) in &self.listed {
+            let last = indices.last().copied().unwrap_or(0);
+            for index in (0..last).filter(|index| !indices.contains(index)) {
+                self.problems.push(Problem {
+                    key: format!("{list}[{index}]"),
+                    origin: None,
+                    value: None,
+                    says: format!(
+                        "is not there, but {list}[{last}] is; number the {list} from 0 without gaps"
+                    ),
+                });
+            }
         }
     }
 
     fn into_merged(mut self, file: Option<&Path>) -> Result<Merged, ConfigError> {
         let mut builder = Config::builder();
-        for index in 0..self.servers.last().map_or(0, |last| last + 1) {
-            self.values
-                .entry(format!("{SERVERS}[{index}]"))
-                .or_insert_with(|| Value::new(None, Map::<String, Value>::new()));
+        for (list, indices) in &self.listed {
+            for index in 0..indices.last().map_or(0, |last| last + 1) {
+                self.values
+                    .entry(format!("{list}[{index}]"))
+                    .or_insert_with(|| Value::new(None, Map::<String, Value>::new()));
+            }
         }
         for (key, value) in self.values {
             builder = builder.set_override(key, value).map_err(unmergeable)?;

@@ -7,6 +7,7 @@ use actix::Addr;
 use tokio::sync::{mpsc, watch};
 
 use crate::amp::SecurityLevel;
+use crate::broadcast::BroadcastHandle;
 use crate::http::{Health, LinkState};
 use crate::router::{Everywhere, Router};
 use crate::shard::{DueEvent, Outbox};
@@ -31,6 +32,19 @@ pub struct LinkSettings {
     pub secret: String,
     /// The virtual hosts that are served.
     pub hosts: Vec<Arc<str>>,
+    /// What is sent on, of all hosts; each host is told its own in the greeting.
+    pub redirects: Vec<Redirect>,
+}
+
+/// Messages for one address, or for all of a domain, are sent on to another.
+#[derive(Clone, Debug)]
+pub struct Redirect {
+    /// The virtual host that it belongs to.
+    pub host: Arc<str>,
+    /// A user of that host, or the host itself: then `to` is the domain of a gateway.
+    pub from: String,
+    /// A user, or a domain.
+    pub to: String,
 }
 
 /// How far a node has come with stopping.
@@ -53,6 +67,8 @@ pub struct LinkContext {
     pub security: SecurityLevel,
     /// Finds shards.
     pub router: Addr<Router>,
+    /// The broadcasts, which ask servers for things.
+    pub broadcasts: BroadcastHandle,
     /// Where shards find links.
     pub outbox: Outbox,
     /// Where links say how they are.

@@ -5,12 +5,14 @@
 //! nothing but what must not depend on the recipient's state: the refusal of rules that a
 //! sender may not use.
 
+mod ask;
 mod backoff;
 mod counters;
 mod error;
 mod keep;
 mod order;
 mod read;
+mod retrieve;
 mod session;
 mod speak;
 mod stream;
@@ -18,5 +20,6 @@ mod window;
 mod write;
 
 pub use error::LinkError;
-pub use keep::{LinkContext, LinkSettings, Stop, run};
+pub use keep::{LinkContext, LinkSettings, Redirect, Stop, run};
 pub use read::{Incoming, Malformed, read};
+pub use retrieve::{Request, read as read_retrieve, reply as retrieve_reply};

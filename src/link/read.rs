@@ -14,10 +14,10 @@ use quick_xml::reader::NsReader;
 
 use crate::amp::Session;
 use crate::ns;
-use crate::shard::Stage;
+use crate::shard::{Leg, Stage};
 use crate::stanza::Message;
 use crate::time::Timestamp;
-use crate::words::{Bare, Key, MessageId};
+use crate::words::{Bare, Key, MessageId, bare};
 use crate::xml::{Element, XmlError};
 
 /// One thing that a server said.
@@ -42,8 +42,8 @@ pub enum Incoming {
         n: u64,
         /// The user.
         user: Bare,
-        /// The client reads the archive itself.
-        archive: bool,
+        /// Until when the client has read the archive itself; none if it does not.
+        archive: Option<Timestamp>,
     },
     /// A session has taken a batch, or has ended.
     Taken {
@@ -84,6 +84,8 @@ pub struct Held {
     pub again: bool,
     /// Where it is held.
     pub stage: Stage,
+    /// Whose server holds it.
+    pub leg: Leg,
     /// The recipient.
     pub to: Bare,
     /// The recipient's account exists.
@@ -114,6 +116,8 @@ pub struct Malformed {
     pub key: Option<Key>,
     /// Where it is held.
     pub stage: Stage,
+    /// The sender may see the recipient's presence.
+    pub may_see_presence: bool,
     /// The message's `from`, `to` and `id`, as far as they could be read.
     pub from: Option<String>,
     /// The message's `to`.
@@ -246,6 +250,7 @@ impl<'a> Reader<'a> {
                 host: host.to_owned(),
                 key: attrs.get("key").map(Key::from),
                 stage: stage.unwrap_or(Stage::Offline),
+                may_see_presence: attrs.is_true("may-see-presence"),
                 from: inside.from,
                 to: inside.to,
                 id: inside.id,
@@ -254,6 +259,9 @@ impl<'a> Reader<'a> {
         };
         let (Some(key), Some(to), Some(at)) = (attrs.get("key"), attrs.get("to"), stage) else {
             return Ok(malformed("key, to or stage is missing or unknown".into(), inside));
+        };
+        let Some(leg) = leg(&attrs, at) else {
+            return Ok(malformed("its leg is unknown, or has no such stage".into(), inside));
         };
         let message = match inside.message.take() {
             Some(Ok(message)) => message,
@@ -265,6 +273,7 @@ impl<'a> Reader<'a> {
             after: attrs.get("after").map(Key::from),
             again: attrs.is_true("again"),
             stage: at,
+            leg,
             to: to.into(),
             account: attrs.is_true("account"),
             may_see_presence: attrs.is_true("may-see-presence"),
@@ -378,6 +387,17 @@ fn stage(text: Option<&str>) -> Option<Stage> {
     }
 }
 
+/// `None` for one that is unknown. A message on its way out is held at stage `rules` alone.
+fn leg(attrs: &Attributes, stage: Stage) -> Option<Leg> {
+    match (attrs.get("leg"), stage) {
+        (None | Some("recipient"), _) => Some(Leg::Recipient),
+        (Some("sender"), Stage::Rules) => {
+            Some(Leg::Sender { next_supports_amp: attrs.is_true("next-supports-amp") })
+        }
+        _ => None,
+    }
+}
+
 fn session(start: &BytesStart) -> Result<Option<Session>, XmlError> {
     let attrs = Attributes::of(start)?;
     Ok(attrs.get("resource").map(|resource| Session {
@@ -393,14 +413,23 @@ fn available(host: &str, start: &BytesStart) -> Result<Option<Incoming>, XmlErro
     let (Some(session), Some(jid)) = (attrs.get("session"), attrs.get("jid")) else {
         return Ok(None);
     };
-    let bare = jid.split_once('/').map_or(jid, |(bare, _)| bare);
     Ok(Some(Incoming::Available {
         host: host.to_owned(),
         session: session.into(),
         n: attrs.get("n").and_then(|n| n.parse().ok()).unwrap_or(0),
-        user: bare.into(),
-        archive: attrs.is_true("archive"),
+        user: bare(jid).into(),
+        archive: archive(&attrs),
     }))
+}
+
+/// Until when the client has read its archive. Without `read` that is now; one that is no
+/// time leaves the fact out.
+fn archive(attrs: &Attributes) -> Option<Timestamp> {
+    match attrs.get("read") {
+        _ if !attrs.is_true("archive") => None,
+        Some(read) => read.parse().ok(),
+        None => Some(Timestamp::MAX),
+    }
 }
 
 fn taken(host: &str, start: &BytesStart) -> Result<Option<Incoming>, XmlError> {
@@ -487,12 +516,31 @@ mod tests {
     }
 
     #[test]
+    fn r23_the_leg_and_whether_the_next_server_supports_the_rules() {
+        let sender = |next_supports_amp| Leg::Sender { next_supports_amp };
+        for (attrs, leg) in [
+            ("", Leg::Recipient),
+            ("leg='recipient' next-supports-amp='true'", Leg::Recipient),
+            ("leg='sender' next-supports-amp='true'", sender(true)),
+            ("leg='sender' next-supports-amp='false'", sender(false)),
+            ("leg='sender'", sender(false)),
+        ] {
+            let attrs = format!("key='k' stage='rules' to='b@h' {attrs}");
+            let stanza = message(&intercept(&attrs, &forwarded(MESSAGE)));
+            let Incoming::Intercept { held, .. } = only(&stanza) else { panic!("{attrs}") };
+            assert_eq!(held.leg, leg, "{attrs}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_read_keeps_its_key_and_addresses() {
         for (attrs, inside, key) in [
             ("key='k' stage='offline' to='b@h'", forwarded(""), Some("k")),
             ("key='k' stage='later' to='b@h'", forwarded(MESSAGE), Some("k")),
             ("stage='offline' to='b@h'", forwarded(MESSAGE), None),
             ("key='k' stage='offline' to='b@h'", String::new(), Some("k")),
+            ("key='k' stage='rules' leg='middle' to='b@h'", forwarded(MESSAGE), Some("k")),
+            ("key='k' stage='offline' leg='sender' to='b@h'", forwarded(MESSAGE), Some("k")),
         ] {
             let Incoming::Malformed(malformed) = only(&message(&intercept(attrs, &inside))) else {
                 panic!("{attrs}")
@@ -520,10 +568,32 @@ mod tests {
         let all = said(&stanza);
         assert_eq!(all.len(), 3, "{all:?}");
         assert!(matches!(&all[0], Incoming::Intercept { .. }));
-        assert!(matches!(&all[1], Incoming::Available { session, n: 2, user, archive: true, .. }
-            if &**session == "s" && &**user == "b@h"));
+        assert!(
+            matches!(&all[1], Incoming::Available { session, n: 2, user, archive: Some(Timestamp::MAX), .. }
+            if &**session == "s" && &**user == "b@h")
+        );
         assert!(matches!(&all[2], Incoming::Taken { batch: 4_294_967_297, ids, ended: true, .. }
             if ids.len() == 2));
+    }
+
+    #[test]
+    fn how_far_the_client_has_read_its_archive() {
+        let cases = [
+            ("", None),
+            ("archive='false' read='2026-11-22T05:00:00Z'", None),
+            ("archive='true'", Some(Timestamp::MAX)),
+            ("archive='true' read='1970-01-01T00:00:01Z'", Some(Timestamp::from_micros(1_000_000))),
+            ("archive='true' read='yesterday'", None),
+        ];
+        for (attrs, read) in cases {
+            let available = format!(
+                "<available xmlns='urn:amphora:intercept:1' session='s' n='1' jid='b@h/p' {attrs}/>"
+            );
+            let Incoming::Available { archive, .. } = only(&message(&available)) else {
+                panic!("{attrs}")
+            };
+            assert_eq!(archive, read, "{attrs}");
+        }
     }
 
     #[test]
@@ -562,6 +632,20 @@ mod tests {
         let stanza = message(&intercept("key='k' stage='offline' to='b@h'", &forwarded(&inside)));
         let Incoming::Malformed(malformed) = only(&stanza) else { panic!("it was taken") };
         assert_eq!(malformed.from.as_deref(), Some("a@h/r"));
+    }
+
+    #[test]
+    fn r33_where_the_server_would_send_it_on() {
+        for (attrs, forwards_to, gateway) in [
+            ("", false, false),
+            ("forwards-to='b@other'", true, false),
+            ("gateway='b@gw.h'", false, true),
+        ] {
+            let attrs = format!("key='k' stage='rules' to='b@h' {attrs}");
+            let stanza = message(&intercept(&attrs, &forwarded(MESSAGE)));
+            let Incoming::Intercept { held, .. } = only(&stanza) else { panic!("no intercept") };
+            assert_eq!((held.forwards_to, held.gateway), (forwards_to, gateway), "{attrs}");
+        }
     }
 
     #[test]

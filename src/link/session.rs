@@ -14,22 +14,24 @@ use tokio::sync::{Notify, mpsc};
 use crate::amp::{self, Refusal, RuleSet, SecurityLevel, StanzaError};
 use crate::router::{Everywhere, Route};
 use crate::shard::{
-    Asked, Available, Do, DueEvent, ITEM_OVERHEAD, Input, Intercept, Sent, Stage, Taken, ToLink,
-    Verdict, reply_to,
+    Answer, Asked, Asker, Available, Do, DueEvent, ITEM_OVERHEAD, Input, Intercept, Leg, Retrieve,
+    Retrieved, Sent, Stage, Taken, ToLink, Verdict, reply_to,
 };
 use crate::stanza::{Message, MessageType};
 use crate::words::{Bare, Key, LinkId, MessageId};
 use crate::xml::{Element, Frame};
 use crate::{amp::Envelope, ns};
 
+use super::ask::Asked as Underway;
 use super::counters::Counters;
 use super::error::LinkError;
 use super::keep::{LinkContext, LinkSettings, Stop};
 use super::order::Refused;
 use super::read::{Held, Incoming, Malformed, read};
+use super::retrieve::{self, Request};
 use super::speak::GREETING;
 use super::stream::{self, Incoming as Stream};
-use super::window::{TOO_MANY_INTERCEPTS, Window};
+use super::window::{TOO_MANY_INTERCEPTS, Waiting, Window};
 use super::write::Writer;
 
 /// What a server takes in one stanza if its interceptor does not say.
@@ -56,6 +58,8 @@ pub(super) struct State {
     pub refused: Refused,
     /// Notices under way, by the id of their request.
     pub sends: HashMap<String, (Bare, MessageId, Instant)>,
+    /// Requests of broadcasts under way, by their ids.
+    pub requests: HashMap<String, Underway>,
     /// Keys of intercepts that are not answered.
     pub unanswered: HashSet<Key>,
     pub next_iq: u64,
@@ -87,6 +91,7 @@ impl<'a> Session<'a> {
             window: Window::default(),
             refused: Refused::default(),
             sends: HashMap::new(),
+            requests: HashMap::new(),
             unanswered: HashSet::new(),
             next_iq: 0,
             heard: Instant::now(),
@@ -143,9 +148,14 @@ impl<'a> Session<'a> {
         while let Ok(said) = shards.try_recv() {
             failed.extend(said.into_iter().filter_map(|what| match what {
                 ToLink::Send(send) => Some((send.user, send.id)),
+                ToLink::Request(request) => {
+                    self.give_up_request(&request);
+                    None
+                }
                 _ => None,
             }));
         }
+        self.give_up_requests(None);
         let inputs = failed
             .into_iter()
             .map(|(user, id)| (user.clone(), Input::Sent { user, id, sent: Sent::Failed }));
@@ -255,6 +265,7 @@ impl<'a> Session<'a> {
         state.window.forget_host(&host);
         drop(state);
         if known.is_some_and(|known| known.greeted) {
+            self.give_up_requests(Some(&host));
             self.context.router.do_send(Everywhere::HostDown(self.id, host));
         }
         self.greet();
@@ -283,10 +294,8 @@ impl<'a> Session<'a> {
         }
         self.counters.intercept(held.stage);
         let too_large = held.message.raw.len() + ITEM_OVERHEAD > self.max_stanza(&host);
-        let rules = self.rules(&held);
-        let answers_itself = held.stage == Stage::Rules
-            && self.context.security == SecurityLevel::Strict
-            && !held.may_see_presence;
+        let rules = rules_of(&held, self.context.security);
+        let silent = rules.is_some() && is_silent(&held, self.context.security);
         let intercept = Intercept {
             link: self.id,
             host,
@@ -294,6 +303,7 @@ impl<'a> Session<'a> {
             after: self.state.borrow().refused.resolve(held.after),
             again: held.again,
             stage: held.stage,
+            leg: held.leg,
             to: held.to,
             account: held.account,
             archived: held.archived,
@@ -302,35 +312,27 @@ impl<'a> Session<'a> {
             gateway: held.gateway,
             stamp: held.stamp.unwrap_or_else(|| (self.context.clock)()),
             message: held.message,
+            silent,
             rules,
         };
+        // Until it has left the stage of its rules, a refusal is by the message alone.
+        let at_rules = intercept.stage == Stage::Rules;
         if too_large {
-            let bounce = reply_to::bounce(&intercept, StanzaError::POLICY_VIOLATION);
-            self.refuse(&intercept, bounce);
+            let told = at_rules || !silent;
+            let bounce = told.then(|| reply_to::bounce(&intercept, StanzaError::POLICY_VIOLATION));
+            self.refuse(&intercept, bounce.flatten());
             return None;
         }
-        if answers_itself && let Some(Err(refusal)) = &intercept.rules {
+        if silent
+            && at_rules
+            && let Some(Err(refusal)) = &intercept.rules
+        {
             let reply = reply_to::refusal(&intercept, refusal);
             self.refuse(&intercept, Some(reply));
             return None;
         }
         self.state.borrow_mut().unanswered.insert(intercept.key.clone());
         Some((intercept.to.clone(), Input::Intercept(Box::new(intercept))))
-    }
-
-    /// The rules that are to be looked at, validated: none in errors, in what a room says
-    /// or is said about, and in replies of this system.
-    fn rules(&self, held: &Held) -> Option<Result<RuleSet, Refusal>> {
-        let message: &Message = &held.message;
-        let looked_at = !message.amp.is_empty()
-            && !message.is_amp_reply()
-            && !message.muc
-            && !matches!(message.kind, MessageType::Error | MessageType::Groupchat);
-        looked_at.then(|| {
-            let rules = amp::check(&message.amp, message.id.as_deref())?;
-            amp::permit(&rules, self.context.security, held.may_see_presence)?;
-            Ok(rules)
-        })
     }
 
     /// Answers an intercept without any shard.
@@ -342,6 +344,7 @@ impl<'a> Session<'a> {
             key: intercept.key.clone(),
             stage: intercept.stage,
             what: Do::Discarded,
+            silent: false,
             sends: reply.into_iter().collect(),
         });
         metrics::counter!("amphora_refused_by_link_total").increment(1);
@@ -349,7 +352,7 @@ impl<'a> Session<'a> {
     }
 
     fn malformed(&self, malformed: Malformed) {
-        let Malformed { host, key, stage, from, to, id, reason } = malformed;
+        let Malformed { host, key, stage, may_see_presence, from, to, id, reason } = malformed;
         tracing::error!(
             host,
             key = key.as_deref(),
@@ -359,7 +362,10 @@ impl<'a> Session<'a> {
         let (Some(key), Some(host)) = (key, self.host(&host)) else {
             return;
         };
-        let bounce = from.zip(to).map(|(from, to)| {
+        // It may have had rules.
+        let silent =
+            stage != Stage::Rules && amp::is_silent(self.context.security, may_see_presence);
+        let bounce = from.zip(to).filter(|_| !silent).map(|(from, to)| {
             let envelope =
                 Envelope { host: &host, sender: &from, recipient: &to, id: id.as_deref() };
             reply_to::plain(&envelope, StanzaError::BAD_REQUEST)
@@ -367,7 +373,8 @@ impl<'a> Session<'a> {
         let mut state = self.state.borrow_mut();
         state.refused.insert(key.clone(), None);
         let sends = bounce.into_iter().collect();
-        state.verdicts.push(Verdict { host, key, stage, what: Do::Discarded, sends });
+        let what = Do::Discarded;
+        state.verdicts.push(Verdict { host, key, stage, what, silent: false, sends });
         self.wake.notify_one();
     }
 
@@ -398,6 +405,13 @@ impl<'a> Session<'a> {
                 let input = Input::AccountRemoved { user: user.clone(), at, asked };
                 Some((user, input))
             }
+            Some("get" | "set") if let Some(asked) = iq.child("broadcast", ns::INTERCEPT) => {
+                self.broadcast_command(&host, id, asked);
+                None
+            }
+            Some("get") if let Some(retrieve) = iq.child("retrieve", ns::INTERCEPT) => {
+                self.retrieve(host, id, retrieve)
+            }
             Some("get") if iq.child("ping", "urn:xmpp:ping").is_some() => {
                 self.writer.result(&mut self.state.borrow_mut().out, &host, id);
                 self.wake.notify_one();
@@ -413,6 +427,38 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// A user asks for his messages. What XEP-0013 does not allow is answered here.
+    fn retrieve(&self, host: Arc<str>, id: &str, retrieve: &Element) -> Option<(Bare, Input)> {
+        let batch_bytes = self.max_stanza(&host) / 2;
+        let request = match retrieve::read(retrieve, &host) {
+            Ok(request) => request,
+            Err(flaw) => {
+                tracing::error!(host = &*host, "a request for a user's messages: {flaw}");
+                let out = &mut self.state.borrow_mut().out;
+                self.writer.error(out, &host, id, "modify", "bad-request");
+                self.wake.notify_one();
+                return None;
+            }
+        };
+        let Request { name, user, jid, id: of_user, ask } = request;
+        let (link, request) = (self.id, id.to_owned());
+        let asker = Asker { link, host, request, name, user, jid, id: of_user };
+        metrics::counter!("amphora_retrievals_total").increment(1);
+        match ask {
+            Ok(ask) => {
+                let user = asker.user.clone();
+                Some((user, Input::Retrieve(Retrieve { asker, ask, batch_bytes })))
+            }
+            Err(refused) => {
+                let answer = Answer::Refused(refused);
+                let retrieved = Waiting::Retrieved(Retrieved { asker, answer });
+                self.state.borrow_mut().window.push(retrieved);
+                self.wake.notify_one();
+                None
+            }
+        }
+    }
+
     fn answered(
         &self,
         host: &Arc<str>,
@@ -423,6 +469,9 @@ impl<'a> Session<'a> {
         if let Some((user, message, _)) = self.state.borrow_mut().sends.remove(id) {
             let sent = if well { Sent::Done } else { Sent::Failed };
             return Some((user.clone(), Input::Sent { user, id: message, sent }));
+        }
+        if self.request_answered(id, iq, well) {
+            return None;
         }
         if id.starts_with('g') {
             self.greeting_answered(host, iq, well);
@@ -457,7 +506,76 @@ impl<'a> Session<'a> {
             "host greeted"
         );
         self.context.health.set_host_greeted(&self.settings.component, host);
+        self.context.broadcasts.host_up(host.clone(), known.max_stanza);
         // The clock ends only when the node does.
         let _ = self.context.due.send(DueEvent::LinkUp);
+    }
+}
+
+/// Whether nothing about the message may go back. Never at the sender's leg: what is decided
+/// there depends on the message and the clock alone, and the recipient's own server applies
+/// its level to what reaches it.
+fn is_silent(held: &Held, security: SecurityLevel) -> bool {
+    held.leg == Leg::Recipient && amp::is_silent(security, held.may_see_presence)
+}
+
+/// The rules that are to be looked at, validated: none in errors, in what a room says
+/// or is said about, and in replies of this system. Of a right that was lost after the
+/// rules had been accepted, only the answers are.
+fn rules_of(held: &Held, security: SecurityLevel) -> Option<Result<RuleSet, Refusal>> {
+    let message: &Message = &held.message;
+    let looked_at = !message.amp.is_empty()
+        && !message.is_amp_reply()
+        && !message.muc
+        && !matches!(message.kind, MessageType::Error | MessageType::Groupchat);
+    looked_at.then(|| {
+        let rules = amp::check(&message.amp, message.id.as_deref())?;
+        let may_see = held.may_see_presence || held.leg != Leg::Recipient;
+        if held.stage == Stage::Rules || !is_silent(held, security) {
+            amp::permit(&rules, security, may_see)?;
+        }
+        Ok(rules)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message with that rule on that leg, from someone who may not see the presence.
+    fn held(action: &str, leg: &str) -> Held {
+        let stanza = format!(
+            "<message from='h' to='amp.h'><intercept xmlns='{}' key='k' stage='rules' leg='{leg}' \
+             to='b@h'><forwarded xmlns='{}'><message xmlns='jabber:client' from='a@h/r' to='b@h' \
+             id='1'><amp xmlns='{}'><rule action='{action}' condition='deliver' value='direct'/>\
+             </amp></message></forwarded></intercept></message>",
+            ns::INTERCEPT,
+            ns::FORWARD,
+            ns::AMP
+        );
+        let said = read(&stanza.into(), "amp.h", &["h".into()]).unwrap();
+        match said.into_iter().next() {
+            Some(Incoming::Intercept { held, .. }) => *held,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn r71_r72_a_level_asks_for_presence_at_the_recipients_leg_alone() {
+        use SecurityLevel::{None, Performance, Strict};
+        for (security, leg, action, accepted) in [
+            (Strict, "recipient", "notify", false),
+            (Strict, "sender", "notify", true),
+            (Performance, "recipient", "notify", false),
+            (Performance, "sender", "notify", false),
+            (Performance, "sender", "drop", true),
+            (None, "recipient", "notify", true),
+            (None, "sender", "notify", true),
+        ] {
+            let rules = rules_of(&held(action, leg), security).unwrap();
+            assert_eq!(rules.is_ok(), accepted, "{security:?} at the {leg}'s: {action}");
+            let silent = security == Strict && leg == "recipient";
+            assert_eq!(is_silent(&held(action, leg), security), silent, "{security:?}, {leg}");
+        }
     }
 }

@@ -99,6 +99,7 @@ impl Session<'_> {
             ToLink::Deleted { host, session, batch } => {
                 self.writer.deleted(&mut state.out, &host, &session, batch);
             }
+            ToLink::Retrieved(retrieved) => state.window.push(Waiting::Retrieved(retrieved)),
             ToLink::AccountRemoved { host, request, done } => {
                 if done {
                     self.writer.result(&mut state.out, &host, &request);
@@ -107,6 +108,8 @@ impl Session<'_> {
                     self.writer.error(&mut state.out, &host, &request, "wait", condition);
                 }
             }
+            ToLink::Request(request) => self.ask(state, request),
+            ToLink::Response(answer) => self.writer.answer(&mut state.out, &answer),
             ToLink::Send(send) => {
                 state.next_iq += 1;
                 let id = format!("s{}", state.next_iq);
@@ -166,11 +169,18 @@ impl Session<'_> {
             match waiting {
                 Waiting::HandOver(batch) => {
                     let items = batch.items.len() as u64;
-                    metrics::counter!("amphora_handed_over_total").increment(items);
+                    if batch.view {
+                        metrics::counter!("amphora_shown_total").increment(items);
+                    } else {
+                        metrics::counter!("amphora_handed_over_total").increment(items);
+                    }
                     self.writer.hand_over(&mut state.out, &batch);
                 }
                 Waiting::HandedOver { host, session, n, count } => {
                     self.writer.handed_over(&mut state.out, &host, &session, n, count);
+                }
+                Waiting::Retrieved(retrieved) => {
+                    self.writer.retrieved(&mut state.out, &retrieved);
                 }
             }
         }
@@ -189,7 +199,8 @@ impl Session<'_> {
             state.next_iq += 1;
             let id = format!("g{}", state.next_iq);
             let (node, security) = (&self.context.node, self.context.security);
-            self.writer.greeting(&mut state.out, name, &id, node, security);
+            let redirects = self.settings.redirects.iter().filter(|r| r.host == *name);
+            self.writer.greeting(&mut state.out, name, &id, node, security, redirects);
         }
     }
 
@@ -209,6 +220,7 @@ impl Session<'_> {
                 self.writer.ping(&mut state.out, host, &id);
             }
         }
+        self.give_up_late_requests(state);
         let late: Vec<_> =
             state.sends.extract_if(|_, (_, _, at)| now.duration_since(*at) >= SEND).collect();
         let failed = late

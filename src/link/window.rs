@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::shard::HandOver;
+use crate::shard::{HandOver, Retrieved};
 
 /// Intercepts that an interceptor may have unanswered.
 pub const INTERCEPTS: usize = 1_024;
@@ -24,7 +24,8 @@ pub const ITEMS: usize = 1_000;
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The hand-overs of a link. What waits is bounded by two batches for each session that
-/// the interceptor has announced (256 unanswered at most).
+/// the interceptor has announced (256 unanswered at most), and for each request of a user
+/// for his messages (8 of each user at most).
 #[derive(Debug, Default)]
 pub struct Window {
     waiting: VecDeque<Waiting>,
@@ -49,6 +50,8 @@ pub enum Waiting {
         /// Items handed over.
         count: u64,
     },
+    /// The answer to a user who asked for his messages: behind what he is shown.
+    Retrieved(Retrieved),
 }
 
 impl Waiting {
@@ -56,6 +59,7 @@ impl Waiting {
         match self {
             Waiting::HandOver(hand_over) => &hand_over.session,
             Waiting::HandedOver { session, .. } => session,
+            Waiting::Retrieved(retrieved) => &retrieved.asker.name,
         }
     }
 }
@@ -89,7 +93,7 @@ impl Window {
         let mut seen: HashSet<&str> = HashSet::new();
         let at = self.waiting.iter().position(|waiting| {
             let first = seen.insert(waiting.session());
-            first && matches!(waiting, Waiting::HandedOver { .. })
+            first && !matches!(waiting, Waiting::HandOver(_))
         })?;
         self.waiting.remove(at)
     }
@@ -118,6 +122,7 @@ impl Window {
         self.waiting.retain(|waiting| match waiting {
             Waiting::HandOver(batch) => &*batch.host != host,
             Waiting::HandedOver { host: of, .. } => &**of != host,
+            Waiting::Retrieved(retrieved) => &*retrieved.asker.host != host,
         });
     }
 
@@ -152,7 +157,8 @@ mod tests {
             stanza: bytes::Bytes::new(),
         };
         let items = vec![item; items];
-        Waiting::HandOver(HandOver { host: "h".into(), session: session.into(), batch, items })
+        let (host, session) = ("h".into(), session.into());
+        Waiting::HandOver(HandOver { host, session, batch, view: false, items })
     }
 
     fn word(session: &str) -> Waiting {
@@ -162,7 +168,7 @@ mod tests {
     fn number(waiting: Option<Waiting>) -> Option<u64> {
         match waiting? {
             Waiting::HandOver(batch) => Some(batch.batch),
-            Waiting::HandedOver { .. } => None,
+            _ => None,
         }
     }
 

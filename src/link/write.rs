@@ -4,8 +4,10 @@ use std::fmt::Write as _;
 
 use crate::amp::{SecurityLevel, support};
 use crate::ns;
-use crate::shard::{HandOver, Send, Verdict};
-use crate::xml::escape_attribute;
+use crate::shard::{Do, Errand, HandOver, Response, Retrieved, Send, Verdict};
+use crate::xml::{escape_attribute, escape_text};
+
+use super::keep::Redirect;
 
 /// One link's addresses.
 #[derive(Clone, Debug)]
@@ -42,6 +44,9 @@ impl Writer {
                 verdict.stage.as_str(),
                 verdict.what.as_str()
             );
+            if verdict.silent && verdict.what == Do::Deliver {
+                out.push_str(" silent='true'");
+            }
             if verdict.sends.is_empty() {
                 out.push_str("/>");
                 continue;
@@ -64,10 +69,11 @@ impl Writer {
         self.open(out, "message", &hand_over.host, "");
         let _ = write!(
             out,
-            "<hand-over xmlns='{}' session='{}' batch='{}'>",
+            "<hand-over xmlns='{}' session='{}' batch='{}'{}>",
             ns::INTERCEPT,
             escape_attribute(&hand_over.session),
-            hand_over.batch
+            hand_over.batch,
+            if hand_over.view { " view='true'" } else { "" }
         );
         for item in &hand_over.items {
             let _ = write!(
@@ -106,14 +112,16 @@ impl Writer {
         );
     }
 
-    /// The greeting of a host, with the actions and conditions that are supported.
-    pub fn greeting(
+    /// The greeting of a host, with the actions and conditions that are supported, and what it
+    /// sends on: from a user to a user, or from its domain to a gateway's.
+    pub fn greeting<'a>(
         &self,
         out: &mut String,
         host: &str,
         id: &str,
         node: &str,
         security: SecurityLevel,
+        redirects: impl Iterator<Item = &'a Redirect>,
     ) {
         self.open(out, "iq", host, &format!(" type='set' id='{id}'"));
         let security = match security {
@@ -134,6 +142,11 @@ impl Writer {
         for condition in support::conditions() {
             let _ = write!(out, "<condition name='{condition}'/>");
         }
+        for Redirect { host: domain, from, to } in redirects {
+            let name = if **domain == **from { "gateway" } else { "forward" };
+            let (from, to) = (escape_attribute(from), escape_attribute(to));
+            let _ = write!(out, "<{name} from='{from}' to='{to}'/>");
+        }
         out.push_str("</greeting></iq>");
     }
 
@@ -149,6 +162,73 @@ impl Writer {
             ns::FORWARD,
             send.stanza
         );
+    }
+
+    /// A request of a broadcast.
+    pub fn ask(&self, out: &mut String, host: &str, id: &str, ask: &Errand) {
+        match ask {
+            Errand::Settle { key, to, again, stanza } => {
+                self.open(out, "iq", host, &format!(" type='set' id='{id}'"));
+                let _ = write!(
+                    out,
+                    "<send xmlns='{}' key='{}' for='{}' settle='true'{}>\
+                     <forwarded xmlns='{}'>{stanza}</forwarded></send></iq>",
+                    ns::INTERCEPT,
+                    escape_attribute(key),
+                    escape_attribute(to),
+                    if *again { " again='true'" } else { "" },
+                    ns::FORWARD,
+                );
+            }
+            Errand::Accounts { after, max } => {
+                self.open(out, "iq", host, &format!(" type='get' id='{id}'"));
+                let _ = write!(
+                    out,
+                    "<accounts xmlns='{}' after='{}' max='{max}'/></iq>",
+                    ns::INTERCEPT,
+                    escape_attribute(after),
+                );
+            }
+        }
+    }
+
+    /// The answer to a request of an interceptor.
+    pub fn answer(&self, out: &mut String, answer: &Response) {
+        let (host, id) = (&answer.host, &answer.request);
+        match &answer.answer {
+            Ok(inside) => {
+                let id = escape_attribute(id);
+                self.open(out, "iq", host, &format!(" type='result' id='{id}'"));
+                out.extend([inside, "</iq>"]);
+            }
+            Err((kind, condition, text)) => {
+                let id = escape_attribute(id);
+                self.open(out, "iq", host, &format!(" type='error' id='{id}'"));
+                let _ = write!(
+                    out,
+                    "<error type='{kind}'><{condition} xmlns='{}'/><text xmlns='{}'>{}</text></error></iq>",
+                    ns::STANZAS,
+                    ns::STANZAS,
+                    escape_text(text),
+                );
+            }
+        }
+    }
+
+    /// The answer to a `<retrieve/>` request: what the user is answered.
+    pub fn retrieved(&self, out: &mut String, retrieved: &Retrieved) {
+        let asker = &retrieved.asker;
+        let id = escape_attribute(&asker.request);
+        self.open(out, "iq", &asker.host, &format!(" type='result' id='{id}'"));
+        let _ = write!(
+            out,
+            "<retrieve xmlns='{}' session='{}'><forwarded xmlns='{}'>",
+            ns::INTERCEPT,
+            escape_attribute(&asker.name),
+            ns::FORWARD
+        );
+        super::retrieve::reply(out, retrieved);
+        out.push_str("</forwarded></retrieve></iq>");
     }
 
     /// A ping (XEP-0199), to see whether the server still answers.
@@ -168,5 +248,26 @@ impl Writer {
         self.open(out, "iq", host, &format!(" type='error' id='{}'", escape_attribute(id)));
         let _ =
             write!(out, "<error type='{kind}'><{condition} xmlns='{}'/></error></iq>", ns::STANZAS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_greeting_says_what_the_host_sends_on() {
+        let redirect = |from: &str, to: &str| Redirect {
+            host: "h".into(),
+            from: from.to_owned(),
+            to: to.to_owned(),
+        };
+        let redirects = [redirect("b@h", "b@'other"), redirect("h", "gw.h")];
+        let mut out = String::new();
+        let writer = Writer::new("amp.h");
+        writer.greeting(&mut out, "h", "g1", "n", SecurityLevel::Strict, redirects.iter());
+        let end =
+            "<forward from='b@h' to='b@&apos;other'/><gateway from='h' to='gw.h'/></greeting></iq>";
+        assert!(out.ends_with(end), "{out}");
     }
 }

@@ -13,7 +13,7 @@ use super::machine::{Machine, Pending};
 use super::recipient::{Held, OPEN_BATCHES, Recipient, Session};
 
 /// Items a batch.
-const BATCH_ITEMS: usize = 50;
+pub(super) const BATCH_ITEMS: usize = 50;
 
 /// Bytes that the wrapping of one item in a hand-over adds to its stanza, at the most: the
 /// envelope of the message and of the item.
@@ -32,8 +32,8 @@ struct Sorted {
 /// What a session can take.
 #[derive(Clone, Copy)]
 struct Wants {
-    /// It reads the archive itself.
-    archive: bool,
+    /// Until when it has read the archive itself.
+    archive: Option<Timestamp>,
     /// Bytes of one stanza.
     stanza_bytes: usize,
 }
@@ -200,8 +200,8 @@ impl Machine {
         };
         session.batches.push(batch);
         session.count += items.len() as u64;
-        let hand_over =
-            HandOver { host: session.host.clone(), session: session.id.clone(), batch, items };
+        let (host, id) = (session.host.clone(), session.id.clone());
+        let hand_over = HandOver { host, session: id, batch, view: false, items };
         let link = session.link;
         self.tell(link, ToLink::HandOver(hand_over));
     }
@@ -230,6 +230,7 @@ impl Machine {
                 recipient.remove_session(&id);
             }
         }
+        recipient.retrievals.taken(&id, batch, ended);
         let deleted = ToLink::Deleted { host, session: id, batch };
         if !new.is_empty() {
             self.delete(user.clone(), new, Some((link, deleted)));
@@ -237,6 +238,7 @@ impl Machine {
             self.tell(link, deleted);
         }
         self.pump(&user);
+        self.pump_retrievals(&user);
         self.forget_if_idle(&user);
     }
 
@@ -263,8 +265,8 @@ impl Machine {
                 for id in ids {
                     recipient.gone(id);
                 }
-                if let Some(count) = &mut recipient.count {
-                    count.rows = count.rows.saturating_sub(rows);
+                if rows > 0 {
+                    recipient.freed();
                 }
                 if let Some((link, deleted)) = tell {
                     self.tell(link, deleted);
@@ -295,7 +297,7 @@ fn sort(
         }
         if row.expiry.is_some_and(|expiry| expiry.at <= now) {
             sorted.expired.push(row);
-        } else if wants.archive && row.archived {
+        } else if row.archived && wants.archive.is_some_and(|read| row.stored_at < read) {
             recipient.held.insert(row.id, Held::Deleting { expires: row.expiry.is_some() });
             sorted.in_archive.push(row.id);
         } else if row.stanza.len() + ITEM_OVERHEAD > wants.stanza_bytes {

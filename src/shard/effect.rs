@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::store::{PageLimit, Write};
+use crate::store::{Detail, PageLimit, Write};
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, LinkId, MessageId};
 
 use super::input::Stage;
+use super::quota::Over;
+use super::request::{Request, Response};
+use super::retrieve::{Look, Retrieved};
 
 /// Ties the outcome of a write to what waits for it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -50,6 +53,8 @@ pub struct Verdict {
     pub stage: Stage,
     /// What to do.
     pub what: Do,
+    /// With `Deliver`: what the server answers to the sender, if anything, is dropped.
+    pub silent: bool,
     /// Stanzas to route once that is done.
     pub sends: Vec<String>,
 }
@@ -74,6 +79,8 @@ pub struct HandOver {
     pub session: Arc<str>,
     /// Its number, unique on this node for ever.
     pub batch: u64,
+    /// Shown because they were asked for (section 6): they stay stored when taken.
+    pub view: bool,
     /// In order.
     pub items: Vec<Item>,
 }
@@ -116,6 +123,12 @@ pub enum ToLink {
     },
     /// A stanza of the host's own to be routed: the notice of an expiry.
     Send(Send),
+    /// A question for somebody else than a shard.
+    Request(Request),
+    /// The answer to a request of an interceptor.
+    Response(Response),
+    /// The answer to a user who asked for his messages.
+    Retrieved(Retrieved),
 }
 
 /// A stanza that answers no intercept (section 5 of the intercept protocol).
@@ -156,11 +169,24 @@ pub enum Effect {
         /// How much at the most.
         limit: PageLimit,
     },
-    /// Count a recipient's messages.
-    Count {
+    /// Show a recipient's messages to himself.
+    Look {
         /// Whose.
         user: Bare,
+        /// Which of them, and how much of each.
+        look: Look,
     },
+    /// Ask how much is stored for a recipient.
+    Usage {
+        /// Whose.
+        user: Bare,
+        /// Comes back with the answer.
+        question: u64,
+        /// How much of it has to be known.
+        detail: Detail,
+    },
+    /// A message was not kept because of a quota; its sender was told so or not.
+    OverQuota(Over),
     /// Look for a key among rows and marks.
     Find {
         /// Whose message.

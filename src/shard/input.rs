@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use crate::amp::{Refusal, RuleSet, Session};
 use crate::stanza::Message;
-use crate::store::{Outcome, StoreError, StoredMessage};
+use crate::store::{Outcome, StoreError, StoredMessage, Usage};
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, LinkId, MessageId};
 
 use super::effect::Token;
+use super::retrieve::{Found, Retrieve};
 
 /// Where in the server the message is held (section 2 of the intercept protocol).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -32,12 +33,24 @@ impl Stage {
     }
 }
 
+/// Whose server asks: the two edges that rules are for (XEP-0079 section 2.1.2).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Leg {
+    /// The recipient's; he is a user of the host that asks.
+    Recipient,
+    /// The sender's; the message is about to leave for another server.
+    Sender {
+        /// That server supports Advanced Message Processing (section 2.2.4).
+        next_supports_amp: bool,
+    },
+}
+
 /// A message that the interceptor holds, with what the server knows.
 #[derive(Clone, Debug)]
 pub struct Intercept {
     /// The link that asks; the verdict goes there.
     pub link: LinkId,
-    /// The virtual host of the recipient: where replies come from.
+    /// The virtual host that asks, the recipient's or the sender's: where replies come from.
     pub host: Arc<str>,
     /// Stays with the message through resending, spool and all stages.
     pub key: Key,
@@ -47,6 +60,8 @@ pub struct Intercept {
     pub again: bool,
     /// Where it is held.
     pub stage: Stage,
+    /// Whose server holds it.
+    pub leg: Leg,
     /// The recipient.
     pub to: Bare,
     /// The recipient's account exists.
@@ -63,6 +78,9 @@ pub struct Intercept {
     pub stamp: Timestamp,
     /// The message itself.
     pub message: Message,
+    /// It has rules, and its sender may not learn what becomes of it: nothing about it goes
+    /// back to him (section 2 of the intercept protocol, Strict).
+    pub silent: bool,
     /// Its rules, validated; `None` where there are none to look at.
     pub rules: Option<Result<RuleSet, Refusal>>,
 }
@@ -80,8 +98,9 @@ pub struct Available {
     pub n: u64,
     /// The user.
     pub user: Bare,
-    /// The client reads the archive itself.
-    pub archive: bool,
+    /// Until when the client has read the archive itself; none if it does not. What is
+    /// archived and older is not handed over.
+    pub archive: Option<Timestamp>,
     /// Bytes that one batch may have: half of what the server takes.
     pub batch_bytes: usize,
 }
@@ -163,12 +182,14 @@ pub enum Input {
         /// The rows, in order of their ids.
         rows: Result<Vec<StoredMessage>, StoreError>,
     },
-    /// How many messages a recipient has.
-    Count {
+    /// How much is stored for a recipient.
+    Usage {
         /// Whose.
         user: Bare,
-        /// The number.
-        rows: Result<u64, StoreError>,
+        /// The question's number.
+        question: u64,
+        /// The answer.
+        usage: Result<Usage, StoreError>,
     },
     /// Whether a key is known to the store.
     Found {
@@ -185,6 +206,15 @@ pub enum Input {
         user: Bare,
         /// The row.
         row: StoredMessage,
+    },
+    /// A user asks for his stored messages (XEP-0013, section 6).
+    Retrieve(Retrieve),
+    /// What the store showed for the sake of that.
+    Looked {
+        /// Whose messages.
+        user: Bare,
+        /// What it found.
+        found: Result<Found, StoreError>,
     },
     /// What became of a notice about an expiry.
     Sent {

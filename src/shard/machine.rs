@@ -15,6 +15,7 @@ use crate::words::{Bare, Expiry, Key, LinkId, MessageId};
 use super::accepted::Accepted;
 use super::effect::{Do, Effect, ToLink, Token, Verdict, WriteFor};
 use super::input::{Asked, Input, Intercept};
+use super::quota::{Quotas, Used};
 use super::recipient::{Held, Recipient};
 use super::reply_to;
 
@@ -23,8 +24,8 @@ use super::reply_to;
 pub struct Settings {
     /// The epoch of the ids that this shard gives.
     pub epoch: u32,
-    /// Messages that may be stored for one user; zero for no limit.
-    pub messages_per_user: u64,
+    /// How much may be stored for whom.
+    pub quotas: Arc<Quotas>,
     /// How long keys of deleted rows, and removed accounts, are remembered (H).
     pub memory: Duration,
 }
@@ -44,6 +45,12 @@ pub(super) enum Pending {
         user: Bare,
         id: MessageId,
         next: Option<Expiry>,
+    },
+    /// Rows that their owner had removed; the retrieval that waits for it.
+    Removed {
+        user: Bare,
+        ids: Vec<MessageId>,
+        retrieval: Arc<str>,
     },
     AccountRemoved {
         user: Bare,
@@ -86,6 +93,8 @@ pub struct Machine {
     next_token: u64,
     next_id: u64,
     next_batch: u32,
+    /// The number of the last question about what is stored.
+    pub(super) last_question: u64,
 }
 
 impl Machine {
@@ -103,6 +112,7 @@ impl Machine {
             next_token: 0,
             next_id: 0,
             next_batch: 0,
+            last_question: 0,
         }
     }
 
@@ -110,11 +120,13 @@ impl Machine {
     pub fn handle(&mut self, now: Timestamp, input: Input) -> Vec<Effect> {
         match input {
             Input::Intercept(intercept) => self.intercept(now, intercept),
-            Input::Count { user, rows } => self.counted(now, &user, rows),
+            Input::Usage { user, question, usage } => self.usage(now, &user, question, usage),
             Input::Found { user, key, known } => self.found(now, &user, &key, known),
             Input::Available(available) => self.available(available),
             Input::Taken(taken) => self.taken(taken),
             Input::Page { user, after, rows } => self.page(now, &user, after, rows),
+            Input::Retrieve(retrieve) => self.retrieve(retrieve),
+            Input::Looked { user, found } => self.looked(now, &user, found),
             Input::Due { user, row } => self.due(now, &user, row),
             Input::Sent { user, id, sent } => self.sent(&user, id, sent),
             Input::Written(outcomes) => {
@@ -154,7 +166,8 @@ impl Machine {
             key: intercept.key.clone(),
             stage: intercept.stage,
             what,
-            sends,
+            silent: intercept.silent,
+            sends: if intercept.silent { Vec::new() } else { sends },
         };
         self.tell(intercept.link, ToLink::Verdict(verdict));
     }
@@ -166,6 +179,11 @@ impl Machine {
         }
         self.next_id += 1;
         Some(MessageId::new(self.settings.epoch, self.next_id))
+    }
+
+    /// The last id that was given: what is appended from now on is greater.
+    pub(super) fn last_id(&self) -> MessageId {
+        MessageId::new(self.settings.epoch, self.next_id)
     }
 
     /// A batch number, unique over starts of the node, so that a confirmation that
@@ -189,10 +207,13 @@ impl Machine {
             Some(Pending::Rescheduled { user, id, next }) => {
                 self.rescheduled(user, id, next, outcome);
             }
+            Some(Pending::Removed { user, ids, retrieval }) => {
+                self.removed_by_owner(user, ids, &retrieval, outcome);
+            }
             Some(Pending::AccountRemoved { user, asked }) => {
                 let done = matches!(outcome, Outcome::Done { .. });
                 if done && let Some(recipient) = self.recipients.get_mut(&user) {
-                    recipient.count = None;
+                    recipient.freed();
                 }
                 let Asked { link, host, request } = asked;
                 self.tell(link, ToLink::AccountRemoved { host, request, done });
@@ -205,14 +226,7 @@ impl Machine {
     fn appended(&mut self, append: Append, outcome: Outcome) {
         let Append { intercept, sends, expiry } = append;
         self.under_way.remove(&intercept.key);
-        if let Some(recipient) = self.recipients.get_mut(&intercept.to) {
-            recipient.appends = recipient.appends.saturating_sub(1);
-            if outcome != Outcome::Stored
-                && let Some(count) = &mut recipient.count
-            {
-                count.rows = count.rows.saturating_sub(1);
-            }
-        }
+        self.settle(&intercept, &outcome);
         match outcome {
             Outcome::Stored => {
                 if let Some(expiry) = expiry {
@@ -255,7 +269,7 @@ impl Machine {
         }
         // What waits is considered anew: most of it was for the account that is gone.
         if let Some(recipient) = self.recipients.get_mut(&user) {
-            recipient.asking = None;
+            recipient.ask_nothing();
         }
         self.consider_waiting(now, &user, None);
         self.write(
@@ -282,7 +296,7 @@ impl Machine {
             && recipient.asking.as_ref() != recipient.waiting.front().map(|i| &i.key)
         {
             // The answer that is on its way is about an intercept that is gone.
-            recipient.asking = None;
+            recipient.ask_nothing();
         }
         let gone: Vec<Arc<str>> = recipient
             .sessions
@@ -291,11 +305,13 @@ impl Machine {
             .map(|s| s.id.clone())
             .collect();
         let earliest = gone.iter().filter_map(|id| recipient.remove_session(id)).min();
+        recipient.retrievals.retain(|asker| !is_gone(asker.link, &asker.host));
         if let Some(at) = earliest {
             self.effects.push(Effect::Scheduled(at));
         }
         self.consider_waiting(now, user, None);
         self.pump(user);
+        self.pump_retrievals(user);
         self.forget_if_idle(user);
     }
 
@@ -309,14 +325,15 @@ impl Machine {
         }
     }
 
-    /// Tries again to delete what the store could not, and forgets an old count.
+    /// Tries again to delete what the store could not, and forgets what is old.
     fn tick_recipient(&mut self, now: Timestamp, user: &Bare) {
         let Some(recipient) = self.recipients.get_mut(user) else {
             return;
         };
         let idle = recipient.appends == 0 && recipient.waiting.is_empty();
-        if idle && recipient.count.is_some_and(|c| now.since(c.read_at) > COUNT_MEMORY) {
-            recipient.count = None;
+        let is_old = |used: &Used| now.since(used.read_at) > USED_MEMORY;
+        if idle && recipient.used.as_ref().is_some_and(is_old) {
+            recipient.used = None;
         }
         let ids: Vec<MessageId> = recipient
             .held
@@ -335,9 +352,8 @@ impl Machine {
     }
 }
 
-/// How long a count is trusted for a recipient for whom nothing happens: other writers
-/// (retention) change it too.
-const COUNT_MEMORY: Duration = Duration::from_secs(60);
+/// How long it is remembered how much is stored for a recipient for whom nothing happens.
+const USED_MEMORY: Duration = Duration::from_secs(60);
 
 /// The notice of the rule that was met when a message was stored before.
 pub(super) fn notice_of(intercept: &Intercept, met_rule: Option<u16>) -> Option<String> {

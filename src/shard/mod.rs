@@ -11,15 +11,25 @@ mod effect;
 mod expire;
 mod input;
 mod machine;
+mod next_hop;
+mod quota;
 mod recipient;
 pub mod reply_to;
+mod request;
+mod retrieve;
+mod room;
 mod verdict;
 
 pub use actor::{Busy, DueEvent, Inputs, LinkSender, Outbox, ShardActor, ShardContext};
 pub use drain::ITEM_OVERHEAD;
 pub use effect::{Do, Effect, HandOver, Item, Send, ToLink, Token, Verdict, WriteFor};
-pub use input::{Asked, Available, Input, Intercept, Sent, Stage, Taken};
+pub use input::{Asked, Available, Input, Intercept, Leg, Sent, Stage, Taken};
 pub use machine::{Machine, Settings};
+pub use quota::{Limits, Over, Quotas};
+pub use request::{Errand, Request, Response};
+pub use retrieve::{
+    Answer, Ask, Asker, Found, Listed, Look, MAX_ITEMS, Refused, Retrieve, Retrieved,
+};
 
 #[cfg(test)]
 mod tests;

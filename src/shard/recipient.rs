@@ -7,6 +7,8 @@ use crate::time::Timestamp;
 use crate::words::{Expiry, Key, LinkId, MessageId};
 
 use super::input::Intercept;
+use super::quota::Used;
+use super::retrieve::Retrievals;
 
 /// Batches that one session may have unconfirmed: the next is sent before the first
 /// is confirmed, and a client's stream management queue is not overrun.
@@ -19,9 +21,13 @@ pub struct Recipient {
     pub waiting: VecDeque<Box<Intercept>>,
     /// The key of the intercept for whose sake the store was asked.
     pub asking: Option<Key>,
-    /// How many messages are stored; known only where a quota asks for it.
-    pub count: Option<Count>,
-    /// Appends that the store has not decided.
+    /// How much is stored; known only where a quota asks for it.
+    pub used: Option<Used>,
+    /// How much is stored has to be asked, once no append is under way.
+    pub wants_usage: bool,
+    /// How much is stored was asked, and is not answered.
+    pub question: Option<Question>,
+    /// Appends that the store has not decided; counted only where there is a quota.
     pub appends: u32,
     /// Sessions that are to get what is stored, in the order of their announcement.
     pub sessions: Vec<Session>,
@@ -29,15 +35,17 @@ pub struct Recipient {
     pub reading: Option<(Arc<str>, MessageId)>,
     /// Rows that no page may hand over (again).
     pub held: BTreeMap<MessageId, Held>,
+    /// What the recipient has asked to see, or to be removed.
+    pub retrievals: Retrievals,
 }
 
-/// A number of rows, and when it was read.
+/// A question how much is stored.
 #[derive(Clone, Copy, Debug)]
-pub struct Count {
-    /// Rows.
-    pub rows: u64,
-    /// When the store said so.
-    pub read_at: Timestamp,
+pub struct Question {
+    /// Comes back with the answer.
+    pub number: u64,
+    /// Something was deleted since it was asked: the answer may not know that.
+    pub freed: bool,
 }
 
 /// Why a row is not to be handed over.
@@ -85,8 +93,8 @@ pub struct Session {
     pub host: Arc<str>,
     /// The newest reason.
     pub n: u64,
-    /// Archived messages are not handed over.
-    pub archive: bool,
+    /// Archived messages from before this are not handed over.
+    pub archive: Option<Timestamp>,
     /// Bytes a batch.
     pub batch_bytes: usize,
     /// The last row that was looked at.
@@ -105,11 +113,29 @@ impl Recipient {
     /// Whether nothing is left to remember.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty()
-            && self.count.is_none()
+            && self.used.is_none()
             && self.appends == 0
             && self.sessions.is_empty()
             && self.reading.is_none()
             && self.held.is_empty()
+            && self.retrievals.is_idle()
+    }
+
+    /// Nobody waits for an answer any more.
+    pub fn ask_nothing(&mut self) {
+        self.asking = None;
+        self.wants_usage = false;
+        self.question = None;
+    }
+
+    /// Something was deleted.
+    pub fn freed(&mut self) {
+        if let Some(used) = &mut self.used {
+            used.freed = true;
+        }
+        if let Some(question) = &mut self.question {
+            question.freed = true;
+        }
     }
 
     /// The session whose turn it is.
@@ -141,6 +167,7 @@ impl Recipient {
 
     /// The store no longer has a row.
     pub fn gone(&mut self, id: MessageId) {
+        self.retrievals.gone(id);
         let expires = self.held.get(&id) == Some(&Held::Deleting { expires: true });
         if expires || self.reading.is_some() {
             self.held.insert(id, Held::Gone { ticks: if expires { GONE_TICKS } else { 0 } });

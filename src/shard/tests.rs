@@ -1,16 +1,24 @@
 //! The machine against lists of effects: each test is a history.
 
+use std::collections::HashMap;
 use std::time::Duration;
+
+mod retrieve;
 
 use super::*;
 use crate::amp::{self, Session};
 use crate::stanza::Message;
-use crate::store::{Outcome, StoredMessage, Write};
+use crate::store::{Amount, Outcome, StoredMessage, Usage, Write};
 use crate::time::Timestamp;
 use crate::words::{Expiry, LinkId, MessageId};
 
+mod quota;
+mod strict;
+
 const LINK: LinkId = LinkId(1);
 const BOB: &str = "bob@h";
+/// When the sessions whose names begin with `archive` have read the archive.
+const ARCHIVE_READ: Timestamp = Timestamp::from_micros(10_000_000);
 
 /// A machine, a clock and a way to read its effects.
 struct History {
@@ -28,8 +36,13 @@ impl History {
     }
 
     fn with_quota(messages_per_user: u64) -> Self {
+        Self::with_limits(Limits { messages_per_user, ..Limits::default() })
+    }
+
+    fn with_limits(limits: Limits) -> Self {
         let memory = Duration::from_secs(600);
-        let settings = Settings { epoch: 1, messages_per_user, memory };
+        let quotas = Quotas::new(limits, HashMap::new()).into();
+        let settings = Settings { epoch: 1, quotas, memory };
         History { machine: Machine::new(settings), now: seconds(1_000_000) }
     }
 
@@ -49,6 +62,11 @@ impl History {
         self.give(Input::Intercept(Box::new(intercept)))
     }
 
+    fn used(&mut self, question: u64, messages: u64) -> Vec<String> {
+        let usage = Usage { all: Amount { messages, bytes: 0 }, ..Usage::default() };
+        self.give(Input::Usage { user: BOB.into(), question, usage: Ok(usage) })
+    }
+
     fn outcome(&mut self, token: u64, outcome: Outcome) -> Vec<String> {
         self.give(Input::Written(vec![(Token(token), outcome)]))
     }
@@ -60,7 +78,7 @@ impl History {
             session: session.into(),
             n,
             user: BOB.into(),
-            archive: session.starts_with("archive"),
+            archive: session.starts_with("archive").then_some(ARCHIVE_READ),
             batch_bytes: 4_000,
         }))
     }
@@ -148,6 +166,7 @@ fn offline(key: &str) -> Intercept {
         after: None,
         again: false,
         stage: Stage::Offline,
+        leg: Leg::Recipient,
         to: BOB.into(),
         account: true,
         archived: false,
@@ -156,6 +175,7 @@ fn offline(key: &str) -> Intercept {
         gateway: false,
         stamp: seconds(0),
         message: Message::parse(stanza("", "chat", "<body>hi</body>").into(), "h").unwrap(),
+        silent: false,
         rules: None,
     }
 }
@@ -175,7 +195,9 @@ fn show(effect: &Effect) -> String {
         Effect::Link(link, what) => format!("{}: {}", link.0, show_link(what)),
         Effect::Write(WriteFor { token, write }) => format!("#{} {}", token.0, show_write(write)),
         Effect::ReadPage { user, after, .. } => format!("read {user} after {}", short(*after)),
-        Effect::Count { user } => format!("count {user}"),
+        Effect::Usage { user, question, .. } => format!("usage {user} {question}"),
+        Effect::OverQuota(over) => format!("over quota, {over:?}").to_lowercase(),
+        Effect::Look { look, .. } => retrieve::show_look(look),
         Effect::Find { key, .. } => format!("find {key}"),
         Effect::Send(send) => format!("send {} {}", send.key, show_reply(&send.stanza)),
         Effect::Scheduled(at) => format!("scheduled {}", at.as_micros() / 1_000_000 - 1_000_000),
@@ -198,7 +220,8 @@ fn show_link(what: &ToLink) -> String {
         }
         ToLink::HandOver(h) => {
             let ids: Vec<_> = h.items.iter().map(|i| short(i.id).to_string()).collect();
-            format!("batch {} to {}: {}", h.batch - BATCH, h.session, ids.join(" "))
+            let what = if h.view { "view" } else { "batch" };
+            format!("{what} {} to {}: {}", h.batch - BATCH, h.session, ids.join(" "))
         }
         ToLink::HandedOver { session, n, count, .. } => {
             format!("handed over {session} {n}: {count}")
@@ -206,6 +229,8 @@ fn show_link(what: &ToLink) -> String {
         ToLink::Deleted { session, batch, .. } => format!("deleted {session} {}", batch - BATCH),
         ToLink::AccountRemoved { request, done, .. } => format!("removed {request} {done}"),
         ToLink::Send(_) => "send".into(),
+        ToLink::Request(_) | ToLink::Response(_) => "not a shard's".into(),
+        ToLink::Retrieved(retrieved) => retrieve::show_answer(retrieved),
     }
 }
 
@@ -381,6 +406,94 @@ fn r45_drop_is_silent_r44_alert_and_r47_error_are_not() {
     }
 }
 
+/// At the sender's leg, with one rule.
+fn leaving(action: &str, condition: &str, value: &str, next_supports_amp: bool) -> Vec<String> {
+    History::new().held(|i| {
+        i.stage = Stage::Rules;
+        i.leg = Leg::Sender { next_supports_amp };
+        i.account = false;
+        with_rules(i, &rule(action, condition, value));
+    })
+}
+
+const PAST: &str = "1970-01-01T00:00:00Z";
+
+#[test]
+fn r26_r33_a_rule_that_is_met_at_the_senders_leg_is_carried_out_there() {
+    for (action, met) in [
+        ("drop", "1: k1 rules discarded"),
+        ("alert", "1: k1 rules discarded +alert"),
+        ("error", "1: k1 rules discarded +error"),
+        ("notify", "1: k1 rules deliver +notify"),
+    ] {
+        for (condition, value) in
+            [("deliver", "direct"), ("expire-at", PAST), ("match-resource", "any")]
+        {
+            assert_eq!(leaving(action, condition, value, true), [met], "{condition} {value}");
+        }
+        for (condition, value) in [
+            ("deliver", "stored"),
+            ("deliver", "none"),
+            ("expire-at", "2099-01-01T00:00:00Z"),
+            ("match-resource", "exact"),
+            ("match-resource", "other"),
+        ] {
+            let effects = leaving(action, condition, value, true);
+            assert_eq!(effects, ["1: k1 rules deliver"], "{condition} {value}");
+        }
+    }
+}
+
+#[test]
+fn r25_r64_what_would_go_on_to_a_server_without_the_rules_comes_back() {
+    let unavailable = ["1: k1 rules discarded +service-unavailable"];
+    assert_eq!(leaving("drop", "deliver", "stored", false), unavailable);
+    // A notice would say that it went on.
+    assert_eq!(leaving("notify", "deliver", "direct", false), unavailable);
+    // What is discarded here does not ask what the next server can do.
+    assert_eq!(leaving("alert", "expire-at", PAST, false), ["1: k1 rules discarded +alert"]);
+    assert_eq!(leaving("drop", "expire-at", PAST, false), ["1: k1 rules discarded"]);
+}
+
+#[test]
+fn r15_r17_rules_are_validated_before_the_next_server_matters() {
+    for next_supports_amp in [true, false] {
+        let refused = leaving("explode", "deliver", "stored", next_supports_amp);
+        assert_eq!(refused, ["1: k1 rules discarded +bad-request"]);
+        let refused = leaving("drop", "deliver", "by-pigeon", next_supports_amp);
+        assert_eq!(refused, ["1: k1 rules discarded +not-acceptable"]);
+    }
+}
+
+#[test]
+fn r14_r42_a_per_hop_match_resource_is_passed_over_at_the_senders_leg() {
+    let mut h = History::new();
+    let effects = h.held(|i| {
+        i.stage = Stage::Rules;
+        i.leg = Leg::Sender { next_supports_amp: true };
+        with_rules(i, &(rule("drop", "match-resource", "any") + &rule("alert", "expire-at", PAST)));
+        let mut amp = i.message.amp.clone();
+        amp[0].attrs.push(("per-hop".into(), "true".into()));
+        i.rules = Some(amp::check(&amp, Some("i")));
+    });
+    assert_eq!(effects, ["1: k1 rules discarded +alert"]);
+}
+
+#[test]
+fn what_leaves_knows_no_order_no_quota_and_no_recipient() {
+    let mut h = History::with_quota(1);
+    let effects = h.held(|i| {
+        i.stage = Stage::Rules;
+        i.leg = Leg::Sender { next_supports_amp: true };
+        i.after = Some("k0".into());
+        i.stamp = seconds(0);
+        with_rules(i, &rule("drop", "deliver", "stored"));
+    });
+    assert_eq!(effects, ["1: k1 rules deliver"]);
+    assert!(h.machine.recipients.is_empty(), "something is remembered");
+    assert!(!h.machine.accepted.contains("k1"), "something is remembered");
+}
+
 #[test]
 fn r51_the_notice_of_a_stored_message_waits_for_the_offline_stage() {
     let mut h = History::new();
@@ -460,45 +573,43 @@ fn o6_what_is_not_worth_keeping_is_discarded_in_silence() {
 }
 
 #[test]
-fn o2_over_the_quota_the_new_message_is_refused() {
-    let mut h = History::with_quota(2);
-    assert_eq!(h.held(|_| {}), ["count bob@h"]);
-    assert!(h.held(|i| i.key = "k2".into()).is_empty());
-    let counted = Input::Count { user: BOB.into(), rows: Ok(1) };
-    assert_eq!(h.give(counted), ["#1 append 1 k1", "1: k2 offline discarded +service-unavailable"]);
-    h.outcome(1, Outcome::Retry);
-    assert_eq!(h.held(|i| i.key = "k3".into()), ["#2 append 2 k3"], "room is given back");
+fn r33_what_is_sent_on_is_decided_at_stage_rules_whatever_account_sessions_and_quota() {
+    for (value, forwards_to) in [("forward", true), ("gateway", false)] {
+        let decide = |action: &str, value: &str| {
+            let mut h = History::with_quota(1);
+            h.held(|_| {});
+            h.held(|i| {
+                i.key = "k2".into();
+                i.stage = Stage::Rules;
+                i.account = false;
+                i.sessions = vec![phone(1)];
+                (i.forwards_to, i.gateway) = (forwards_to, !forwards_to);
+                with_rules(i, &rule(action, "deliver", value));
+            });
+            h.used(1, 100).pop().unwrap()
+        };
+        assert_eq!(decide("notify", value), "1: k2 rules deliver +notify");
+        assert_eq!(decide("alert", value), "1: k2 rules discarded +alert");
+        assert_eq!(decide("error", value), "1: k2 rules discarded +error");
+        assert_eq!(decide("drop", value), "1: k2 rules discarded");
+        let others = ["direct", "stored", "none", if forwards_to { "gateway" } else { "forward" }];
+        for other in others {
+            assert_eq!(decide("alert", other), "1: k2 rules deliver", "{other} at {value}");
+        }
+    }
 }
 
 #[test]
-fn o2_a_count_that_says_full_is_read_anew_after_a_while() {
-    let mut h = History::with_quota(1);
-    h.held(|_| {});
-    h.give(Input::Count { user: BOB.into(), rows: Ok(1) });
-    assert_eq!(h.held(|i| i.key = "k2".into()), ["1: k2 offline discarded +service-unavailable"]);
-    assert_eq!(h.at(11).held(|i| i.key = "k3".into()), ["count bob@h"]);
-    let counted = Input::Count { user: BOB.into(), rows: Ok(0) };
-    assert_eq!(h.give(counted), ["#1 append 1 k3"]);
-}
-
-#[test]
-fn a_store_that_cannot_count_or_find_makes_them_wait() {
-    let mut h = History::with_quota(1);
-    h.held(|_| {});
-    h.held(|i| i.key = "k2".into());
-    let failed = Input::Count { user: BOB.into(), rows: Err(crate::store::StoreError::Closed) };
-    assert_eq!(h.give(failed), ["1: k1 offline retry", "1: k2 offline retry"]);
-    assert_eq!(h.machine.busy(), 0);
-}
-
-#[test]
-fn what_comes_back_undelivered_is_kept_whatever_the_quota() {
-    let mut h = History::with_quota(1);
-    let effects = h.held(|i| {
-        i.stage = Stage::Undelivered;
-        with_rules(i, &rule("drop", "deliver", "stored"));
-    });
-    assert_eq!(effects, ["#1 append 1 k1"], "its deliver rule was evaluated before");
+fn what_came_to_storage_stays_whatever_is_said_of_sending_it_on() {
+    for stage in [Stage::Offline, Stage::Undelivered] {
+        let mut h = History::new();
+        let effects = h.held(|i| {
+            i.stage = stage;
+            (i.forwards_to, i.gateway) = (true, true);
+            with_rules(i, &rule("drop", "deliver", "forward"));
+        });
+        assert_eq!(effects, ["#1 append 1 k1"], "{stage:?}");
+    }
 }
 
 #[test]
@@ -611,11 +722,24 @@ fn a_page_that_cannot_be_read_is_read_when_the_session_asks_again() {
 fn archived_messages_are_not_handed_to_a_client_that_reads_its_archive() {
     let mut h = History::new();
     h.available("archive", 1);
-    let mut archived = row(1);
-    archived.archived = true;
+    let archived = StoredMessage { archived: true, ..row(1) };
     assert_eq!(
         h.rows(vec![archived, row(2)]),
         ["1: batch 1 to archive: 2", "#1 delete 1", "read bob@h after 2"]
+    );
+}
+
+#[test]
+fn what_was_archived_after_the_client_had_read_its_archive_is_handed_over() {
+    let mut h = History::new();
+    h.available("archive", 1);
+    let at = |id, micros| {
+        let stored_at = Timestamp::from_micros(ARCHIVE_READ.as_micros() + micros);
+        StoredMessage { archived: true, stored_at, ..row(id) }
+    };
+    assert_eq!(
+        h.rows(vec![at(1, -1), at(2, 0), at(3, 1)]),
+        ["1: batch 1 to archive: 2 3", "#1 delete 1", "read bob@h after 3"]
     );
 }
 
@@ -627,7 +751,7 @@ fn a_link_that_closes_takes_its_sessions_and_its_undecided_intercepts() {
     h.held(|_| {});
     assert!(h.give(Input::LinkDown(LINK)).is_empty());
     h.page(&[]);
-    assert!(h.give(Input::Count { user: BOB.into(), rows: Ok(0) }).is_empty());
+    assert!(h.used(1, 0).is_empty());
     h.at(61).give(Input::Tick);
     assert!(h.machine.recipients.is_empty());
 }
@@ -726,7 +850,7 @@ fn what_waits_for_the_store_when_its_account_is_removed_is_discarded() {
     let removal = h.now;
     assert_eq!(h.at(1).give(removed(removal)), ["1: k1 offline discarded", "#1 remove bob@h"]);
     assert_eq!(h.outcome(1, Outcome::Retry), ["1: removed r false"]);
-    assert!(h.give(Input::Count { user: BOB.into(), rows: Ok(0) }).is_empty());
+    assert!(h.used(1, 0).is_empty());
 }
 
 #[test]
@@ -874,9 +998,9 @@ fn collect(h: &mut History, said: Vec<String>, open: &mut Vec<u64>, random: &mut
         for effect in said {
             if let Some(rest) = effect.strip_prefix('#') {
                 open.push(rest.split(' ').next().unwrap().parse().unwrap());
-            } else if effect.starts_with("count") {
-                let rows = random.u64(0..4);
-                next.extend(h.give(Input::Count { user: BOB.into(), rows: Ok(rows) }));
+            } else if effect.starts_with("usage") {
+                let question = effect.rsplit(' ').next().unwrap().parse().unwrap();
+                next.extend(h.used(question, random.u64(0..4)));
             } else if effect.starts_with("find") {
                 let known = random.bool().then_some(None);
                 let key = effect.rsplit(' ').next().unwrap().into();

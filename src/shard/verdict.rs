@@ -1,7 +1,7 @@
 //! Deciding about an intercept: sections 2.2.2 to 2.2.5 of XEP-0079 applied to what the
 //! server knows.
 
-use std::time::Duration;
+use std::borrow::Cow;
 
 use crate::amp::{self, Action, Disposition, Facts, RuleSet, Session, StanzaError};
 use crate::stanza::MessageType;
@@ -10,14 +10,12 @@ use crate::time::Timestamp;
 use crate::words::{Bare, Expiry, Key};
 
 use super::effect::{Do, Effect};
-use super::input::{Intercept, Stage};
+use super::input::{Intercept, Leg, Stage};
 use super::machine::{Append, Machine, Pending, notice_of};
-use super::recipient::Count;
+use super::next_hop;
+use super::quota::Over;
 use super::reply_to;
-
-/// A count that says 'full' is read anew before someone is refused, but not more often
-/// than this.
-const RECOUNT: Duration = Duration::from_secs(10);
+use super::room::Room;
 
 /// What the store said about an intercept that had to wait for it.
 #[derive(Clone, Copy, Debug)]
@@ -29,14 +27,31 @@ struct Known {
 /// What is to become of a message, before it is carried out.
 #[derive(Debug, PartialEq)]
 enum Decision {
-    Answer { what: Do, sends: Vec<String> },
-    Store { sends: Vec<String>, met_rule: Option<u16>, expiry: Option<Expiry> },
+    Answer {
+        what: Do,
+        sends: Vec<String>,
+    },
+    /// It would be stored, but the quota has no room.
+    Refuse {
+        sends: Vec<String>,
+        over: Over,
+    },
+    Store {
+        sends: Vec<String>,
+        met_rule: Option<u16>,
+        expiry: Option<Expiry>,
+    },
 }
 
 impl Machine {
     /// A message that the interceptor holds: it is decided now, or when the store has
     /// said what the decision needs.
     pub(super) fn intercept(&mut self, now: Timestamp, intercept: Box<Intercept>) {
+        if let Leg::Sender { next_supports_amp } = intercept.leg {
+            let (what, sends) = next_hop::decide(&intercept, next_supports_amp, now);
+            self.verdict(&intercept, what, sends);
+            return;
+        }
         if let Some(recipient) = self.recipients.get_mut(&intercept.to)
             && !recipient.waiting.is_empty()
         {
@@ -47,21 +62,6 @@ impl Machine {
             return;
         }
         self.consider(now, intercept, None);
-    }
-
-    pub(super) fn counted(&mut self, now: Timestamp, user: &Bare, rows: Result<u64, StoreError>) {
-        let Some(recipient) = self.recipients.get_mut(user) else {
-            return;
-        };
-        recipient.asking = None;
-        match rows {
-            Ok(rows) => {
-                let rows = rows + u64::from(recipient.appends);
-                recipient.count = Some(Count { rows, read_at: now });
-                self.consider_waiting(now, user, None);
-            }
-            Err(_) => self.put_off(user),
-        }
     }
 
     /// The answer of a look-up. One for an intercept that is gone meanwhile is ignored.
@@ -78,7 +78,7 @@ impl Machine {
         {
             return;
         }
-        recipient.asking = None;
+        recipient.ask_nothing();
         match known {
             Ok(known) => self.consider_waiting(now, user, Some(known)),
             Err(_) => self.put_off(user),
@@ -117,10 +117,11 @@ impl Machine {
     }
 
     /// The store does not answer: the interceptor keeps what waits.
-    fn put_off(&mut self, user: &Bare) {
+    pub(super) fn put_off(&mut self, user: &Bare) {
         let Some(recipient) = self.recipients.get_mut(user) else {
             return;
         };
+        recipient.ask_nothing();
         for intercept in std::mem::take(&mut recipient.waiting) {
             self.retry(&intercept);
         }
@@ -133,7 +134,7 @@ impl Machine {
         self.verdict(intercept, Do::Retry, Vec::new());
     }
 
-    fn consider(&mut self, now: Timestamp, mut intercept: Box<Intercept>, known: Option<Known>) {
+    fn consider(&mut self, now: Timestamp, intercept: Box<Intercept>, known: Option<Known>) {
         if self.removed.get(&intercept.to).is_some_and(|removed| intercept.stamp <= removed.at) {
             self.verdict(&intercept, Do::Discarded, Vec::new());
             return;
@@ -146,7 +147,8 @@ impl Machine {
             self.retry(&intercept);
             return;
         }
-        let Some(room) = self.room(now, &mut intercept) else {
+        let Some(room) = self.room(now, &intercept) else {
+            self.wait_for_usage(intercept);
             return;
         };
         let decision = decide(&intercept, room, now);
@@ -154,7 +156,7 @@ impl Machine {
             Decision::Store { sends, met_rule, expiry } => {
                 self.append(now, intercept, sends, met_rule, expiry);
             }
-            Decision::Answer { .. } if needs_lookup(&intercept) && known.is_none() => {
+            _ if needs_lookup(&intercept) && known.is_none() => {
                 let (user, key) = (intercept.to.clone(), intercept.key.clone());
                 let recipient = self.recipients.entry(user.clone()).or_default();
                 recipient.waiting.push_front(intercept);
@@ -165,6 +167,11 @@ impl Machine {
                 debug_assert!(known.is_none_or(|k| k.key_is_new));
                 self.accepted.insert(now, intercept.key.clone());
                 self.verdict(&intercept, what, sends);
+            }
+            Decision::Refuse { sends, over } => {
+                self.accepted.insert(now, intercept.key.clone());
+                self.effects.push(Effect::OverQuota(over));
+                self.verdict(&intercept, Do::Discarded, sends);
             }
         }
     }
@@ -179,6 +186,7 @@ impl Machine {
             append.intercept.link = intercept.link;
             append.intercept.host = intercept.host.clone();
             append.intercept.stage = intercept.stage;
+            append.intercept.silent = intercept.silent;
         }
         true
     }
@@ -187,29 +195,6 @@ impl Machine {
     /// it comes again.
     fn is_stale(&self, now: Timestamp, intercept: &Intercept) -> bool {
         !intercept.again && now.since(intercept.stamp) > self.settings.memory / 2
-    }
-
-    /// Whether another message may be stored for the recipient; `None` when the store has
-    /// to be asked first, and the intercept waits for that.
-    fn room(&mut self, now: Timestamp, intercept: &mut Box<Intercept>) -> Option<bool> {
-        let quota = self.settings.messages_per_user;
-        // What comes back undelivered was accepted before: it is not refused now.
-        if quota == 0 || intercept.stage == Stage::Undelivered {
-            return Some(true);
-        }
-        let recipient = self.recipients.entry(intercept.to.clone()).or_default();
-        match recipient.count {
-            Some(count) if count.rows < quota => return Some(true),
-            Some(count) if recipient.appends > 0 || now.since(count.read_at) < RECOUNT => {
-                return Some(false);
-            }
-            _ => {}
-        }
-        let user = intercept.to.clone();
-        recipient.asking = Some(intercept.key.clone());
-        recipient.waiting.push_front(intercept.clone());
-        self.effects.push(Effect::Count { user });
-        None
     }
 
     fn append(
@@ -225,13 +210,7 @@ impl Machine {
             return;
         };
         self.accepted.insert(now, intercept.key.clone());
-        if self.settings.messages_per_user > 0 {
-            let recipient = self.recipients.entry(intercept.to.clone()).or_default();
-            recipient.appends += 1;
-            if let Some(count) = &mut recipient.count {
-                count.rows += 1;
-            }
-        }
+        self.reserve(&intercept);
         let new = NewMessage {
             recipient: intercept.to.clone(),
             id,
@@ -258,25 +237,20 @@ fn needs_lookup(intercept: &Intercept) -> bool {
     intercept.again && intercept.stage != Stage::Rules
 }
 
-/// What is to become of a message. `room`: another may be stored for the recipient.
-fn decide(intercept: &Intercept, room: bool, now: Timestamp) -> Decision {
+/// What is to become of a message. `room`: whether it may be stored for the recipient.
+fn decide(intercept: &Intercept, room: Room, now: Timestamp) -> Decision {
     let rules = match &intercept.rules {
         None => None,
         Some(Ok(rules)) => Some(rules),
-        Some(Err(_)) if intercept.stage == Stage::Undelivered => None,
+        // It was accepted before, or nobody may be told: it is kept as if it had none.
+        Some(Err(_)) if intercept.stage == Stage::Undelivered || intercept.silent => None,
         Some(Err(refusal)) => {
             let sends = vec![reply_to::refusal(intercept, refusal)];
             return Decision::Answer { what: Do::Discarded, sends };
         }
     };
-    let level;
-    let sessions = if intercept.stage == Stage::Rules {
-        &intercept.sessions
-    } else {
-        level = level_sessions(intercept);
-        &level
-    };
-    let disposition = disposition(intercept, sessions, room);
+    let sessions = sessions(intercept);
+    let disposition = disposition(intercept, &sessions, room);
     let met = rules.and_then(|rules| Some((rules, met_rule(intercept, rules, &disposition, now)?)));
     let Some((rules, index)) = met else {
         return by_default(intercept, room, &disposition, None);
@@ -309,7 +283,7 @@ fn met_rule(
 /// lets it go on.
 fn by_default(
     intercept: &Intercept,
-    room: bool,
+    room: Room,
     disposition: &Disposition,
     met: Option<(usize, Option<String>)>,
 ) -> Decision {
@@ -326,11 +300,22 @@ fn by_default(
             Decision::Answer { what: Do::Deliver, sends }
         }
         Disposition::None => {
-            if !intercept.account || !room {
-                sends.extend(reply_to::bounce(intercept, StanzaError::SERVICE_UNAVAILABLE));
+            let bounce = || reply_to::bounce(intercept, StanzaError::SERVICE_UNAVAILABLE);
+            match room {
+                Room::Left => {
+                    sends.extend((!intercept.account).then(bounce).flatten());
+                    Decision::Answer { what: Do::Discarded, sends }
+                }
+                Room::Full(over) => {
+                    let told = bounce().filter(|_| over == Over::Error && !intercept.silent);
+                    let over = if told.is_some() { Over::Error } else { Over::Drop };
+                    sends.extend(told);
+                    Decision::Refuse { sends, over }
+                }
             }
-            Decision::Answer { what: Do::Discarded, sends }
         }
+        // A message is sent on at stage rules. What is past that is here to stay: see
+        // `disposition`, which gives the last two at no other stage.
         Disposition::Stored | Disposition::Forward | Disposition::Gateway => {
             let rules = intercept.rules.as_ref().and_then(|rules| rules.as_ref().ok());
             let fired = index.and_then(|i| rules.and_then(|rules| rules.expiry(i)));
@@ -357,9 +342,17 @@ fn comes_again_offline(intercept: &Intercept, disposition: &Disposition) -> bool
     }
 }
 
-/// A delivery from the offline stage goes to every listed session of priority zero or
-/// more, whatever was addressed.
-fn level_sessions(intercept: &Intercept) -> Vec<Session> {
+/// Whether it would be kept if there is room.
+pub(super) fn would_be_stored(intercept: &Intercept) -> bool {
+    disposition(intercept, &sessions(intercept), Room::Left) == Disposition::Stored
+}
+
+/// The sessions that count. A delivery from the offline stage goes to every listed one of
+/// priority zero or more, whatever was addressed.
+fn sessions(intercept: &Intercept) -> Cow<'_, [Session]> {
+    if intercept.stage == Stage::Rules {
+        return Cow::Borrowed(&intercept.sessions);
+    }
     let takers = intercept.sessions.iter().filter(|session| session.priority >= 0);
     takers.map(|session| Session { priority: 0, ..session.clone() }).collect()
 }
@@ -367,7 +360,7 @@ fn level_sessions(intercept: &Intercept) -> Vec<Session> {
 fn disposition<'a>(
     intercept: &'a Intercept,
     sessions: &'a [Session],
-    room: bool,
+    room: Room,
 ) -> Disposition<'a> {
     let at_rules = intercept.stage == Stage::Rules;
     amp::default_disposition(&Facts {
@@ -376,12 +369,12 @@ fn disposition<'a>(
         sessions,
         kind: intercept.message.kind,
         storable: intercept.message.storable(),
-        room_left: room,
+        room_left: room == Room::Left,
         forwards_to: at_rules && intercept.forwards_to,
         gateway: at_rules && intercept.gateway,
     })
 }
 
-fn to_resource(intercept: &Intercept) -> Option<&str> {
+pub(super) fn to_resource(intercept: &Intercept) -> Option<&str> {
     intercept.message.to.as_deref()?.split_once('/').map(|(_, resource)| resource)
 }

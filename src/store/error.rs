@@ -91,6 +91,9 @@ pub enum StoreError {
     /// A read failed.
     #[error("cannot read from the store")]
     Read(#[source] DbErr),
+    /// The database refuses a write, now and later.
+    #[error("the store refuses it: {0}")]
+    Refused(String),
     /// The store is closed.
     #[error("the store is closed")]
     Closed,

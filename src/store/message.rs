@@ -29,6 +29,17 @@ pub struct StoredMessage {
     pub stanza: Bytes,
 }
 
+/// What a list of messages shows of one, without its stanza.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Header {
+    /// Its place among the recipient's.
+    pub id: MessageId,
+    /// The full JID of the original sender.
+    pub sender: String,
+    /// When the next `expire-at` rule may fire.
+    pub expires_at: Option<Timestamp>,
+}
+
 /// How much is read at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PageLimit {

@@ -4,6 +4,8 @@
 //! a transaction. Reads go by page. What is told is durable; what could not be decided in
 //! time is answered `Retry`, and known not to be stored.
 
+mod broadcast;
+mod broadcast_rows;
 mod committer;
 mod error;
 mod fault;
@@ -29,6 +31,7 @@ mod settings;
 mod sqlite;
 mod statements;
 mod transaction;
+mod usage;
 mod writer;
 
 use futures::future::BoxFuture;
@@ -36,12 +39,16 @@ use futures::future::BoxFuture;
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, MessageId};
 
+pub use broadcast::{
+    Broadcast, BroadcastChange, BroadcastState, BroadcastStore, Counts, Fate, Recipient,
+};
 pub use error::StoreError;
 pub use job::{Done, Job, NewMessage, Outcome, Run, Write};
-pub use message::{DueMessage, DuePosition, PageLimit, Purged, StoredMessage};
-pub use place::{check_url, shown_url, url_has_password};
+pub use message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
+pub use place::{check_url, database_path, shown_url, url_has_password};
 pub use sea::SeaStore;
 pub use settings::{Clock, StoreSettings};
+pub use usage::{Amount, Detail, Usage};
 
 /// Where offline messages are kept.
 ///
@@ -60,8 +67,21 @@ pub trait Store: Send + Sync + 'static {
         limit: PageLimit,
     ) -> BoxFuture<'static, Result<Vec<StoredMessage>, StoreError>>;
 
-    /// How many messages a recipient has.
-    fn count(&self, recipient: Bare) -> BoxFuture<'static, Result<u64, StoreError>>;
+    /// The same without their stanzas: `rows` of them at most, and at least one if there is
+    /// one. A message is among them even if its stanza can't be read.
+    fn headers(
+        &self,
+        recipient: Bare,
+        after: MessageId,
+        rows: usize,
+    ) -> BoxFuture<'static, Result<Vec<Header>, StoreError>>;
+
+    /// How much is stored for a recipient. Rows that can't be read count.
+    fn usage(
+        &self,
+        recipient: Bare,
+        detail: Detail,
+    ) -> BoxFuture<'static, Result<Usage, StoreError>>;
 
     /// The messages after `from` that expire at `until` or before, in their order. Empty:
     /// there are no more.

@@ -11,10 +11,11 @@ use sea_orm::{
 use super::error::StoreError;
 use super::fault::{self, Fault};
 use super::lane::Owner;
-use super::message::{DueMessage, DuePosition, PageLimit, StoredMessage};
+use super::message::{DueMessage, DuePosition, Header, PageLimit, StoredMessage};
+use super::usage::{Amount, Detail, Usage};
 use super::{metrics, row};
 use crate::time::Timestamp;
-use crate::words::{Bare, Key, MessageId};
+use crate::words::{Bare, Key, MessageId, bare};
 
 /// Rows that are looked at in one go when all are looked at.
 const SCAN: u64 = 1000;
@@ -54,13 +55,87 @@ pub(super) async fn page(
     }
 }
 
-/// See [`super::Store::count`].
-pub(super) async fn count(
+/// See [`super::Store::headers`].
+pub(super) async fn headers(
     database: DatabaseConnection,
     recipient: Bare,
-) -> Result<u64, StoreError> {
+    mut after: MessageId,
+    rows: usize,
+) -> Result<Vec<Header>, StoreError> {
+    let most = u64::try_from(rows).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64);
+    loop {
+        let next = Entity::find()
+            .select_only()
+            .columns([C::Recipient, C::Id, C::Sender, C::ExpiresAt])
+            .filter(C::Recipient.eq(&*recipient))
+            .filter(C::Id.gt(after.0))
+            .order_by_asc(C::Id)
+            .limit(most);
+        let found = query(&database, next).await.map_err(failed)?;
+        let headers: Vec<Header> = found.iter().filter_map(header).collect();
+        let last = found.last().and_then(|row| row.try_get("", "id").ok()).map(MessageId);
+        match last {
+            Some(last) if headers.is_empty() => after = last,
+            _ => return Ok(headers),
+        }
+    }
+}
+
+fn header(row: &QueryResult) -> Option<Header> {
+    let id = MessageId(row.try_get("", "id").unwrap_or_default());
+    let read = || {
+        let expires_at: Option<i64> = row.try_get("", "expires_at")?;
+        let expires_at = expires_at.map(Timestamp::from_micros);
+        Ok::<_, DbErr>(Header { id, sender: row.try_get("", "sender")?, expires_at })
+    };
+    read()
+        .inspect_err(|error| {
+            let recipient: String = row.try_get("", "recipient").unwrap_or_default();
+            set_aside(&recipient, id, &error.to_string());
+        })
+        .ok()
+}
+
+/// See [`super::Store::usage`].
+pub(super) async fn usage(
+    database: DatabaseConnection,
+    recipient: Bare,
+    detail: Detail,
+) -> Result<Usage, StoreError> {
     let of_recipient = Entity::find().filter(C::Recipient.eq(&*recipient));
-    of_recipient.count(&database).await.map_err(failed)
+    if detail == Detail::Messages {
+        let messages = of_recipient.count(&database).await.map_err(failed)?;
+        return Ok(Usage { all: Amount { messages, bytes: 0 }, ..Usage::default() });
+    }
+    let bigint = match database.get_database_backend() {
+        DbBackend::MySql => "signed",
+        _ => "bigint",
+    };
+    let sums = of_recipient
+        .select_only()
+        .expr_as(C::Id.count(), "messages")
+        .expr_as(C::Size.sum().cast_as(bigint), "bytes");
+    if detail == Detail::Bytes {
+        let sum: Option<(i64, Option<i64>)> =
+            sums.into_tuple().one(&database).await.map_err(failed)?;
+        let (messages, bytes) = sum.unwrap_or_default();
+        return Ok(Usage { all: amount(messages, bytes), ..Usage::default() });
+    }
+    let by_sender = sums.column(C::Sender).group_by(C::Sender);
+    let rows: Vec<(i64, Option<i64>, String)> =
+        by_sender.into_tuple().all(&database).await.map_err(failed)?;
+    let mut usage = Usage::default();
+    for (messages, bytes, sender) in rows {
+        let amount = amount(messages, bytes);
+        usage.all.add(amount);
+        usage.senders.entry(bare(&sender).into()).or_default().add(amount);
+    }
+    Ok(usage)
+}
+
+fn amount(messages: i64, bytes: Option<i64>) -> Amount {
+    let number = |n: i64| u64::try_from(n).unwrap_or(0);
+    Amount { messages: number(messages), bytes: number(bytes.unwrap_or(0)) }
 }
 
 /// See [`super::Store::find`]. A row that is deleted leaves its mark in the same transaction,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::error::StoreError;
 use super::remedy;
 use super::sqlite::DatabaseFile;
 
@@ -264,6 +265,19 @@ fn hex(digit: u8) -> Option<u8> {
 /// nothing that may be a password.
 pub fn check_url(url: &str) -> Result<(), String> {
     Place::of(url).map(|_| ())
+}
+
+/// The file of the database that a URL names; none if it is a server's.
+///
+/// # Errors
+///
+/// [`StoreError::Url`].
+pub fn database_path(url: &str) -> Result<Option<PathBuf>, StoreError> {
+    match Place::of(url) {
+        Ok(Place::File(file)) => Ok(Some(file.path)),
+        Ok(Place::Server(_)) => Ok(None),
+        Err(reason) => Err(StoreError::Url { url: remedy::shown(url), reason }),
+    }
 }
 
 /// Whether a URL holds a password.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::queue::Task;
 
 /// Writes of a batch, by their places in it, that many-row statements may carry out kind by
-/// kind: appends, expiries, deletes, removals, marks.
+/// kind: appends, expiries, deletes, removals, marks, broadcasts.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Round {
     pub(super) appends: Vec<usize>,
@@ -13,6 +13,7 @@ pub(super) struct Round {
     pub(super) deletes: Vec<usize>,
     pub(super) removals: Vec<usize>,
     pub(super) marks: Vec<usize>,
+    pub(super) broadcasts: Vec<usize>,
 }
 
 impl Round {
@@ -23,6 +24,7 @@ impl Round {
             Kind::Delete => &mut self.deletes,
             Kind::Removal => &mut self.removals,
             Kind::Marks => &mut self.marks,
+            Kind::Broadcast => &mut self.broadcasts,
         }
     }
 }
@@ -35,6 +37,7 @@ enum Kind {
     Delete,
     Removal,
     Marks,
+    Broadcast,
 }
 
 impl Kind {
@@ -45,6 +48,7 @@ impl Kind {
             Task::Delete { .. } => Kind::Delete,
             Task::RemoveAccount { .. } => Kind::Removal,
             Task::PurgeMarks { .. } => Kind::Marks,
+            Task::Broadcast(_) => Kind::Broadcast,
         }
     }
 }

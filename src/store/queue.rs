@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::broadcast::BroadcastChange;
 use super::job::{Done, NewMessage, Outcome, Write};
 use super::metrics;
 use crate::time::Timestamp;
@@ -89,6 +90,8 @@ pub(super) enum Task {
     RemoveAccount {
         recipient: Bare,
     },
+    /// A change to a broadcast.
+    Broadcast(BroadcastChange),
     /// Removes up to `limit` marks that ended before `before`.
     PurgeMarks {
         before: Timestamp,
@@ -104,7 +107,7 @@ impl Task {
             Task::Delete { recipient, .. }
             | Task::SetExpiry { recipient, .. }
             | Task::RemoveAccount { recipient } => recipient,
-            Task::PurgeMarks { .. } => "",
+            Task::PurgeMarks { .. } | Task::Broadcast(_) => "",
         }
     }
 
@@ -113,6 +116,7 @@ impl Task {
             Task::Append(message) => (1, message.stanza.len()),
             Task::Delete { ids, .. } => (ids.len(), 0),
             Task::SetExpiry { .. } | Task::RemoveAccount { .. } => (1, 0),
+            Task::Broadcast(change) => (change.rows(), 0),
             Task::PurgeMarks { limit, .. } => (usize::try_from(*limit).unwrap_or(usize::MAX), 0),
         }
     }

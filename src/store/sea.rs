@@ -9,14 +9,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::Store;
+use super::broadcast::{Broadcast, BroadcastChange, BroadcastStore, Recipient};
+use super::broadcast_rows;
 use super::committer::{Committer, Shared};
 use super::error::StoreError;
 use super::job::{Done, Job, Outcome};
-use super::message::{DueMessage, DuePosition, PageLimit, Purged, StoredMessage};
+use super::message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
 use super::pages::{self, Place};
 use super::queue::{Submitted, Task};
 use super::readers::Readers;
 use super::settings::StoreSettings;
+use super::usage::{Detail, Usage};
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, MessageId};
 
@@ -99,18 +102,23 @@ impl Inlet {
 
     /// Carries tasks out that are never answered `Retry` but by a store that closes.
     async fn run(&self, tasks: Vec<Task>) -> Result<u64, StoreError> {
+        let outcomes = self.begin(tasks).await.map_err(|_| StoreError::Closed)?;
+        outcomes.into_iter().try_fold(0, |sum, outcome| match outcome {
+            Outcome::Done { rows } => Ok(sum + rows),
+            Outcome::Retry => Err(StoreError::Closed),
+            _ => Ok(sum),
+        })
+    }
+
+    /// Hands such tasks over at once.
+    fn begin(&self, tasks: Vec<Task>) -> oneshot::Receiver<Vec<Outcome>> {
         let (tell, told) = oneshot::channel();
         let done: Done = Box::new(move |outcomes| {
             // Whoever asked may be gone.
             let _ = tell.send(outcomes);
         });
         self.send(tasks, done, true);
-        let outcomes = told.await.map_err(|_| StoreError::Closed)?;
-        outcomes.into_iter().try_fold(0, |sum, outcome| match outcome {
-            Outcome::Done { rows } => Ok(sum + rows),
-            Outcome::Retry => Err(StoreError::Closed),
-            _ => Ok(sum),
-        })
+        told
     }
 
     fn close(&self) {
@@ -135,8 +143,23 @@ impl Store for SeaStore {
         Box::pin(self.readers.read(page))
     }
 
-    fn count(&self, recipient: Bare) -> BoxFuture<'static, Result<u64, StoreError>> {
-        Box::pin(self.readers.read(move |database| pages::count(database, recipient.clone())))
+    fn headers(
+        &self,
+        recipient: Bare,
+        after: MessageId,
+        rows: usize,
+    ) -> BoxFuture<'static, Result<Vec<Header>, StoreError>> {
+        let headers = move |database| pages::headers(database, recipient.clone(), after, rows);
+        Box::pin(self.readers.read(headers))
+    }
+
+    fn usage(
+        &self,
+        recipient: Bare,
+        detail: Detail,
+    ) -> BoxFuture<'static, Result<Usage, StoreError>> {
+        let usage = move |database| pages::usage(database, recipient.clone(), detail);
+        Box::pin(self.readers.read(usage))
     }
 
     fn due(
@@ -191,6 +214,34 @@ impl Store for SeaStore {
             // An error: the thread is gone already.
             let _ = ended.wait_for(|ended| *ended).await;
             readers.close().await;
+        })
+    }
+}
+
+impl BroadcastStore for SeaStore {
+    fn broadcasts(&self) -> BoxFuture<'static, Result<Vec<Broadcast>, StoreError>> {
+        Box::pin(self.readers.read(broadcast_rows::all))
+    }
+
+    fn recipients(
+        &self,
+        broadcast: i64,
+        after: u64,
+        limit: u64,
+    ) -> BoxFuture<'static, Result<Vec<Recipient>, StoreError>> {
+        let recipients =
+            move |database| broadcast_rows::recipients(database, broadcast, after, limit);
+        Box::pin(self.readers.read(recipients))
+    }
+
+    fn change(&self, change: BroadcastChange) -> BoxFuture<'static, Result<u64, StoreError>> {
+        let begun = self.inlet.begin(vec![Task::Broadcast(change)]);
+        Box::pin(async move {
+            match begun.await.map(|mut outcomes| outcomes.pop()) {
+                Ok(Some(Outcome::Done { rows })) => Ok(rows),
+                Ok(Some(Outcome::Refused(reason))) => Err(StoreError::Refused(reason)),
+                _ => Err(StoreError::Closed),
+            }
         })
     }
 }

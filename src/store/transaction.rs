@@ -9,6 +9,7 @@ use sea_orm::{
     QueryResult, QuerySelect, QueryTrait, Statement, TransactionTrait, Value,
 };
 
+use super::broadcast_rows;
 use super::fault::{self, Fault};
 use super::job::{NewMessage, Outcome};
 use super::plan::{self, Round};
@@ -79,6 +80,12 @@ impl Transaction<'_> {
             if let Task::PurgeMarks { before, limit } = batch[place] {
                 let purge = self.statements.purge_marks(*before, *limit);
                 outcomes[place] = Outcome::Done { rows: self.execute(purge).await? };
+            }
+        }
+        for &place in &round.broadcasts {
+            if let Task::Broadcast(change) = batch[place] {
+                let rows = broadcast_rows::change(self.connection, change).await?;
+                outcomes[place] = Outcome::Done { rows };
             }
         }
         Ok(())

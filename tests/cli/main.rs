@@ -83,8 +83,41 @@ fn the_version_is_the_crates() {
 }
 
 #[test]
+fn each_command_about_broadcasts_has_help_with_examples() {
+    let commands = ["", "start", "list", "status", "pause", "resume", "cancel"];
+    for command in commands {
+        let arguments = ["broadcast", command, "--help"];
+        let arguments: Vec<&str> = arguments.into_iter().filter(|a| !a.is_empty()).collect();
+        let End { code, out, .. } = Place::new().ends(&arguments);
+        assert_eq!(code, Some(0), "{command}");
+        assert!(out.contains("Example"), "{command}: {out}");
+        assert!(out.contains("amphora broadcast "), "{command}: {out}");
+    }
+}
+
+#[test]
+fn a_command_about_broadcasts_without_a_node_says_where_it_looked() {
+    let place = Place::new();
+    let End { code, err, .. } = place.ends(&["broadcast", "list"]);
+    assert_eq!(code, Some(75), "{err}");
+    assert!(err.contains("'amphora.db.sock'") && err.contains("amphora check-config"), "{err}");
+    let place = Place::with("[node]\ncontrol = ''\n");
+    let End { code, err, .. } = place.ends(&["broadcast", "list"]);
+    assert_eq!(code, Some(78), "{err}");
+    assert!(err.contains("node.control"), "{err}");
+}
+
+#[test]
 fn a_wrong_command_line() {
-    for arguments in [&["walk"][..], &[], &["run", "--confg", "a"]] {
+    for arguments in [
+        &["walk"][..],
+        &[],
+        &["run", "--confg", "a"],
+        &["broadcast"],
+        &["broadcast", "status"],
+        &["broadcast", "start", "--to-domain", "h", "--expires", "1h"],
+        &["broadcast", "start", "--to-domain", "h", "--body", "x"],
+    ] {
         let End { code, out, err } = Place::new().ends(arguments);
         assert_eq!((code, &*out), (Some(2), ""), "{arguments:?}");
         assert!(err.contains("Usage: "), "{err}");

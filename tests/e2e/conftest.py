@@ -11,6 +11,7 @@ from harness.client import Client
 from harness.node import Node, binary
 from harness.prosody import Prosody
 from harness.raw import RawClient
+from harness.stanzas import COMMANDS, new_id
 
 #: What a failed test prints of each log.
 TAIL = 6000
@@ -70,6 +71,33 @@ async def clients():
     made = Clients()
     yield made
     await made.close()
+
+
+@pytest.fixture
+async def admin(clients):
+    """Loads, unloads and reloads the interceptor as an administrator does."""
+
+    async def command(prosody, what):
+        prosody.account("admin")
+        client = await clients.login(prosody, f"admin@{prosody.host}", new_id("admin"), raw=True)
+        node = f"http://prosody.im/protocol/modules#{what}"
+        started = await client.iq(
+            f"<command xmlns='{COMMANDS}' node='{node}' action='execute'/>", type="set", to=prosody.host
+        )
+        session = started.find(f"{{{COMMANDS}}}command").get("sessionid")
+        field = "module" if what == "load" else "modules"
+        done = await client.iq(
+            f"<command xmlns='{COMMANDS}' node='{node}' action='complete' sessionid='{session}'>"
+            f"<x xmlns='jabber:x:data' type='submit'><field var='FORM_TYPE'><value>{node}</value>"
+            f"</field><field var='{field}'><value>amphora</value></field></x></command>",
+            type="set",
+            to=prosody.host,
+        )
+        note = done.find(f"{{{COMMANDS}}}command/{{{COMMANDS}}}note")
+        assert note.get("type") == "info" and "rror" not in (note.text or ""), note.text
+        await client.leave()
+
+    return command
 
 
 class Clients:

@@ -10,6 +10,8 @@ from harness.stanzas import (
     CHATSTATES,
     DELAY,
     HINTS,
+    MARKERS,
+    RECEIPTS,
     STANZA_ID,
     amp,
     message,
@@ -144,6 +146,8 @@ async def test_a_forged_delay(prosody, node, clients):
     assert not delay.get("stamp").startswith("2001")
 
 
+ACTIVE = f"<active xmlns='{CHATSTATES}'/>"
+
 KINDS = {
     "O5 normal": ({"type": "normal"}, True),
     "O5 no type": ({"type": None}, True),
@@ -165,6 +169,36 @@ KINDS = {
         {"body": None, "payload": "<received xmlns='urn:xmpp:receipts' id='r'/>"},
         True,
     ),
+    "a receipt with a chat state": (
+        {"body": None, "payload": ACTIVE + f"<received xmlns='{RECEIPTS}' id='r'/>"},
+        True,
+    ),
+    "a receipt asked for": ({"body": None, "payload": f"<request xmlns='{RECEIPTS}'/>"}, True),
+    "a marker": ({"body": None, "payload": f"<displayed xmlns='{MARKERS}' id='m'/>"}, True),
+    "a marker with a chat state": (
+        {"body": None, "payload": ACTIVE + f"<acknowledged xmlns='{MARKERS}' id='m'/>"},
+        True,
+    ),
+    "O6 chat state with ids": (
+        {"body": None, "payload": ACTIVE + f"<origin-id xmlns='{STANZA_ID}' id='o'/>"},
+        False,
+    ),
+    "H3 store, a chat state alone": (
+        {"body": None, "payload": ACTIVE + f"<store xmlns='{HINTS}'/>"},
+        True,
+    ),
+    "H1 no-store and store": (
+        {"payload": f"<store xmlns='{HINTS}'/><no-store xmlns='{HINTS}'/>"},
+        False,
+    ),
+    "H1 a marker with no-store": (
+        {
+            "body": None,
+            "payload": f"<received xmlns='{MARKERS}' id='m'/><no-store xmlns='{HINTS}'/>",
+        },
+        False,
+    ),
+    "H4 no-copy": ({"payload": f"<no-copy xmlns='{HINTS}'/>"}, True),
 }
 
 
@@ -181,6 +215,24 @@ async def test_what_is_kept_and_what_is_not(prosody, node, clients):
     await b.inbox.reply(a.send_text(bob, "end"))
     came = {name: len(b.inbox.with_id(id)) for name, id in ids.items()}
     assert came == {name: int(kept) for name, (_, kept) in KINDS.items()}
+
+
+async def test_rules_win_over_hints(prosody, node, clients):
+    """H6: what a rule discards is not kept, whatever the hint says; without it, the hint holds."""
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk")
+    hint = f"<store xmlns='{HINTS}'/>"
+    for action in ("drop", "alert"):
+        rules = amp(rule(action, "deliver", "stored"))
+        id = a.send_xml(message(bob, action, payload=hint + rules))
+    assert (await a.inbox.reply(id)).status == "alert"
+    other = amp(rule("drop", "deliver", "direct"))
+    a.send_xml(message(bob, None, id="hinted", payload=hint + other))
+    await all_stored(a, bob)
+    b = await clients.online(prosody, bob)
+    await b.inbox.reply(a.send_text(bob, "end"))
+    assert b.inbox.bodies() == ["mark", "end"]
+    assert len(b.inbox.with_id("hinted")) == 1
 
 
 async def test_what_is_not_kept_counts_as_none(prosody, node, clients):

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use amphora::stanza::MessageType;
 use amphora::store::{
-    Job, NewMessage, Outcome, PageLimit, Run, Store, StoreError, StoreSettings, StoredMessage,
-    Write,
+    Detail, Job, NewMessage, Outcome, PageLimit, Run, Store, StoreError, StoreSettings,
+    StoredMessage, Write,
 };
 use amphora::time::Timestamp;
 use amphora::words::{Bare, MessageId};
@@ -58,6 +58,11 @@ impl TestClock {
 
 pub fn at(second: i64) -> Timestamp {
     Timestamp::from_micros(second * 1_000_000)
+}
+
+/// How many messages a recipient has.
+pub async fn count(store: &dyn Store, recipient: Bare) -> u64 {
+    store.usage(recipient, Detail::Messages).await.unwrap().all.messages
 }
 
 pub fn bare(name: &str) -> Bare {

@@ -1,10 +1,12 @@
 //! What every store does.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use amphora::stanza::MessageType;
 use amphora::store::{
-    DuePosition, NewMessage, Outcome, PageLimit, Purged, Run, StoreError, StoredMessage, Write,
+    Amount, Detail, DuePosition, Header, NewMessage, Outcome, PageLimit, Purged, Run, StoreError,
+    StoredMessage, Write,
 };
 use amphora::words::{Expiry, MessageId};
 use bytes::Bytes;
@@ -24,6 +26,7 @@ macro_rules! conformance {
         $crate::conformance! { $bed:
             gives_back_what_it_took,
             pages_by_rows_and_bytes,
+            lists_headers,
             keeps_recipients_apart,
             stores_a_key_once,
             finds_keys_that_come_again,
@@ -32,6 +35,7 @@ macro_rules! conformance {
             refuses_only_the_row_that_cannot_be_stored,
             expires_in_order,
             deletes_and_counts,
+            sums_up_what_is_stored,
             carries_large_jobs,
             purges,
             survives_a_restart,
@@ -113,6 +117,37 @@ pub async fn pages_by_rows_and_bytes(bed: Bed) {
     store.close().await;
 }
 
+pub async fn lists_headers(bed: Bed) {
+    let store = bed.open().await;
+    let header = |n: i64| Header {
+        id: MessageId(n),
+        sender: "alice@example.org/desk".into(),
+        expires_at: (n == 2).then(|| at(99)),
+    };
+    let expiring = NewMessage {
+        expiry: Some(Expiry { at: at(99), rule: 3 }),
+        ..message("bob@example.org", 2)
+    };
+    let of_carol = Write::Append(message("carol@example.org", 2));
+    run(&*store, vec![append("bob@example.org", 1), Write::Append(expiring), of_carol]).await;
+    run(&*store, vec![append("bob@example.org", 5)]).await;
+    let headers = async |after: i64, rows: usize| {
+        let headers = store.headers(bare("bob@example.org"), MessageId(after), rows).await;
+        headers.expect("reads")
+    };
+    assert_eq!(headers(0, 100).await, [header(1), header(2), header(5)]);
+    assert_eq!(headers(-1, 2).await, [header(1), header(2)]);
+    assert_eq!(headers(2, 100).await, [header(5)]);
+    assert_eq!(headers(2, 0).await, [header(5)], "at least one");
+    assert_eq!(headers(5, 100).await, []);
+    let gone = Write::Delete { recipient: bare("bob@example.org"), ids: vec![MessageId(2)] };
+    run(&*store, vec![gone]).await;
+    assert_eq!(headers(0, 100).await, [header(1), header(5)]);
+    store.close().await;
+    let closed = store.headers(bare("bob@example.org"), MessageId::ZERO, 1).await;
+    assert!(matches!(closed, Err(StoreError::Closed)), "{closed:?}");
+}
+
 pub async fn keeps_recipients_apart(bed: Bed) {
     let store = bed.open().await;
     let long = "x".repeat(2047);
@@ -127,10 +162,10 @@ pub async fn keeps_recipients_apart(bed: Bed) {
     let outcomes = run(&*store, writes.collect()).await;
     assert_eq!(outcomes, vec![Outcome::Stored; names.len()]);
     for name in names {
-        assert_eq!(store.count(bare(name)).await.unwrap(), 1, "{name}");
+        assert_eq!(count(&*store, bare(name)).await, 1, "{name}");
         assert_eq!(ids(&*store, name).await, [1], "{name}");
     }
-    assert_eq!(store.count(bare("bob")).await.unwrap(), 0);
+    assert_eq!(count(&*store, bare("bob")).await, 0);
     store.close().await;
 }
 
@@ -183,7 +218,7 @@ pub async fn finds_keys_that_come_again(bed: Bed) {
         run(&*store, vec![again("bob", 8, "new"), again("bob", 9, "newer")]).await,
         [already(), Outcome::Stored]
     );
-    assert_eq!(store.count(bare("bob")).await.unwrap(), 2);
+    assert_eq!(count(&*store, bare("bob")).await, 2);
     store.close().await;
 }
 
@@ -269,7 +304,7 @@ pub async fn keeps_the_order_of_a_recipient(bed: Bed) {
     for (told, expected) in told {
         assert_eq!(told.await.unwrap(), [expected]);
     }
-    assert_eq!(store.count(bare("zoe")).await.unwrap(), 0);
+    assert_eq!(count(&*store, bare("zoe")).await, 0);
     store.close().await;
 }
 
@@ -291,7 +326,7 @@ pub async fn refuses_only_the_row_that_cannot_be_stored(bed: Bed) {
             other => panic!("{place}: {other:?}"),
         }
     }
-    assert_eq!(store.count(bare("bob")).await.unwrap(), 996);
+    assert_eq!(count(&*store, bare("bob")).await, 996);
     assert!(store.healthy());
     store.close().await;
 }
@@ -370,10 +405,41 @@ pub async fn deletes_and_counts(bed: Bed) {
     )
     .await;
     assert_eq!(outcomes, [done(300), done(0), done(0), done(1), done(0)]);
-    assert_eq!(store.count(bare("bob")).await.unwrap(), 399);
+    assert_eq!(count(&*store, bare("bob")).await, 399);
     assert_eq!(run(&*store, vec![remove("bob"), remove("nobody")]).await, [done(399), done(0)]);
-    assert_eq!(store.count(bare("bob")).await.unwrap(), 0);
+    assert_eq!(count(&*store, bare("bob")).await, 0);
     assert_eq!(ids(&*store, "eve").await, [1]);
+    store.close().await;
+}
+
+pub async fn sums_up_what_is_stored(bed: Bed) {
+    let store = bed.open().await;
+    let from = |sender: &str, id, bytes| {
+        let stanza = vec![b' '; bytes].into();
+        Write::Append(NewMessage { sender: sender.to_owned(), stanza, ..message("bob", id) })
+    };
+    let writes = vec![
+        from("alice@h/desk", 1, 10),
+        from("alice@h/a/b", 2, 200),
+        from("eve@h", 3, 3000),
+        from("h", 4, 0),
+        append("alice@h", 5),
+    ];
+    run(&*store, writes).await;
+    let all = Amount { messages: 4, bytes: 3210 };
+    let senders: HashMap<_, _> = [("alice@h", 2, 210), ("eve@h", 1, 3000), ("h", 1, 0)]
+        .map(|(sender, messages, bytes)| (bare(sender), Amount { messages, bytes }))
+        .into();
+    for (detail, expected, by_sender) in [
+        (Detail::Messages, Amount { bytes: 0, ..all }, HashMap::new()),
+        (Detail::Bytes, all, HashMap::new()),
+        (Detail::Senders, all, senders),
+    ] {
+        let usage = store.usage(bare("bob"), detail).await.unwrap();
+        assert_eq!((usage.all, usage.senders), (expected, by_sender), "{detail:?}");
+        let nothing = store.usage(bare("nobody"), detail).await.unwrap();
+        assert_eq!((nothing.all, nothing.senders.len()), (Amount::default(), 0), "{detail:?}");
+    }
     store.close().await;
 }
 
@@ -418,7 +484,7 @@ pub async fn survives_a_restart(bed: Bed) {
         let store = bed.open().await;
         assert!(store.epoch() > last && store.epoch() <= MessageId::MAX_EPOCH);
         last = store.epoch();
-        assert_eq!(store.count(bare("bob")).await.unwrap(), start - 1);
+        assert_eq!(count(&*store, bare("bob")).await, start - 1);
         let id = MessageId::new(store.epoch(), 0);
         let message = NewMessage { id, ..message("bob", last.into()) };
         // Not waited for: a store that closes finishes what it has.
@@ -464,7 +530,7 @@ pub async fn takes_from_many_at_once(bed: Bed) {
         assert_eq!(ids, (1..=EACH).collect::<Vec<_>>());
     }
     // Each key once, whoever came first.
-    assert_eq!(store.count(bare("shared")).await.unwrap(), EACH as u64);
+    assert_eq!(count(&*store, bare("shared")).await, EACH as u64);
     store.close().await;
 }
 
@@ -508,7 +574,7 @@ pub async fn answers_after_its_end(bed: Bed) {
     assert!(run_of_it.is_given_up());
     let read = store.page(bare("bob"), MessageId::ZERO, ALL).await;
     assert!(matches!(read, Err(StoreError::Closed)), "{read:?}");
-    let read = store.count(bare("bob")).await;
+    let read = store.usage(bare("bob"), Detail::Messages).await;
     assert!(matches!(read, Err(StoreError::Closed)), "{read:?}");
     let purged = store.purge(None, at(0)).await;
     assert!(matches!(purged, Err(StoreError::Closed)), "{purged:?}");

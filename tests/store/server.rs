@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use amphora::store::{SeaStore, Store, StoreSettings};
+use amphora::store::{BroadcastStore, SeaStore, Store, StoreSettings};
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, TryGetable};
 
 use crate::bed::*;
@@ -233,6 +233,12 @@ mod postgres {
     }
 
     crate::conformance!(bed);
+
+    async fn both() -> crate::broadcast::Both {
+        super::both(bed().await)
+    }
+
+    crate::broadcasts!(both);
 }
 
 mod mariadb {
@@ -243,4 +249,22 @@ mod mariadb {
     }
 
     crate::conformance!(bed);
+
+    async fn both() -> crate::broadcast::Both {
+        super::both(bed().await)
+    }
+
+    crate::broadcasts!(both);
+}
+
+fn both(bed: Bed) -> crate::broadcast::Both {
+    crate::broadcast::Both {
+        bed,
+        open: |settings| {
+            Box::pin(async {
+                let store = Arc::new(SeaStore::open(settings).await.expect("opens"));
+                (store.clone() as Arc<dyn BroadcastStore>, store as Arc<dyn Store>)
+            })
+        },
+    }
 }

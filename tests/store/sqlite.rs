@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use amphora::store::{SeaStore, Store, StoreSettings};
+use amphora::store::{BroadcastStore, SeaStore, Store, StoreSettings};
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, TryGetable};
 use tempfile::TempDir;
 
@@ -32,6 +32,20 @@ async fn bed() -> Bed {
 }
 
 crate::conformance!(bed);
+
+async fn both() -> crate::broadcast::Both {
+    crate::broadcast::Both {
+        bed: bed().await,
+        open: |settings| {
+            Box::pin(async {
+                let store = Arc::new(SeaStore::open(settings).await.expect("opens"));
+                (store.clone() as Arc<dyn BroadcastStore>, store as Arc<dyn Store>)
+            })
+        },
+    }
+}
+
+crate::broadcasts!(both);
 
 fn dir() -> TempDir {
     tempfile::tempdir().expect("a directory")

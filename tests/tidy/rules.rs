@@ -11,8 +11,10 @@ const LAYERS: &[(&str, usize)] = &[
     ("amp", 1),
     ("store", 2),
     ("shard", 3),
+    ("broadcast", 4),
     ("router", 4),
     ("cluster", 5),
+    ("control", 5),
     ("http", 5),
     ("link", 5),
     ("cli", 6),
@@ -50,6 +52,12 @@ pub fn bans(path: &str) -> Vec<(&'static [&'static str], &'static str)> {
         bans.push((ASYNC, "the shard's machine has no async; that belongs into its actor"));
         bans.push((CLOCK, "the shard's machine has no clock; take `now` as an argument"));
         bans.push((RANDOM, "the shard's machine has no random"));
+    }
+    // The same for broadcasts, but for the task round their machine.
+    if module == Some("broadcast") && path != "src/broadcast/task.rs" {
+        bans.push((ASYNC, "the machine of broadcasts has no async; that belongs into its task"));
+        bans.push((CLOCK, "the machine of broadcasts has no clock; take `now` as an argument"));
+        bans.push((RANDOM, "the machine of broadcasts has no random"));
     }
     bans
 }

@@ -2,6 +2,7 @@
 
 use crate::checks::*;
 use crate::code::Code;
+use crate::compliance::{FAMILIES, check_compliance};
 
 #[track_caller]
 fn finds(wrong: Vec<String>, expected: &[&str]) {
@@ -136,4 +137,39 @@ fn places_on_one_machine() {
         ),
         &[],
     );
+}
+
+#[test]
+fn compliance() {
+    let files = |path: &str| match path {
+        "src/a.rs" => Some("fn r1_it_holds() {}\nfn other() {}".to_owned()),
+        "tests/e2e/test_a.py" => Some("'R4 to R6, O1'\ndef test_a():".to_owned()),
+        _ => None,
+    };
+    let page = |change: &dyn Fn(&str) -> Option<String>| {
+        let row = |letter: char, number| {
+            let id = format!("{letter}{number}");
+            change(&id).unwrap_or(format!("| {id} | what | Not ours: no. |\n"))
+        };
+        let rows = FAMILIES.iter().flat_map(|(l, count)| (1..=*count).map(move |n| (*l, n)));
+        rows.map(|(letter, number)| row(letter, number)).collect::<String>()
+    };
+    let with = |id: &str, proof: &str| {
+        let change = |other: &str| (other == id).then(|| format!("| {id} | what | {proof} |\n"));
+        check_compliance(&page(&change), files)
+    };
+    finds(with("R1", "`a.rs::r1_it_holds`, `a.rs::r1_it_holds`"), &[]);
+    finds(with("R5", "`test_a.py::test_a`"), &[]);
+    finds(with("O1", "`test_a.py::test_a`"), &[]);
+    finds(with("R1", ""), &["R1: neither a test nor a reason"]);
+    finds(with("R1", "`x.rs::y`"), &["R1: there is no src/x.rs"]);
+    finds(with("R1", "`a.rs::y`"), &["R1: src/a.rs has no test y"]);
+    finds(
+        with("R7", "`test_a.py::test_a`"),
+        &["R7: test_a in tests/e2e/test_a.py does not name it"],
+    );
+    let without =
+        |id: &str| check_compliance(&page(&|other| (other == id).then(String::new)), files);
+    finds(without("W5"), &["W5 is missing"]);
+    finds(without("R2"), &["R3 stands where Some(\"R2\") should"]);
 }

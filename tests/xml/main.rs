@@ -1,4 +1,4 @@
-//! Any bytes at all against the framer, the tree and the message: the bodies of the fuzz
+//! Any bytes at all against the framer, the tree, the message and the request: the bodies of the fuzz
 //! targets, run on bytes that are nearly XML.
 
 use proptest::prelude::*;
@@ -80,6 +80,40 @@ fn message() -> impl Strategy<Value = String> {
     })
 }
 
+/// A request for stored messages that mostly is one, in which a piece of soup may stand.
+fn request() -> impl Strategy<Value = String> {
+    let pick = |of: &'static [&'static str]| prop::sample::select(of);
+    let node = "[0-9]{0,8}-?[0-9]{0,14}";
+    let item = (pick(&["view", "remove", "burn", ""]), node)
+        .prop_map(|(action, node)| format!("<item action='{action}' node='{node}'/>"));
+    let child = prop_oneof![
+        6 => item,
+        1 => pick(&["<fetch/>", "<purge/>", "<item/>"]).prop_map(str::to_owned),
+        1 => tree(),
+        1 => piece(),
+    ];
+    let offline = prop::collection::vec(child, 0..4).prop_map(|inside| {
+        format!("<offline xmlns='http://jabber.org/protocol/offline'>{}</offline>", inside.concat())
+    });
+    let disco = pick(&["info", "items"]).prop_map(|what| {
+        format!(
+            "<query xmlns='http://jabber.org/protocol/disco#{what}' \
+             node='http://jabber.org/protocol/offline'/>"
+        )
+    });
+    let payload = prop_oneof![4 => offline, 1 => disco, 1 => tree()];
+    let jid = pick(&["bob@example.org/p", "b&apos;@example.org/&lt;&#9;>", "bob@h/p", "bob", ""]);
+    let from = pick(&["", " from='bob@example.org/p'", " to='bob@example.org'", " to='h'"]);
+    let kind = pick(&["get", "set", "result"]);
+    (jid, from, kind, payload).prop_map(|(jid, from, kind, payload)| {
+        format!(
+            "<retrieve xmlns='urn:amphora:intercept:1' session='s&amp;1' jid='{jid}'>\
+             <forwarded xmlns='urn:xmpp:forward:0'><iq xmlns='jabber:client' type='{kind}' \
+             id='&quot;'{from}>{payload}</iq></forwarded></retrieve>"
+        )
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -117,7 +151,43 @@ proptest! {
     }
 
     #[test]
+    fn retrieve_on_any_bytes(data in prop::collection::vec(any::<u8>(), 0..300)) {
+        properties::retrieve(&data);
+    }
+
+    #[test]
+    fn retrieve_on_requests(request in request()) {
+        properties::retrieve(request.as_bytes());
+    }
+
+    #[test]
     fn stanza_on_messages(message in message()) {
         properties::stanza(message.as_bytes());
+    }
+}
+
+/// Pieces of commands, and what breaks them.
+fn line() -> impl Strategy<Value = Vec<u8>> {
+    let known = prop::sample::select(
+        "{ } [ ] , : \" \\ \"do\": \"start\" \"add\" \"list\" \"status\" \"broadcast\": 1 -1 1e9 true null \"host\": \
+         \"everyone\": \"stanza\": \"expires_at\": \"rate\": \"recipients\": \"a@b\" \\u0000 \\ud800 \
+         {\"do\":\"list\"} {\"do\":\"status\",\"broadcast\":3}"
+            .split(' ')
+            .map(str::to_owned)
+            .collect::<Vec<_>>(),
+    );
+    let piece = prop_oneof![8 => known, 1 => any::<String>()];
+    prop::collection::vec(piece, 0..16).prop_map(|pieces| pieces.concat().into_bytes())
+}
+
+proptest! {
+    #[test]
+    fn i7_any_line_is_a_command_or_answered(line in line()) {
+        properties::control(&line);
+    }
+
+    #[test]
+    fn i7_any_bytes_are_a_command_or_answered(line in prop::collection::vec(any::<u8>(), 0..64)) {
+        properties::control(&line);
     }
 }

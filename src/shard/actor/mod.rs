@@ -10,16 +10,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use futures::future::Either;
 
-use crate::store::{Clock, Job, Outcome, Store};
+use crate::store::{Clock, Job, Outcome, Store, StoreError};
 use crate::time::Timestamp;
-use crate::words::{LinkId, ShardId};
+use crate::words::{Bare, LinkId, ShardId};
 
 pub use outbox::{LinkSender, Outbox};
 
 use super::effect::{Effect, ToLink, Token};
 use super::input::{Input, Sent};
 use super::machine::{Machine, Settings};
+use super::quota::Over;
+use super::retrieve::{Found, Look};
 
 /// How often a shard forgets what is old.
 const TICK: Duration = Duration::from_secs(10);
@@ -105,9 +108,23 @@ impl ShardActor {
                     let page = self.context.store.page(user.clone(), after, limit);
                     answer(actor, async move { Input::Page { user, after, rows: page.await } });
                 }
-                Effect::Count { user } => {
-                    let count = self.context.store.count(user.clone());
-                    answer(actor, async move { Input::Count { user, rows: count.await } });
+                Effect::Look { user, look } => {
+                    let found = show(&*self.context.store, user.clone(), look);
+                    answer(actor, async move { Input::Looked { user, found: found.await } });
+                }
+                Effect::Usage { user, question, detail } => {
+                    let usage = self.context.store.usage(user.clone(), detail);
+                    answer(
+                        actor,
+                        async move { Input::Usage { user, question, usage: usage.await } },
+                    );
+                }
+                Effect::OverQuota(over) => {
+                    let answer = match over {
+                        Over::Error => "error",
+                        Over::Drop => "none",
+                    };
+                    metrics::counter!("amphora_over_quota_total", "answer" => answer).increment(1);
                 }
                 Effect::Find { user, key } => {
                     let found = self.context.store.find(key.clone());
@@ -149,6 +166,24 @@ impl ShardActor {
     fn wake(&self, event: DueEvent) {
         // The clock ends only when the node does.
         let _ = self.context.due.send(event);
+    }
+}
+
+/// What a user may see of his messages.
+fn show(
+    store: &dyn Store,
+    user: Bare,
+    look: Look,
+) -> impl Future<Output = Result<Found, StoreError>> + use<> {
+    let found = match look {
+        Look::Headers { after, rows } => Either::Left(store.headers(user, after, rows)),
+        Look::Messages { after, limit } => Either::Right(store.page(user, after, limit)),
+    };
+    async move {
+        Ok(match found {
+            Either::Left(headers) => Found::Headers(headers.await?),
+            Either::Right(messages) => Found::Messages(messages.await?),
+        })
     }
 }
 

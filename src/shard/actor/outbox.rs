@@ -12,6 +12,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::words::LinkId;
 
 use crate::shard::effect::{Send, ToLink};
+use crate::shard::request::Request;
 
 /// The way into one link.
 pub type LinkSender = UnboundedSender<Vec<ToLink>>;
@@ -55,5 +56,12 @@ impl Outbox {
             Some(link) => link.sender.send(vec![ToLink::Send(send.clone())]).map_err(|_| send),
             None => Err(send),
         }
+    }
+
+    /// Asks through a link that serves the host; false if there is none.
+    pub fn ask(&self, request: Request) -> bool {
+        let links = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let link = links.values().find(|link| link.hosts.contains(&request.host));
+        link.is_some_and(|link| link.sender.send(vec![ToLink::Request(request)]).is_ok())
     }
 }

@@ -1,6 +1,9 @@
 """An Amphora node of our own: a folder, a settings file, a process that can be killed."""
 
+import contextlib
+import json
 import os
+import socket
 import sqlite3
 import subprocess
 import urllib.error
@@ -22,7 +25,10 @@ security_level = "{security}"
 
 [store]
 url = "{url}"
+
+[quota]
 messages_per_user = {per_user}
+{quota}
 
 [http]
 listen = "127.0.0.1:{http}"
@@ -31,7 +37,8 @@ listen = "127.0.0.1:{http}"
 address = "{address}"
 component = "{component}"
 secret = "{secret}"
-hosts = ["{host}"]
+hosts = ["{host}"{others}]
+{more}
 """
 
 
@@ -54,15 +61,18 @@ class Node:
         self.database = self.dir / "amphora.db"
         self.settings = {
             "name": "n1",
+            "others": "",
+            "more": "",
             "shards": 8,
             "security": "strict",
             "url": f"sqlite://{self.database}",
             "per_user": 0,
+            "quota": "",
             "http": self.http,
             "address": f"127.0.0.1:{server.component_port}",
             "component": COMPONENT,
             "secret": SECRET,
-            "host": HOST,
+            "host": getattr(server, "host", HOST),
             **settings,
         }
         self.config = self.dir / "amphora.toml"
@@ -130,10 +140,25 @@ class Node:
         self.process = None
         return code
 
+    def signal(self, number):
+        """Any other signal."""
+        self.process.signal(number)
+
     def kill(self):
         """kill -9."""
         self.process.kill()
         self.process = None
+
+    def stored(self, jid):
+        """How many messages the database holds for a bare JID, read from outside."""
+        try:
+            with contextlib.closing(
+                sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=5)
+            ) as database:
+                query = "select count(*) from offline_message where recipient = ?"
+                return database.execute(query, (jid,)).fetchone()[0]
+        except sqlite3.OperationalError:
+            return 0
 
     def wait_exit(self, seconds=30):
         """The exit code of a node that ends by itself."""
@@ -157,6 +182,23 @@ class Node:
             return text
 
         return wait_for(found, f"a line with {words} in the node's log:\n{self.log[-3000:]}", seconds)
+
+    @property
+    def control(self):
+        """Its control socket, where it is by default."""
+        return f"{self.database}.sock"
+
+    def ask(self, **command):
+        """A command over the control socket, and the reply."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(60)
+            connection.connect(self.control)
+            connection.sendall(json.dumps(command).encode() + b"\n")
+            return json.loads(connection.makefile().readline())
+
+    def broadcast(self, *arguments):
+        """Run `amphora broadcast <arguments>` against it: (code, output)."""
+        return self.command("broadcast", *arguments, "--config", str(self.config))
 
     def rows(self):
         """How many messages its database holds, read from outside."""

@@ -1,4 +1,4 @@
-"""Free ports on loopback, below the range from which outgoing connections take theirs."""
+"""Free ports and addresses on loopback; ports below the range that outgoing connections use."""
 
 import random
 import socket
@@ -19,3 +19,25 @@ def free_port():
                 continue
         _given.add(port)
         return port
+
+
+#: Where servers find each other (RFC 6120); without DNS it can't be another port.
+S2S = 5269
+
+
+def free_address():
+    """An address of 127/8 on whose port 5269 nobody listens, for a server that others reach.
+
+    There are 16 million of them, so runs at the same time do not get into each other's way.
+    """
+    while True:
+        address = "127." + ".".join(str(random.randrange(1, 255)) for _ in range(3))
+        if address in _given:
+            continue
+        with socket.socket() as probe:
+            try:
+                probe.bind((address, S2S))
+            except OSError:
+                continue
+        _given.add(address)
+        return address

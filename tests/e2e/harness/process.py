@@ -49,6 +49,7 @@ class Process:
         """SIGTERM, and the exit code."""
         if self._child.poll() is None:
             self._child.send_signal(signal.SIGTERM)
+            self._child.send_signal(signal.SIGCONT)  # a test that failed may have stopped it
         return self.wait(seconds)
 
     def signal(self, number):

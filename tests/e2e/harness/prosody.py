@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from .ports import free_port
+from .ports import S2S, free_address, free_port
 from .process import Process
 from .waiting import accepts, wait_for
 
@@ -16,6 +16,16 @@ PASSWORD = "pw"
 
 ROOT = Path(__file__).resolve().parents[3]
 MODULE = ROOT / "deploy" / "prosody"
+TESTS = ROOT / "tests" / "e2e" / "modules"
+
+#: a server that talks to nobody, and one that is found by its address (dialback, no TLS)
+ALONE = """s2s_ports = {{ }}
+modules_disabled = {{ "tls", "s2s" }}"""
+FOUND = """s2s_ports = {{ {port} }}
+s2s_interfaces = {{ "{host}" }}
+s2s_require_encryption = false
+s2s_secure_auth = false
+modules_disabled = {{ "tls" }}"""
 
 _numbers = itertools.count(1)
 
@@ -25,10 +35,10 @@ data_path = "{dir}/data"
 certificates = "{dir}/certs"
 run_as_root = true
 daemonize = false
-plugin_paths = {{ "{module}" }}
+plugin_paths = {{ "{module}", "{tests}" }}
 interfaces = {{ "127.0.0.1" }}
 c2s_ports = {{ {c2s} }}
-s2s_ports = {{ }}
+{s2s}
 http_ports = {{ }}
 https_ports = {{ }}
 component_ports = {{ {component_port} }}
@@ -40,17 +50,17 @@ archive_expires_after = "1w"
 component_conflict_resolve = "kick_old"
 admins = {{ "admin@{host}" }}
 log = {{ {{ levels = {{ min = "{level}" }}, to = "file", filename = "{dir}/prosody.log" }} }}
-modules_disabled = {{ "tls", "s2s" }}
 modules_enabled = {{
   "disco", "roster", "saslauth", "blocklist", "bookmarks", "carbons", "mam", "pep", "private",
   "smacks", "csi_simple", "ping", "register", "time", "uptime", "version", "vcard_legacy",
-  "admin_adhoc", "posix",
+  "admin_adhoc", "posix",{dialback}
 }}
 smacks_hibernation_time = {hibernation}
 {options}
 VirtualHost "{host}"
 {host_modules}
 {host_options}
+{extra}
 Component "{component}"
   component_secret = "{secret}"
 """
@@ -68,16 +78,36 @@ def lua(value):
 
 
 class Prosody:
-    """One server. `options` are those of the virtual host (amphora_hold = 1, say)."""
+    """One server. `options` are those of the virtual host (amphora_hold = 1, say).
 
-    def __init__(self, folder, *, module=True, hibernation=300, options=None, level="info", stanza_limit=None):
+    `s2s`: it has an address of its own, which is its host too, and other servers reach it.
+    `modules`: more modules of the host, of the server's or from tests/e2e/modules.
+    `extra`: more configuration, in which {host} is the host.
+    """
+
+    def __init__(
+        self,
+        folder,
+        *,
+        module=True,
+        hibernation=300,
+        options=None,
+        level="info",
+        stanza_limit=None,
+        s2s=False,
+        modules=(),
+        extra="",
+    ):
         self.dir = Path(folder)
         self.module = module
         self.hibernation = hibernation
         self.options = dict(options or {})
         self.level = level
         self.stanza_limit = stanza_limit
-        self.host = HOST
+        self.s2s = s2s
+        self.modules = list(modules)
+        self.extra = extra
+        self.host = free_address() if s2s else HOST
         self.c2s = free_port()
         self.component_port = free_port()
         self.process = None
@@ -97,14 +127,18 @@ class Prosody:
         text = CONFIG.format(
             dir=self.dir,
             module=MODULE,
+            tests=TESTS,
+            dialback=' "dialback",' if self.s2s else "",
+            s2s=(FOUND if self.s2s else ALONE).format(port=S2S, host=self.host),
             c2s=self.c2s,
             component_port=self.component_port,
             level=self.level,
             hibernation=self.hibernation,
             options=f"component_stanza_size_limit = {self.stanza_limit}" if self.stanza_limit else "",
             host=self.host,
-            host_modules='  modules_enabled = { "amphora" }' if self.module else "",
+            host_modules=f"  modules_enabled = {lua(['amphora'] * self.module + self.modules)}",
             host_options="\n".join(f"  {key} = {lua(value)}" for key, value in options.items()),
+            extra=self.extra.replace("{host}", self.host),
             component=COMPONENT,
             secret=SECRET,
         )
@@ -126,13 +160,18 @@ class Prosody:
     def _is_up(self):
         code = self.process.returncode()
         assert code is None, f"Prosody ended with {code}:\n{self.output()}"
-        return accepts(self.c2s) and accepts(self.component_port)
+        reached = not self.s2s or accepts(S2S, self.host)
+        return reached and accepts(self.c2s) and accepts(self.component_port)
 
     def stop(self):
         """SIGTERM, as a system would."""
         if self.process:
             self.process.terminate()
             self.process = None
+
+    def signal(self, number):
+        """Any other signal."""
+        self.process.signal(number)
 
     def kill(self):
         """kill -9."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import socket
 import xml.etree.ElementTree as ET
 from xml.sax.saxutils import quoteattr
 
@@ -15,7 +16,10 @@ SASL = "urn:ietf:params:xml:ns:xmpp-sasl"
 
 
 class RawClient:
-    """Acknowledges only if told to (`acks=True`), or by `acknowledge`."""
+    """Acknowledges only if told to (`acks=True`), or by `acknowledge`.
+
+    Its session can be resumed with stream management, unless that is `sm="once"`.
+    """
 
     def __init__(self, server, jid, resource, *, sm=False, acks=False):
         self.prosody = server
@@ -41,7 +45,8 @@ class RawClient:
             lambda box: any(s.id == "bind" and s.type == "result" for s in box.all), "the bind"
         )
         if self.sm:
-            self.write(f"<enable xmlns='{SM}' resume='true'/>")
+            resume = "" if self.sm == "once" else " resume='true'"
+            self.write(f"<enable xmlns='{SM}'{resume}/>")
             answer = await self._nonza()
             assert answer.tag == f"{{{SM}}}enabled", ET.tostring(answer)
             self.resumption = answer.get("id")
@@ -175,6 +180,13 @@ class RawClient:
     async def ping(self):
         """A round trip to the server: what it sent before has come."""
         await self.iq("<ping xmlns='urn:xmpp:ping'/>", to=self.prosody.host)
+
+    def stop_reading(self):
+        """Whatever comes stays in the socket, until that is full. It has little room."""
+        self._task.cancel()
+        transport = self._writer.transport
+        transport.pause_reading()
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
     async def leave(self):
         """Log out in good order, with all that came acknowledged, if it acknowledges."""

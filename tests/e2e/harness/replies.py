@@ -10,10 +10,10 @@ KINDS = {
 }
 
 
-def check_reply(stanza, status, *, id, sender, recipient, rule):
+def check_reply(stanza, status, *, id, sender, recipient, rule, host=HOST):
     """A reply about a rule that was met: R3, R27 to R29, R44, R47 to R50, R53 to R55, R65."""
     assert stanza.id == id, f"R3, R28: the id is {stanza.id!r}"
-    assert stanza.sender == HOST, f"the reply comes from {stanza.sender!r}"
+    assert stanza.sender == host, f"the reply comes from {stanza.sender!r}"
     assert stanza.to == sender, f"the reply goes to {stanza.to!r}"
     assert stanza.body is None, "R29: the body came back"
     assert stanza.status == status, f"R44, R50, R53: status {stanza.status!r}"

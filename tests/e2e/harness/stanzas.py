@@ -18,8 +18,20 @@ FORWARD = "urn:xmpp:forward:0"
 SM = "urn:xmpp:sm:3"
 CHATSTATES = "http://jabber.org/protocol/chatstates"
 INFO = "http://jabber.org/protocol/disco#info"
+ITEMS = "http://jabber.org/protocol/disco#items"
+COMMANDS = "http://jabber.org/protocol/commands"
 OFFLINE = "msgoffline"
+RETRIEVAL = "http://jabber.org/protocol/offline"
 STANZA_ID = "urn:xmpp:sid:0"
+MAM = "urn:xmpp:mam:2"
+PUSH = "urn:xmpp:push:0"
+BLOCKING = "urn:xmpp:blocking"
+CSI = "urn:xmpp:csi:0"
+RECEIPTS = "urn:xmpp:receipts"
+MARKERS = "urn:xmpp:chat-markers:0"
+MUC = "http://jabber.org/protocol/muc"
+MUC_USER = "http://jabber.org/protocol/muc#user"
+INVITATION = "jabber:x:conference"
 
 _ids = itertools.count(1)
 
@@ -102,6 +114,13 @@ class Stanza:
     def delays(self):
         """All `<delay/>` children."""
         return self.element.findall(f"{{{DELAY}}}delay")
+
+    def stanza_id(self, by):
+        """The id that `by` gave it (XEP-0359), or None; there is at most one."""
+        all_ids = self.element.findall(f"{{{STANZA_ID}}}stanza-id")
+        found = [e.get("id") for e in all_ids if e.get("by") == by]
+        assert len(found) <= 1, self
+        return found[0] if found else None
 
     @property
     def error(self):
