@@ -29,6 +29,9 @@ use crate::words::ShardId;
 /// How long a node that stops waits for what it holds: twice the append limit.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// How long a process that was superseded may take to notice it, and to end.
+const SUPERSEDED: Duration = Duration::from_secs(10);
+
 /// How long links may take to write their last words.
 const CLOSE: Duration = Duration::from_secs(5);
 
@@ -116,21 +119,28 @@ pub fn control_path(settings: &Settings) -> Result<Option<PathBuf>, NodeError> {
 }
 
 /// Without a word about it in the settings, a socket that can't be made is no reason not to
-/// run: its path may be too long for the system.
-fn serve_control(
+/// run: its path may be too long for the system. A process that this one has superseded may
+/// still have it, until it has noticed.
+async fn serve_control(
     settings: &Settings,
     broadcasts: &BroadcastHandle,
 ) -> Result<Option<Control>, NodeError> {
     let Some(path) = control_path(settings)? else { return Ok(None) };
-    match control::serve(&path, broadcasts.clone()) {
-        Ok(control) => Ok(Some(control)),
-        Err(error @ ControlError::Listen { .. })
-            if settings.node.control == ControlSocket::Auto =>
-        {
-            tracing::warn!("no commands are taken: {error}");
-            Ok(None)
+    let deadline = Instant::now() + SUPERSEDED;
+    loop {
+        match control::serve(&path, broadcasts.clone()) {
+            Ok(control) => return Ok(Some(control)),
+            Err(ControlError::InUse(_)) if Instant::now() < deadline => {
+                sleep(Duration::from_millis(50)).await;
+            }
+            Err(error @ ControlError::Listen { .. })
+                if settings.node.control == ControlSocket::Auto =>
+            {
+                tracing::warn!("no commands are taken: {error}");
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
         }
-        Err(error) => Err(error.into()),
     }
 }
 
@@ -188,7 +198,7 @@ impl Node {
             hosts: settings.servers.iter().flat_map(hosts).collect(),
         };
         actix_rt::spawn(broadcast::run(context, inbox));
-        let control = serve_control(&settings, &broadcasts)?;
+        let control = serve_control(&settings, &broadcasts).await?;
 
         let (stop, stopped) = watch::channel(Stop::No);
         let context = LinkContext {

@@ -290,16 +290,18 @@ async fn what_a_killed_process_acknowledged_is_there(at: ServerBed) {
 }
 
 async fn a_superseded_node_ends_with_a_code_of_its_own(at: ServerBed) {
+    let dir = tempfile::tempdir().unwrap();
     let node = |command: &str| {
         let mut node = Command::new(env!("CARGO_BIN_EXE_amphora"));
         node.args([command, "--store-url", &at.bed.settings.url])
-            .current_dir("/")
+            .current_dir(dir.path())
             .env("AMPHORA__HTTP__LISTEN", "")
+            .stdout(Stdio::null())
             .stderr(Stdio::piped());
         node
     };
-    let mut first = node("run").spawn().unwrap();
-    let mut log = BufReader::new(first.stderr.take().unwrap());
+    let mut first = Killed(node("run").spawn().unwrap());
+    let mut log = BufReader::new(first.0.stderr.take().unwrap());
     let mut line = String::new();
     while !line.contains("no server is configured") {
         line.clear();
@@ -315,12 +317,25 @@ async fn a_superseded_node_ends_with_a_code_of_its_own(at: ServerBed) {
     assert_eq!(migration.status.code(), Some(69));
     assert!(String::from_utf8_lossy(&migration.stderr).contains("node 'amphora'"));
 
-    let mut second = node("run").spawn().unwrap();
-    let ended = tokio::task::spawn_blocking(move || first.wait().unwrap()).await.unwrap();
+    let mut second = Killed(node("run").spawn().unwrap());
+    let ended = tokio::task::spawn_blocking(move || first.0.wait().unwrap()).await.unwrap();
     assert_eq!(ended.code(), Some(79));
     let mut rest = String::new();
     std::io::Read::read_to_string(&mut log, &mut rest).unwrap();
     assert!(rest.contains("has taken the database over") && !rest.contains("secret"), "{rest}");
-    signal(&second, "-TERM");
-    assert_eq!(second.wait().unwrap().code(), Some(0));
+    // It has all that the first had, the control socket too.
+    while std::os::unix::net::UnixStream::connect(dir.path().join("amphora.sock")).is_err() {
+        assert!(second.0.try_wait().unwrap().is_none(), "it ended by itself");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A process that does not outlive its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
