@@ -67,7 +67,7 @@ step_scripts() {
     need shellcheck shellcheck
     begin "shellcheck"
     local scripts=()
-    mapfile -t scripts < <(find .ci deploy tests -name '*.sh' -o -path .ci/run)
+    mapfile -t scripts < <(find .ci benches deploy tests -name '*.sh' -o -path .ci/run)
     shellcheck -x "${scripts[@]}"
     note "${#scripts[@]} scripts"
 }

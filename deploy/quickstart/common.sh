@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What quickstart.sh and tests/run.sh share: saying things, installing what is missing.
+# What quickstart.sh, tests/run.sh and benches/peers/run.sh share: saying things, installing what is missing.
 
 # `set -e` is to hold inside $(...) as well
 shopt -s inherit_errexit
