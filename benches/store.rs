@@ -1,9 +1,11 @@
-//! How many rows a second the store keeps, beside bare inserts of the same rows into the same
-//! kind of file, measured in the same run.
+//! How many rows a second the store keeps, beside bare inserts of the same rows by the same
+//! driver into the same tables, measured in the same run.
 //!
-//! `cargo bench --bench store -- [--rows N] [--users N] [--size BYTES] [--rounds N]`
+//! `cargo bench --bench store -- [--url URL] [--rows N] [--users N] [--size BYTES] [--rounds N]`
+//!
+//! Without a URL in a new file of SQLite. The database of a URL is emptied again and again. To
+//! compare, ask for `?sslmode=disable`: under TLS the bare driver waits for its own packets.
 
-use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -15,12 +17,20 @@ use amphora::time::Timestamp;
 use amphora::words::{Bare, MessageId};
 use bytes::Bytes;
 use clap::Parser;
+use sea_orm::sqlx::Row;
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sea_orm::sqlx::{self, AssertSqlSafe, Connection, SqliteConnection};
+use sea_orm::sqlx::{
+    self, AssertSqlSafe, Connection, MySqlConnection, PgConnection, SqliteConnection,
+};
+use sea_orm::{ConnectionTrait, Database};
+use tempfile::TempDir;
 
 /// What is measured.
 #[derive(Clone, Parser)]
 struct Args {
+    /// The database of a server, as `postgres://` or `mysql://`; all messages in it go.
+    #[arg(long)]
+    url: Option<String>,
     /// Rows of each run.
     #[arg(long, default_value_t = 200_000)]
     rows: usize,
@@ -49,13 +59,13 @@ fn main() {
     runtime.expect("a runtime").block_on(async {
         println!("{} rows of {} bytes for {} users", args.rows, args.size, args.users);
         for _ in 0..args.rounds {
-            let dir = tempfile::tempdir().expect("a temporary folder");
-            let bare = bare(dir.path(), &args).await;
+            let place = Place::new(&args).await;
+            let bare = bare(&place, &args).await;
             println!("bare inserts, {TOGETHER} a transaction   {bare:>8.0} rows/s");
             for (waiting, job) in [(1024, 1), (1024, 16), (64, 1), (1, 1)] {
-                let dir = tempfile::tempdir().expect("a temporary folder");
+                let place = Place::new(&args).await;
                 let few = Args { rows: args.rows.min(waiting * 400), ..args.clone() };
-                let (rate, p50, p99) = store(dir.path(), &few, waiting, job).await;
+                let (rate, p50, p99) = store(&place, &few, waiting, job).await;
                 println!(
                     "store, {waiting:>4} waiting, {job:>2} a job        {rate:>8.0} rows/s, \
                      {:.2} of bare, p50 {:.1} ms, p99 {:.1} ms",
@@ -64,7 +74,9 @@ fn main() {
                     p99.as_secs_f64() * 1e3,
                 );
             }
-            rest(dir.path(), &args).await;
+            let place = Place::new(&args).await;
+            self::bare(&place, &args).await;
+            rest(&place, &args).await;
         }
     });
 }
@@ -88,67 +100,136 @@ fn message(args: &Args, n: usize, stanza: &Bytes) -> NewMessage {
     }
 }
 
-fn url(dir: &Path) -> String {
-    format!("sqlite://{}/amphora.db", dir.display())
+/// Rows a second. A macro, since each driver's statements are types of their own.
+macro_rules! insert_rows {
+    ($connection:ident, $args:ident, $text:expr) => {{
+        let text = $text;
+        let stanza = Bytes::from(vec![b'x'; $args.size]);
+        let began = Instant::now();
+        let mut inserted = 0;
+        while inserted + TOGETHER <= $args.rows {
+            let mut transaction = $connection.begin().await.expect("begins");
+            for _ in 0..TOGETHER / STATEMENT {
+                let mut query = sqlx::query(AssertSqlSafe(text.as_str()));
+                for n in inserted..inserted + STATEMENT {
+                    let row = message($args, n, &stanza);
+                    query = query
+                        .bind(row.recipient.to_string())
+                        .bind(row.id.0)
+                        .bind(row.key.to_string())
+                        .bind(row.sender)
+                        .bind(1_i32)
+                        .bind(row.stanza.len() as i64)
+                        .bind(row.stored_at.as_micros())
+                        .bind(row.stored_at.as_micros())
+                        .bind(false)
+                        .bind(None::<i64>)
+                        .bind(None::<i32>)
+                        .bind(None::<i32>)
+                        .bind(row.stanza.to_vec());
+                }
+                query.execute(&mut *transaction).await.expect("inserts");
+                inserted += STATEMENT;
+            }
+            transaction.commit().await.expect("commits");
+        }
+        inserted as f64 / began.elapsed().as_secs_f64()
+    }};
+}
+
+/// An empty database with the store's tables.
+struct Place {
+    url: String,
+    _dir: Option<TempDir>,
+}
+
+impl Place {
+    async fn new(args: &Args) -> Self {
+        let (url, dir) = match &args.url {
+            Some(url) => (url.clone(), None),
+            None => {
+                let dir = tempfile::tempdir().expect("a temporary folder");
+                (format!("sqlite://{}/amphora.db", dir.path().display()), Some(dir))
+            }
+        };
+        SeaStore::open(StoreSettings::new(&url)).await.expect("opens").close().await;
+        if args.url.is_some() {
+            let database = Database::connect(&url).await.expect("connects");
+            for table in ["offline_message", "mark"] {
+                let truncate = format!("TRUNCATE TABLE {table}");
+                database.execute_unprepared(&truncate).await.expect("empties");
+            }
+            database.close().await.expect("closes");
+        }
+        Place { url, _dir: dir }
+    }
+
+    async fn connect(&self) -> Raw {
+        if self.url.starts_with("postgres") {
+            return Raw::Postgres(PgConnection::connect(&self.url).await.expect("connects"));
+        }
+        if self.url.starts_with("mysql") {
+            return Raw::MySql(MySqlConnection::connect(&self.url).await.expect("connects"));
+        }
+        let options: SqliteConnectOptions = self.url.parse().expect("a url");
+        let options = options
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .pragma("wal_autocheckpoint", "20000")
+            .pragma("cache_size", "-131072");
+        Raw::Sqlite(SqliteConnection::connect_with(&options).await.expect("connects"))
+    }
+}
+
+/// A bare connection to one of the three.
+enum Raw {
+    Sqlite(SqliteConnection),
+    Postgres(PgConnection),
+    MySql(MySqlConnection),
 }
 
 /// Inserts without anything round them, into the store's own tables.
-async fn bare(dir: &Path, args: &Args) -> f64 {
-    SeaStore::open(StoreSettings::new(url(dir))).await.expect("opens").close().await;
-    let options = SqliteConnectOptions::new()
-        .filename(dir.join("amphora.db"))
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .pragma("wal_autocheckpoint", "20000")
-        .pragma("cache_size", "-131072");
-    let mut connection = SqliteConnection::connect_with(&options).await.expect("connects");
-    let tuple = "(?,?,?,?,?,?,?,?,?,?,?,?,?)";
-    let text = format!(
-        "INSERT INTO offline_message (recipient, id, \"key\", sender, kind, size, stored_at, \
-         appended_at, archived, expires_at, expire_rule, met_rule, stanza) VALUES {}",
-        vec![tuple; STATEMENT].join(",")
-    );
-    let stanza = Bytes::from(vec![b'x'; args.size]);
-    let began = Instant::now();
-    let mut inserted = 0;
-    while inserted + TOGETHER <= args.rows {
-        let mut transaction = connection.begin().await.expect("begins");
-        for _ in 0..TOGETHER / STATEMENT {
-            let mut query = sqlx::query(AssertSqlSafe(text.as_str()));
-            for n in inserted..inserted + STATEMENT {
-                let row = message(args, n, &stanza);
-                query = query
-                    .bind(row.recipient.to_string())
-                    .bind(row.id.0)
-                    .bind(row.key.to_string())
-                    .bind(row.sender)
-                    .bind(1)
-                    .bind(row.stanza.len() as i64)
-                    .bind(row.stored_at.as_micros())
-                    .bind(row.stored_at.as_micros())
-                    .bind(false)
-                    .bind(None::<i64>)
-                    .bind(None::<i64>)
-                    .bind(None::<i64>)
-                    .bind(row.stanza.to_vec());
-            }
-            query.execute(&mut *transaction).await.expect("inserts");
-            inserted += STATEMENT;
+async fn bare(place: &Place, args: &Args) -> f64 {
+    match place.connect().await {
+        Raw::Sqlite(mut connection) => {
+            insert_rows!(connection, args, values(|_, _| "?".to_owned(), "\"key\""))
         }
-        transaction.commit().await.expect("commits");
+        Raw::MySql(mut connection) => {
+            insert_rows!(connection, args, values(|_, _| "?".to_owned(), "`key`"))
+        }
+        Raw::Postgres(mut connection) => {
+            let number = |row: usize, column: usize| format!("${}", row * COLUMNS + column + 1);
+            insert_rows!(connection, args, values(number, "\"key\""))
+        }
     }
-    inserted as f64 / began.elapsed().as_secs_f64()
+}
+
+/// Columns of a message.
+const COLUMNS: usize = 13;
+
+/// An insert of many rows; `parameter` names one by row and column.
+fn values(parameter: impl Fn(usize, usize) -> String, key: &str) -> String {
+    let row = |row: usize| {
+        let columns: Vec<_> = (0..COLUMNS).map(|column| parameter(row, column)).collect();
+        format!("({})", columns.join(","))
+    };
+    let rows: Vec<_> = (0..STATEMENT).map(row).collect();
+    format!(
+        "INSERT INTO offline_message (recipient, id, {key}, sender, kind, size, stored_at, \
+         appended_at, archived, expires_at, expire_rule, met_rule, stanza) VALUES {}",
+        rows.join(",")
+    )
 }
 
 /// Appends through the committer, `waiting` at any time, `together` a job. Rows a second, and
 /// how long an append waited.
 async fn store(
-    dir: &Path,
+    place: &Place,
     args: &Args,
     waiting: usize,
     together: usize,
 ) -> (f64, Duration, Duration) {
-    let store = SeaStore::open(StoreSettings::new(url(dir))).await.expect("opens");
+    let store = SeaStore::open(StoreSettings::new(&place.url)).await.expect("opens");
     let stanza = Bytes::from(vec![b'x'; args.size]);
     let (tell, told) = mpsc::channel();
     let began = Instant::now();
@@ -181,15 +262,15 @@ async fn store(
 
 /// Reads some of what the bare inserts left, page by page, bare and through the store, then
 /// deletes it.
-async fn rest(dir: &Path, args: &Args) {
+async fn rest(place: &Place, args: &Args) {
     let users: Vec<Bare> = (0..args.users.min(500))
         .map(|user| Bare::from(format!("user{user}@example.org")))
         .collect();
     let began = Instant::now();
-    let rows = bare_read(dir, &users).await as f64;
+    let rows = bare_read(place, &users).await as f64;
     let bare = rows / began.elapsed().as_secs_f64();
     println!("bare reads, {PAGE} a page               {bare:>8.0} rows/s");
-    let store = SeaStore::open(StoreSettings::new(url(dir))).await.expect("opens");
+    let store = SeaStore::open(StoreSettings::new(&place.url)).await.expect("opens");
     let began = Instant::now();
     let mut pages = Vec::new();
     for user in &users {
@@ -230,29 +311,40 @@ async fn rest(dir: &Path, args: &Args) {
 /// Rows of a page.
 const PAGE: usize = 50;
 
-/// Reads as little as can be, and tells how many rows.
-async fn bare_read(dir: &Path, users: &[Bare]) -> usize {
-    let options = SqliteConnectOptions::new().filename(dir.join("amphora.db"));
-    let mut connection = SqliteConnection::connect_with(&options).await.expect("connects");
-    let mut rows = 0;
-    for user in users {
-        let mut after = 0;
-        loop {
-            let page: Vec<(i64, String, String, Vec<u8>)> = sqlx::query_as(
-                "SELECT id, \"key\", sender, stanza FROM offline_message \
-                 WHERE recipient = ? AND id > ? ORDER BY id LIMIT 50",
-            )
-            .bind(&**user)
-            .bind(after)
-            .fetch_all(&mut connection)
-            .await
-            .expect("reads");
-            let Some(last) = page.last() else {
-                break;
-            };
-            after = last.0;
-            rows += page.len();
+/// A macro for the same reason as above.
+macro_rules! read_rows {
+    ($connection:ident, $users:ident, $key:expr, $user:expr, $after:expr) => {{
+        let text = format!(
+            "SELECT id, {}, sender, stanza FROM offline_message \
+             WHERE recipient = {} AND id > {} ORDER BY id LIMIT 50",
+            $key, $user, $after
+        );
+        let mut rows = 0;
+        for user in $users {
+            let mut after = 0_i64;
+            loop {
+                let page = sqlx::query(AssertSqlSafe(text.as_str()))
+                    .bind(&**user)
+                    .bind(after)
+                    .fetch_all(&mut $connection)
+                    .await
+                    .expect("reads");
+                let Some(last) = page.last() else {
+                    break;
+                };
+                after = last.get(0);
+                rows += page.len();
+            }
         }
+        rows
+    }};
+}
+
+/// Reads as little as can be, and tells how many rows.
+async fn bare_read(place: &Place, users: &[Bare]) -> usize {
+    match place.connect().await {
+        Raw::Sqlite(mut connection) => read_rows!(connection, users, "\"key\"", "?", "?"),
+        Raw::MySql(mut connection) => read_rows!(connection, users, "`key`", "?", "?"),
+        Raw::Postgres(mut connection) => read_rows!(connection, users, "\"key\"", "$1", "$2"),
     }
-    rows
 }

@@ -38,10 +38,12 @@ pub enum ExitCode {
     NoAnswer = 75,
     /// The configuration is wrong; a restart does not help.
     Config = 78,
+    /// Another process has taken the database over. A restart would take it back.
+    Superseded = 79,
 }
 
 impl ExitCode {
-    const ALL: [ExitCode; 9] = [
+    const ALL: [ExitCode; 10] = [
         ExitCode::Ok,
         ExitCode::Failure,
         ExitCode::Usage,
@@ -51,6 +53,7 @@ impl ExitCode {
         ExitCode::CannotListen,
         ExitCode::NoAnswer,
         ExitCode::Config,
+        ExitCode::Superseded,
     ];
 
     fn meaning(self) -> &'static str {
@@ -64,6 +67,7 @@ impl ExitCode {
             ExitCode::CannotListen => "[http] or the control socket can't be listened on",
             ExitCode::NoAnswer => "no node answers, or its server does not; try again",
             ExitCode::Config => "the configuration is wrong; a restart does not help",
+            ExitCode::Superseded => "another process has taken the database over; do not restart",
         }
     }
 }
@@ -79,6 +83,7 @@ impl From<&NodeError> for ExitCode {
         match error {
             NodeError::Store(_) => ExitCode::StoreUnavailable,
             NodeError::Http(_) | NodeError::Control(_) => ExitCode::CannotListen,
+            NodeError::Superseded => ExitCode::Superseded,
             _ => ExitCode::Failure,
         }
     }
@@ -111,6 +116,11 @@ struct ConfigArgs {
     /// over it
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
+
+    /// The database, over store.url and AMPHORA__STORE__URL. Other users of this machine can
+    /// see a command line: a password belongs in a file, store.password_file
+    #[arg(long, value_name = "URL")]
+    store_url: Option<String>,
 }
 
 fn after_help() -> String {
@@ -185,16 +195,17 @@ pub fn main() -> std::process::ExitCode {
 fn carry_out(command: Command) -> Result<(), CliError> {
     match command {
         Command::Run(args) => {
-            let Loaded { settings, .. } = start(args.config.as_deref())?;
+            let Loaded { settings, .. } = start(&args)?;
             Ok(node::run(settings)?)
         }
         Command::Migrate(args) => {
-            let Loaded { settings, .. } = start(args.config.as_deref())?;
+            let Loaded { settings, .. } = start(&args)?;
             Ok(node::migrate(&settings)?)
         }
         Command::Broadcast(args) => broadcast::carry_out(args),
         Command::CheckConfig(args) => {
-            let Loaded { settings, file, warnings } = load(args.config.as_deref())?;
+            let Loaded { settings, file, warnings } =
+                load(args.config.as_deref(), args.store_url.as_deref())?;
             for warning in warnings {
                 tell(&format!("warning: {warning}"));
             }
@@ -210,13 +221,14 @@ fn tell(line: &str) {
     let _ = writeln!(io::stderr(), "amphora: {line}");
 }
 
-fn load(path: Option<&Path>) -> Result<Loaded, ConfigError> {
-    config::load(path, std::env::vars_os())
+fn load(path: Option<&Path>, store_url: Option<&str>) -> Result<Loaded, ConfigError> {
+    let url = store_url.map(|url| ("AMPHORA__STORE__URL".into(), url.into()));
+    config::load(path, std::env::vars_os().chain(url))
 }
 
 /// Loads the settings, starts the log with them, and says in it where they came from.
-fn start(path: Option<&Path>) -> Result<Loaded, CliError> {
-    let loaded = load(path)?;
+fn start(args: &ConfigArgs) -> Result<Loaded, CliError> {
+    let loaded = load(args.config.as_deref(), args.store_url.as_deref())?;
     let rust_log = std::env::var_os("RUST_LOG").map(OsString::into_string);
     // What is no text is no filter either; the error names it.
     let rust_log =

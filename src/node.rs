@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use actix::{Actor, Addr};
 use actix_rt::{Arbiter, System};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -27,6 +29,9 @@ use crate::words::ShardId;
 /// How long a node that stops waits for what it holds: twice the append limit.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// How long a process that was superseded may take to notice it, and to end.
+const SUPERSEDED: Duration = Duration::from_secs(10);
+
 /// How long links may take to write their last words.
 const CLOSE: Duration = Duration::from_secs(5);
 
@@ -46,6 +51,11 @@ pub enum NodeError {
     /// The address of `[http]` can't be listened on.
     #[error(transparent)]
     Http(std::io::Error),
+    /// Another process has the database now.
+    #[error(
+        "another process of this name, or one that found this one silent, has taken the database over: do not start this one again before that one has ended"
+    )]
+    Superseded,
     /// The control socket can't be had.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -61,7 +71,9 @@ pub enum NodeError {
 /// [`NodeError::Store`].
 pub fn migrate(settings: &Settings) -> Result<(), NodeError> {
     System::new().block_on(async {
-        let store = SeaStore::open(store_settings(settings)).await?;
+        // Not in the node's own name: that would supersede a node that runs.
+        let node = format!("{}/migrate", settings.node.name);
+        let store = SeaStore::open(StoreSettings { node, ..store_settings(settings) }).await?;
         store.close().await;
         tracing::info!("the schema is up to date");
         Ok(())
@@ -76,8 +88,12 @@ pub fn migrate(settings: &Settings) -> Result<(), NodeError> {
 /// The store or the HTTP address can't be had.
 pub fn run(settings: Settings) -> Result<(), NodeError> {
     System::new().block_on(async {
-        let node = Node::start(settings).await?;
-        wait_for_signal().await?;
+        let mut node = Node::start(settings).await?;
+        tokio::select! {
+            signal = wait_for_signal() => signal?,
+            // What is held goes to the other process, by the interceptors.
+            () = &mut node.superseded => return Err(NodeError::Superseded),
+        }
         node.stop().await;
         Ok(())
     })
@@ -93,7 +109,9 @@ pub fn control_path(settings: &Settings) -> Result<Option<PathBuf>, NodeError> {
         ControlSocket::Off => None,
         ControlSocket::At(path) => Some(path.clone()),
         ControlSocket::Auto => {
-            let mut path = database_path(settings.store.url.expose())?.into_os_string();
+            let file = database_path(settings.store.url.expose())?;
+            let mut path =
+                file.unwrap_or_else(|| settings.node.name.clone().into()).into_os_string();
             path.push(".sock");
             Some(path.into())
         }
@@ -101,27 +119,35 @@ pub fn control_path(settings: &Settings) -> Result<Option<PathBuf>, NodeError> {
 }
 
 /// Without a word about it in the settings, a socket that can't be made is no reason not to
-/// run: its path may be too long for the system.
-fn serve_control(
+/// run: its path may be too long for the system. A process that this one has superseded may
+/// still have it, until it has noticed.
+async fn serve_control(
     settings: &Settings,
     broadcasts: &BroadcastHandle,
 ) -> Result<Option<Control>, NodeError> {
     let Some(path) = control_path(settings)? else { return Ok(None) };
-    match control::serve(&path, broadcasts.clone()) {
-        Ok(control) => Ok(Some(control)),
-        Err(error @ ControlError::Listen { .. })
-            if settings.node.control == ControlSocket::Auto =>
-        {
-            tracing::warn!("no commands are taken: {error}");
-            Ok(None)
+    let deadline = Instant::now() + SUPERSEDED;
+    loop {
+        match control::serve(&path, broadcasts.clone()) {
+            Ok(control) => return Ok(Some(control)),
+            Err(ControlError::InUse(_)) if Instant::now() < deadline => {
+                sleep(Duration::from_millis(50)).await;
+            }
+            Err(error @ ControlError::Listen { .. })
+                if settings.node.control == ControlSocket::Auto =>
+            {
+                tracing::warn!("no commands are taken: {error}");
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
         }
-        Err(error) => Err(error.into()),
     }
 }
 
 /// A node that runs.
 struct Node {
     store: Arc<dyn Store>,
+    superseded: BoxFuture<'static, ()>,
     broadcasts: BroadcastHandle,
     router: Addr<Router>,
     arbiters: Vec<Arbiter>,
@@ -136,6 +162,7 @@ impl Node {
         let metrics = telemetry::start_metrics().map_err(|e| NodeError::Other(e.to_string()))?;
         let health = Health::new();
         let opened = Arc::new(SeaStore::open(store_settings(&settings)).await?);
+        let superseded = opened.superseded().boxed();
         let store: Arc<dyn Store> = opened.clone();
         let checked = store.clone();
         health.set_store(move || checked.healthy());
@@ -171,7 +198,7 @@ impl Node {
             hosts: settings.servers.iter().flat_map(hosts).collect(),
         };
         actix_rt::spawn(broadcast::run(context, inbox));
-        let control = serve_control(&settings, &broadcasts)?;
+        let control = serve_control(&settings, &broadcasts).await?;
 
         let (stop, stopped) = watch::channel(Stop::No);
         let context = LinkContext {
@@ -193,6 +220,7 @@ impl Node {
         });
         Ok(Node {
             store,
+            superseded,
             broadcasts,
             router,
             arbiters,
@@ -297,7 +325,9 @@ async fn wait_for_signal() -> Result<(), NodeError> {
 }
 
 fn store_settings(settings: &Settings) -> StoreSettings {
-    StoreSettings::new(settings.store.url.expose())
+    let password = settings.store.password.as_ref().map(|secret| secret.expose().to_owned());
+    let node = settings.node.name.clone();
+    StoreSettings { password, node, ..StoreSettings::new(settings.store.url.expose()) }
 }
 
 fn quotas(settings: &config::QuotaSettings) -> Quotas {

@@ -96,10 +96,29 @@ step_lint() {
     cargo clippy --locked --workspace --all-targets -- -D warnings
 }
 
+# The servers that the store's tests start, as users who are not root.
+need_databases() {
+    have pg_createcluster || apt_install postgresql
+    [ -x /usr/sbin/mariadbd ] || apt_install mariadb-server
+    need openssl openssl
+    note "The packages' own services are not used here."
+}
+
+# A folder for what the tests write; other users must be able to pass through.
+make_work() {
+    [ -z "$work" ] || return 0
+    work=$(mktemp -d "${TMPDIR:-/tmp}/amphora-tests.XXXXXX")
+    chmod 711 "$work"
+}
+
 step_unit() {
     need_cargo
+    need_databases
+    make_work
     begin "cargo test"
-    cargo test --locked --workspace
+    mkdir -p "$work/unit"
+    chmod 711 "$work/unit"
+    TMPDIR=$work/unit cargo test --locked --workspace
 }
 
 # Prosody's community modules, which Debian packs apart: push (mod_cloud_notify) is one.
@@ -130,6 +149,7 @@ make_gloox() {
 step_e2e() {
     local python gloox
     need_prosody
+    need_databases
     need_prosody_modules
     python=$(make_venv tests/e2e/requirements.txt)
     gloox=$(make_gloox)
@@ -139,8 +159,11 @@ step_e2e() {
         cargo build --locked
     fi
     begin "pytest tests/e2e"
-    work=$(mktemp -d "${TMPDIR:-/tmp}/amphora-tests.XXXXXX")
-    AMPHORA_GLOOX=$gloox PYTHONDONTWRITEBYTECODE=1 "$python" -m pytest -q --basetemp "$work/run" "$@" tests/e2e
+    make_work
+    mkdir -p "$work/servers"
+    chmod 711 "$work/servers"
+    AMPHORA_GLOOX=$gloox PYTHONDONTWRITEBYTECODE=1 TMPDIR=$work/servers "$python" -m pytest -q \
+        --basetemp "$work/run" "$@" tests/e2e
 }
 
 case ${1:-all} in

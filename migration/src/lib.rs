@@ -7,6 +7,7 @@ use sea_orm_migration::prelude::*;
 
 pub use sea_orm_migration::MigratorTrait;
 
+mod columns;
 mod m20261122_000001_messages;
 mod m20261125_000001_broadcast;
 

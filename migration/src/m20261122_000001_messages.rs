@@ -3,6 +3,8 @@
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::DbBackend;
 
+use crate::columns::{create, long_bytes, text};
+
 #[derive(DeriveMigrationName)]
 pub struct Migration;
 
@@ -12,36 +14,39 @@ const BARE_JID: u32 = 2047;
 const FULL_JID: u32 = 3071;
 /// Bytes of a key at most.
 const KEY: u32 = 255;
+/// Bytes of a node's name at most (64, and what is added to it), and of a time as text.
+const NAME: u32 = 80;
 
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.create_table(messages()).await?;
-        for index in message_indexes() {
-            manager.create_index(index).await?;
+        let backend = manager.get_database_backend();
+        create(manager, messages(backend), message_indexes(backend).into()).await?;
+        create(manager, marks(backend), vec![mark_index()]).await?;
+        create(manager, epochs(backend), Vec::new()).await?;
+        if backend != DbBackend::Sqlite {
+            create(manager, lanes(backend), Vec::new()).await?;
         }
-        manager.create_table(marks(manager.get_database_backend())).await?;
-        manager
-            .create_index(
-                Index::create().name("mark_until").table(Mark::Table).col(Mark::Until).take(),
-            )
-            .await?;
-        manager.create_table(epochs()).await?;
         manager
             .execute(
                 Query::insert()
                     .into_table(Epoch::Table)
                     .columns([Epoch::Id, Epoch::Value, Epoch::Beat])
                     .values_panic([1.into(), 0.into(), 0.into()])
+                    .on_conflict(
+                        OnConflict::column(Epoch::Id).do_nothing_on([Epoch::Id]).to_owned(),
+                    )
                     .take(),
             )
             .await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_table(Table::drop().table(Epoch::Table).take()).await?;
-        manager.drop_table(Table::drop().table(Mark::Table).take()).await?;
-        manager.drop_table(Table::drop().table(OfflineMessage::Table).take()).await
+        for table in [Lane::Table.into_iden(), Epoch::Table.into_iden(), Mark::Table.into_iden()] {
+            manager.drop_table(Table::drop().table(table).if_exists().take()).await?;
+        }
+        let messages = Table::drop().table(OfflineMessage::Table).if_exists().take();
+        manager.drop_table(messages).await
     }
 
     fn use_transaction(&self) -> Option<bool> {
@@ -64,15 +69,25 @@ impl MigrationTrait for Migration {
 ///
 /// New rows fill page after page; only the small entries of the indexes lie at random.
 ///
-/// Texts compare by their bytes (SQLite's default): users must not merge.
-fn messages() -> TableCreateStatement {
+/// In PostgreSQL every table is such a heap, and the primary key an index beside it. In MySQL
+/// the primary key holds the rows: one user's lie together, in their order, stanzas of more
+/// than half a page beside them.
+fn messages(backend: DbBackend) -> TableCreateStatement {
     use OfflineMessage as M;
-    Table::create()
+    let mut table = Table::create();
+    if backend == DbBackend::Postgres {
+        // All rows come and go within days or minutes: what is gone is to be cleared away after
+        // a hundredth of the table, not a fifth.
+        table.extra(
+            "WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 10000)",
+        );
+    }
+    table
         .table(M::Table)
-        .col(ColumnDef::new(M::Recipient).string_len(BARE_JID).not_null())
+        .col(text(backend, M::Recipient, BARE_JID).not_null())
         .col(ColumnDef::new(M::Id).big_integer().not_null())
-        .col(ColumnDef::new(M::Key).string_len(KEY).not_null())
-        .col(ColumnDef::new(M::Sender).string_len(FULL_JID).not_null())
+        .col(text(backend, M::Key, KEY).not_null())
+        .col(text(backend, M::Sender, FULL_JID).not_null())
         .col(ColumnDef::new(M::Kind).integer().not_null())
         .col(ColumnDef::new(M::Size).big_integer().not_null())
         .col(ColumnDef::new(M::StoredAt).big_integer().not_null())
@@ -81,23 +96,28 @@ fn messages() -> TableCreateStatement {
         .col(ColumnDef::new(M::ExpiresAt).big_integer())
         .col(ColumnDef::new(M::ExpireRule).integer())
         .col(ColumnDef::new(M::MetRule).integer())
-        .col(ColumnDef::new(M::Stanza).blob().not_null())
+        .col(long_bytes(backend, M::Stanza).not_null())
         .primary_key(Index::create().col(M::Recipient).col(M::Id))
         .take()
 }
 
-fn message_indexes() -> [IndexCreateStatement; 2] {
+/// The index of the expiries has only rows that expire. MySQL knows no such index: there each
+/// row has an entry, which costs an append of a message without expiry a fifth more.
+fn message_indexes(backend: DbBackend) -> [IndexCreateStatement; 2] {
     use OfflineMessage as M;
+    let mut expiry = Index::create()
+        .name("offline_message_expiry")
+        .table(M::Table)
+        .col(M::ExpiresAt)
+        .col(M::Recipient)
+        .col(M::Id)
+        .take();
+    if backend != DbBackend::MySql {
+        expiry.cond_where(Expr::col(M::ExpiresAt).is_not_null());
+    }
     [
         Index::create().name("offline_message_key").table(M::Table).col(M::Key).unique().take(),
-        Index::create()
-            .name("offline_message_expiry")
-            .table(M::Table)
-            .col(M::ExpiresAt)
-            .col(M::Recipient)
-            .col(M::Id)
-            .cond_where(Expr::col(M::ExpiresAt).is_not_null())
-            .take(),
+        expiry,
     ]
 }
 
@@ -109,19 +129,58 @@ fn marks(backend: DbBackend) -> TableCreateStatement {
     }
     table
         .table(Mark::Table)
-        .col(ColumnDef::new(Mark::Key).string_len(KEY).not_null().primary_key())
+        .col(text(backend, Mark::Key, KEY).not_null().primary_key())
         .col(ColumnDef::new(Mark::MetRule).integer())
         .col(ColumnDef::new(Mark::Until).big_integer().not_null())
         .take()
 }
 
-fn epochs() -> TableCreateStatement {
-    Table::create()
+fn mark_index() -> IndexCreateStatement {
+    Index::create().name("mark_until").table(Mark::Table).col(Mark::Until).take()
+}
+
+/// One row, written by each transaction: in PostgreSQL its page has room for the versions.
+fn epochs(backend: DbBackend) -> TableCreateStatement {
+    let mut table = Table::create();
+    if backend == DbBackend::Postgres {
+        table.extra("WITH (fillfactor = 10)");
+    }
+    table
         .table(Epoch::Table)
         .col(ColumnDef::new(Epoch::Id).integer().not_null().primary_key())
         .col(ColumnDef::new(Epoch::Value).big_integer().not_null())
         .col(ColumnDef::new(Epoch::Beat).big_integer().not_null())
         .take()
+}
+
+/// A row for each node, written by each of its transactions. A file has a lock beside it instead.
+fn lanes(backend: DbBackend) -> TableCreateStatement {
+    let mut table = Table::create();
+    if backend == DbBackend::Postgres {
+        table.extra("WITH (fillfactor = 10)");
+    }
+    table
+        .table(Lane::Table)
+        .col(text(backend, Lane::Node, NAME).not_null().primary_key())
+        .col(ColumnDef::new(Lane::Incarnation).big_integer().not_null())
+        .col(ColumnDef::new(Lane::Fenced).boolean().not_null())
+        .col(ColumnDef::new(Lane::Beat).big_integer().not_null())
+        .col(ColumnDef::new(Lane::SeenAt).big_integer().not_null())
+        .col(ColumnDef::new(Lane::Session).big_integer().not_null())
+        .col(text(backend, Lane::Since, NAME).not_null())
+        .take()
+}
+
+#[derive(DeriveIden)]
+enum Lane {
+    Table,
+    Node,
+    Incarnation,
+    Fenced,
+    Beat,
+    SeenAt,
+    Session,
+    Since,
 }
 
 #[derive(DeriveIden)]

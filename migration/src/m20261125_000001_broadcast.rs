@@ -3,6 +3,8 @@
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::DbBackend;
 
+use crate::columns::{create, long_text, text};
+
 #[derive(DeriveMigrationName)]
 pub struct Migration;
 
@@ -16,24 +18,23 @@ const TOKEN: u32 = 64;
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.create_table(broadcasts()).await?;
-        manager.create_table(recipients(manager.get_database_backend())).await?;
-        manager
-            .create_index(
-                Index::create()
-                    .name("broadcast_recipient_bare")
-                    .table(BroadcastRecipient::Table)
-                    .col(BroadcastRecipient::Broadcast)
-                    .col(BroadcastRecipient::Bare)
-                    .unique()
-                    .take(),
-            )
-            .await
+        let backend = manager.get_database_backend();
+        create(manager, broadcasts(backend), Vec::new()).await?;
+        let once = Index::create()
+            .name("broadcast_recipient_bare")
+            .table(BroadcastRecipient::Table)
+            .col(BroadcastRecipient::Broadcast)
+            .col(BroadcastRecipient::Bare)
+            .unique()
+            .take();
+        create(manager, recipients(backend), vec![once]).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_table(Table::drop().table(BroadcastRecipient::Table).take()).await?;
-        manager.drop_table(Table::drop().table(Broadcast::Table).take()).await
+        manager
+            .drop_table(Table::drop().table(BroadcastRecipient::Table).if_exists().take())
+            .await?;
+        manager.drop_table(Table::drop().table(Broadcast::Table).if_exists().take()).await
     }
 
     fn use_transaction(&self) -> Option<bool> {
@@ -41,22 +42,22 @@ impl MigrationTrait for Migration {
     }
 }
 
-fn broadcasts() -> TableCreateStatement {
+fn broadcasts(backend: DbBackend) -> TableCreateStatement {
     use Broadcast as B;
     let mut table = Table::create();
     table
         .table(B::Table)
         .col(ColumnDef::new(B::Id).big_integer().not_null().primary_key())
-        .col(ColumnDef::new(B::Token).string_len(TOKEN).not_null())
-        .col(ColumnDef::new(B::Host).string_len(PART).not_null())
+        .col(text(backend, B::Token, TOKEN).not_null())
+        .col(text(backend, B::Host, PART).not_null())
         .col(ColumnDef::new(B::Everyone).boolean().not_null())
-        .col(ColumnDef::new(B::Payload).text().not_null())
+        .col(long_text(backend, B::Payload).not_null())
         .col(ColumnDef::new(B::ExpiresAt).big_integer().not_null())
         .col(ColumnDef::new(B::Rate).integer().not_null())
         .col(ColumnDef::new(B::State).integer().not_null())
         .col(ColumnDef::new(B::CreatedAt).big_integer().not_null())
         .col(ColumnDef::new(B::EndedAt).big_integer())
-        .col(ColumnDef::new(B::CountedTo).string_len(PART));
+        .col(text(backend, B::CountedTo, PART));
     for count in
         [B::LastN, B::Total, B::Delivered, B::Stored, B::Discarded, B::Expired, B::Cancelled]
     {
@@ -76,7 +77,7 @@ fn recipients(backend: DbBackend) -> TableCreateStatement {
         .table(R::Table)
         .col(ColumnDef::new(R::Broadcast).big_integer().not_null())
         .col(ColumnDef::new(R::N).big_integer().not_null())
-        .col(ColumnDef::new(R::Bare).string_len(BARE_JID).not_null())
+        .col(text(backend, R::Bare, BARE_JID).not_null())
         .primary_key(Index::create().col(R::Broadcast).col(R::N))
         .take()
 }

@@ -183,7 +183,7 @@ impl BroadcastError {
 
 /// Carries out what the arguments say.
 pub fn carry_out(args: BroadcastArgs) -> Result<(), CliError> {
-    let loaded = super::load(args.config.as_deref())?;
+    let loaded = super::load(args.config.as_deref(), None)?;
     let path = control_path(&loaded.settings).map_err(BroadcastError::Path)?;
     let path = path.ok_or(BroadcastError::Off)?;
     let connect = || Client::connect(&path).map_err(BroadcastError::Node);

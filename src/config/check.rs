@@ -16,6 +16,7 @@ use super::{
     QuotaOverride, QuotaSettings, Secret, SecurityLevel, ServerSettings, Settings, Size,
     StoreSettings, StoreUrl,
 };
+use crate::store::{check_url, url_has_password};
 
 const MAX_SHARDS: u32 = 65_536;
 const MAX_NAME: usize = 64;
@@ -37,7 +38,8 @@ pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigErr
     let Merged { raw, file, origins, problems } = merged;
     let refused = problems.iter().map(|problem| problem.key.clone()).collect();
     let mut check = Check { origins, refused, problems, warnings: Vec::new() };
-    if let Some(file) = file.filter(|_| raw.servers.iter().any(|server| server.secret.is_some())) {
+    let has_secret = raw.servers.iter().any(|server| server.secret.is_some());
+    if let Some(file) = file.filter(|_| has_secret || url_has_password(&raw.store.url)) {
         check.readable_by_all(&file);
     }
     let servers = check.servers(raw.servers);
@@ -157,7 +159,14 @@ impl Check {
     }
 
     fn store(&mut self, raw: RawStore) -> Option<StoreSettings> {
+        let has_password = url_has_password(&raw.url);
+        let is_file = raw.url.starts_with("sqlite:");
         let url = self.url(raw.url);
+        let password = match raw.password_file.as_str() {
+            "" => Some(None),
+            path => self.password_file(path, has_password, is_file).map(Some),
+        };
+        let password_file = Some(raw.password_file).filter(|path| !path.is_empty());
         let retention = match humantime::parse_duration(&raw.retention) {
             Ok(Duration::ZERO) => Some(None),
             Ok(time) if (Duration::from_secs(1)..=MAX_RETENTION).contains(&time) => {
@@ -174,7 +183,12 @@ impl Check {
                 "must be a time with its unit, as \"90days\" or \"12h\"; \"0s\" is for ever",
             ),
         };
-        Some(StoreSettings { url: url?, retention: retention? })
+        Some(StoreSettings {
+            url: url?,
+            password: password?,
+            password_file: password_file.map(Into::into),
+            retention: retention?,
+        })
     }
 
     fn quota(&mut self, raw: RawQuota) -> Option<QuotaSettings> {
@@ -266,29 +280,29 @@ impl Check {
     }
 
     fn url(&mut self, url: String) -> Option<StoreUrl> {
-        const KEY: &str = "store.url";
-        let Some((scheme, rest)) = url.split_once(':') else {
-            // It may be a password, whatever it is.
-            self.problem(KEY, None, "must be a URL, as \"sqlite://amphora.db\"");
-            return None;
-        };
-        let path = rest.strip_prefix("//").unwrap_or(rest).split('?').next().unwrap_or_default();
-        match scheme {
-            "sqlite" if path.is_empty() => self.refuse(KEY, url, "must name a file, as \"sqlite://amphora.db\""),
-            "sqlite" if path == ":memory:" => {
-                self.refuse(KEY, url, "must name a file: what is kept in memory is lost when the node stops")
-            }
-            "sqlite" => Some(StoreUrl(url)),
-            "postgres" | "postgresql" | "mysql" | "mariadb" => self.refuse(
-                KEY,
-                format!("{scheme}:..."),
-                "is not in this version yet; use SQLite, as \"sqlite:///var/lib/amphora/amphora.db\"",
-            ),
-            _ => {
-                self.problem(KEY, None, "must begin with \"sqlite:\", as \"sqlite://amphora.db\"");
+        match check_url(&url) {
+            Ok(()) => Some(StoreUrl(url)),
+            Err(reason) => {
+                // It may be a password, or hold one.
+                self.problem("store.url", None, reason);
                 None
             }
         }
+    }
+
+    fn password_file(&mut self, path: &str, has_password: bool, is_file: bool) -> Option<Secret> {
+        const KEY: &str = "store.password_file";
+        if is_file {
+            return self.refuse(KEY, path, "is for a database server; SQLite has no password");
+        }
+        if has_password {
+            return self.refuse(
+                KEY,
+                path,
+                "stands beside a password in store.url; keep one of the two",
+            );
+        }
+        self.secret_file(KEY, path)
     }
 
     fn servers(&mut self, raw: Vec<RawServer>) -> Option<Vec<ServerSettings>> {

@@ -44,6 +44,7 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("processor", "shards", Kind::Integer),
     ("processor", "security_level", Kind::Text),
     ("store", "url", Kind::Text),
+    ("store", "password_file", Kind::Text),
     ("store", "retention", Kind::Text),
     ("quota", "messages_per_user", Kind::Integer),
     ("quota", "bytes_per_user", Kind::Text),

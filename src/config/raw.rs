@@ -48,12 +48,17 @@ impl Default for RawProcessor {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawStore {
     pub url: String,
+    pub password_file: String,
     pub retention: String,
 }
 
 impl Default for RawStore {
     fn default() -> Self {
-        RawStore { url: "sqlite://amphora.db".into(), retention: "0s".into() }
+        RawStore {
+            url: "sqlite://amphora.db".into(),
+            password_file: String::new(),
+            retention: "0s".into(),
+        }
     }
 }
 

@@ -97,12 +97,16 @@ impl SecurityLevel {
 pub struct StoreSettings {
     /// The database.
     pub url: StoreUrl,
+    /// The password for a database server, over one in the URL.
+    pub password: Option<super::Secret>,
+    /// Where that password was read from.
+    pub password_file: Option<PathBuf>,
     /// How long a message is kept at most; none: for ever.
     pub retention: Option<Duration>,
 }
 
-/// The URL of a database. `Display` and `Debug` hide what stands before an `@`, where
-/// user and password are.
+/// The URL of a database. Of a server's, `Display` and `Debug` show neither user nor password
+/// nor parameters.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StoreUrl(pub(super) String);
 
@@ -115,10 +119,15 @@ impl StoreUrl {
 
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.0.split_once("://"), self.0.rsplit_once('@')) {
-            (Some((scheme, _)), Some((_, rest))) => write!(f, "{scheme}://***@{rest}"),
-            (None, Some((_, rest))) => write!(f, "***@{rest}"),
-            (_, None) => f.write_str(&self.0),
+        if self.0.starts_with("sqlite:") {
+            return f.write_str(&self.0);
+        }
+        let shown = crate::store::shown_url(&self.0);
+        match shown.split_once("://") {
+            Some((scheme, rest)) if shown != self.0 && rest != "***" => {
+                write!(f, "{scheme}://***@{rest}")
+            }
+            _ => f.write_str(&shown),
         }
     }
 }
@@ -276,6 +285,10 @@ mod tests {
             format!("{url} {url:?}"),
             "postgres://***@db/amphora \"postgres://***@db/amphora\""
         );
-        assert_eq!(StoreUrl("sqlite://amphora.db".into()).to_string(), "sqlite://amphora.db");
+        for open in ["sqlite://amphora.db", "sqlite://a@b.db?mode=rw", "mysql://db/amphora"] {
+            assert_eq!(StoreUrl(open.into()).to_string(), open);
+        }
+        let tigase = StoreUrl("jdbc:mysql://db/tigase?user=u&password=hunter2".into());
+        assert_eq!(tigase.to_string(), "jdbc:mysql://***@db/tigase");
     }
 }

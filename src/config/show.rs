@@ -1,6 +1,7 @@
 //! The settings as TOML again, for `amphora check-config`.
 
 use std::fmt::{self, Display, Formatter, Write};
+use std::path::Path;
 
 use super::{
     ControlSocket, ForwardSettings, QuotaOverride, QuotaSettings, ServerSettings, Settings,
@@ -21,6 +22,8 @@ impl Display for Settings {
         writeln!(f, "\n[processor]\nshards = {}", processor.shards)?;
         writeln!(f, "security_level = {}", text(processor.security_level.as_str()))?;
         writeln!(f, "\n[store]\nurl = {}", text(&store.url.to_string()))?;
+        let password_file = store.password_file.as_deref().unwrap_or(Path::new(""));
+        writeln!(f, "password_file = {}", text(&password_file.to_string_lossy()))?;
         let retention = humantime::format_duration(store.retention.unwrap_or_default());
         writeln!(f, "retention = {}", text(&retention.to_string()))?;
         show_quota(quota, f)?;

@@ -1,15 +1,17 @@
 //! Between broadcasts and their rows: what a change does within a transaction, and reads.
 
+use std::collections::HashSet;
+
 use entities::{broadcast, broadcast_recipient};
 use sea_orm::sea_query::{Expr, ExprTrait, OnConflict, Query};
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr,
-    EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
+    ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction,
+    DbBackend, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
 };
 
 use super::broadcast::{Broadcast, BroadcastChange, BroadcastState, Counts, Fate, Recipient};
 use super::error::StoreError;
-use super::sqlite;
+use super::fault;
 use crate::time::Timestamp;
 
 use broadcast::Column as B;
@@ -74,15 +76,7 @@ async fn add(
     }
     let mut added = 0;
     for some in recipients.chunks(ROWS) {
-        let rows = some.iter().map(|recipient| broadcast_recipient::ActiveModel {
-            broadcast: Set(broadcast),
-            n: Set(recipient.n.cast_signed()),
-            bare: Set(recipient.bare.to_string()),
-        });
-        let insert = broadcast_recipient::Entity::insert_many(rows)
-            .on_conflict(OnConflict::columns([R::Broadcast, R::Bare]).do_nothing().to_owned());
-        let insert = insert.build(connection.get_database_backend());
-        added += connection.execute_raw(insert).await?.rows_affected();
+        added += insert(connection, broadcast, some).await?;
     }
     let last_n = recipients.iter().map(|recipient| recipient.n).max().unwrap_or(0);
     let last_n = Ord::max(last_n.cast_signed(), known.unwrap_or(0));
@@ -95,6 +89,55 @@ async fn add(
     }
     update.exec(connection).await?;
     Ok(added)
+}
+
+/// Inserts those who are not there, and tells how many.
+async fn insert(
+    connection: &DatabaseTransaction,
+    broadcast: i64,
+    recipients: &[Recipient],
+) -> Result<u64, DbErr> {
+    let backend = connection.get_database_backend();
+    // MySQL can leave a row out only for any error, or tell that it did not: it is asked first.
+    let mut known = match backend {
+        DbBackend::MySql => known(connection, broadcast, recipients).await?,
+        _ => HashSet::new(),
+    };
+    let ask = backend == DbBackend::MySql;
+    let new = recipients.iter().filter(|one| !ask || known.insert(one.bare.to_string()));
+    let rows: Vec<_> = new
+        .map(|recipient| broadcast_recipient::ActiveModel {
+            broadcast: Set(broadcast),
+            n: Set(recipient.n.cast_signed()),
+            bare: Set(recipient.bare.to_string()),
+        })
+        .collect();
+    if rows.is_empty() {
+        return Ok(0);
+    }
+    let mut insert = broadcast_recipient::Entity::insert_many(rows);
+    if !ask {
+        insert = insert
+            .on_conflict(OnConflict::columns([R::Broadcast, R::Bare]).do_nothing().to_owned());
+    }
+    Ok(connection.execute_raw(insert.build(backend)).await?.rows_affected())
+}
+
+/// Those of them who are there.
+async fn known(
+    connection: &DatabaseTransaction,
+    broadcast: i64,
+    recipients: &[Recipient],
+) -> Result<HashSet<String>, DbErr> {
+    let known: Vec<String> = broadcast_recipient::Entity::find()
+        .select_only()
+        .column(R::Bare)
+        .filter(R::Broadcast.eq(broadcast))
+        .filter(R::Bare.is_in(recipients.iter().map(|recipient| &*recipient.bare)))
+        .into_tuple()
+        .all(connection)
+        .await?;
+    Ok(known.into_iter().collect())
 }
 
 async fn settle(
@@ -125,17 +168,23 @@ async fn give_up(
     fate: Fate,
     limit: u64,
 ) -> Result<u64, DbErr> {
-    let first = Query::select()
-        .column(R::N)
-        .from(broadcast_recipient::Entity)
-        .and_where(R::Broadcast.eq(broadcast))
-        .order_by(R::N, sea_orm::Order::Asc)
-        .limit(limit)
-        .take();
-    let delete = broadcast_recipient::Entity::delete_many()
-        .filter(R::Broadcast.eq(broadcast))
-        .filter(R::N.in_subquery(first));
-    let rows = delete.exec(connection).await?.rows_affected;
+    let backend = connection.get_database_backend();
+    let mut delete = Query::delete();
+    delete.from_table(broadcast_recipient::Entity).and_where(R::Broadcast.eq(broadcast));
+    if backend == DbBackend::MySql {
+        // It takes no limit in a query within, and the others take none here.
+        delete.order_by(R::N, sea_orm::Order::Asc).limit(limit);
+    } else {
+        let first = Query::select()
+            .column(R::N)
+            .from(broadcast_recipient::Entity)
+            .and_where(R::Broadcast.eq(broadcast))
+            .order_by(R::N, sea_orm::Order::Asc)
+            .limit(limit)
+            .take();
+        delete.and_where(R::N.in_subquery(first));
+    }
+    let rows = connection.execute_raw(backend.build(&delete)).await?.rows_affected();
     count(connection, broadcast, fate, rows).await?;
     Ok(rows)
 }
@@ -193,7 +242,7 @@ pub(super) async fn recipients(
 }
 
 fn failed(error: DbErr) -> StoreError {
-    if sqlite::is_closed(&error) { StoreError::Closed } else { StoreError::Read(error) }
+    if fault::is_closed(&error) { StoreError::Closed } else { StoreError::Read(error) }
 }
 
 fn model(new: &Broadcast) -> broadcast::ActiveModel {

@@ -11,18 +11,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr};
+use sea_orm::{DatabaseTransaction, DbErr};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::error::StoreError;
+use super::fault::{self, Fault};
 use super::job::Outcome;
 use super::metrics;
 use super::open::{Opened, open};
 use super::queue::{Load, Queue, Submitted, Task, Waiting};
+use super::readers::Readers;
 use super::settings::StoreSettings;
-use super::sqlite::{self, Fault};
 use super::writer::{End, Writer};
 use crate::words::Bare;
 
@@ -31,15 +32,21 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Short enough that appends which just began to wait get their chance.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// How often in a row a batch is tried again at once that met another transaction.
+const MEETINGS: u32 = 8;
+
 /// What all parts of a store see.
 pub(super) struct Shared {
     pub(super) load: Arc<Load>,
     pub(super) healthy: AtomicBool,
+    /// Another process has taken the database over.
+    pub(super) fenced: AtomicBool,
 }
 
 impl Shared {
     pub(super) fn new() -> Self {
-        Shared { load: Arc::new(Load::new()), healthy: AtomicBool::new(false) }
+        let (healthy, fenced) = (AtomicBool::new(false), AtomicBool::new(false));
+        Shared { load: Arc::new(Load::new()), healthy, fenced }
     }
 }
 
@@ -54,12 +61,12 @@ pub(super) struct Committer {
 }
 
 /// What the other parts of a store need to know of an open database.
-pub(super) type Ready = Result<(DatabaseConnection, u32), StoreError>;
+pub(super) type Ready = Result<(Readers, u32), StoreError>;
 
 impl Committer {
     /// Runs on a new thread; tells when the database is open.
     pub(super) fn spawn(self, ready: oneshot::Sender<Ready>) -> io::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("amphora-store".to_owned());
         thread.spawn(move || runtime.block_on(self.run(ready)))?;
         Ok(())
@@ -83,7 +90,8 @@ impl Committer {
         let append_limit = settings.append_limit;
         let queue = Queue::new(shared.load.clone(), append_limit);
         let inbox = Inbox { jobs, queue, open: true };
-        let mut run = Run { writer, shared, inbox, append_limit, pause: FIRST_PAUSE, end: None };
+        let pause = FIRST_PAUSE;
+        let mut run = Run { writer, shared, inbox, append_limit, pause, met: 0, end: None };
         run.until_closed().await;
         run.writer.close().await;
         drop((lock, unhealthy));
@@ -136,7 +144,7 @@ impl Inbox {
 
 /// Whether other rows may fare better.
 fn concerns_rows(error: &DbErr) -> bool {
-    matches!(sqlite::fault(error), Fault::Row | Fault::Damage)
+    matches!(fault::fault(error), Fault::Row | Fault::Damage)
 }
 
 struct Run {
@@ -145,6 +153,8 @@ struct Run {
     inbox: Inbox,
     append_limit: Duration,
     pause: Duration,
+    /// How many transactions in a row met another one.
+    met: u32,
     /// When to stop trying, once the store closes.
     end: Option<Instant>,
 }
@@ -152,6 +162,9 @@ struct Run {
 impl Run {
     async fn until_closed(&mut self) {
         loop {
+            if self.writer.is_fenced() {
+                return self.fenced();
+            }
             self.inbox.push_all();
             self.inbox.queue.give_up_late();
             metrics::waiting(self.shared.load.appends());
@@ -174,11 +187,30 @@ impl Run {
         self.inbox.queue.is_empty() || now >= end
     }
 
+    /// Waits until there is something to do, or until it is time to show that this node lives.
     async fn wait_for_job(&mut self) {
-        match self.inbox.jobs.recv().await {
+        let job = match self.writer.heartbeat() {
+            None => self.inbox.jobs.recv().await,
+            Some(rest) => match timeout(rest, self.inbox.jobs.recv()).await {
+                Ok(job) => job,
+                Err(_) => return self.transact().await,
+            },
+        };
+        match job {
             Some(job) => self.inbox.queue.push(job),
             None => self.inbox.open = false,
         }
+    }
+
+    /// Another process has the right to write, for good: answers `Retry` to all. What this one
+    /// still holds, the interceptors send to the other.
+    fn fenced(&mut self) {
+        tracing::error!("another process has taken the database over; this one writes no more");
+        self.shared.fenced.store(true, Ordering::Relaxed);
+        self.set_healthy(false);
+        self.inbox.jobs.close();
+        self.inbox.push_all();
+        self.inbox.queue.give_up_all();
     }
 
     /// One transaction with what waits when it begins. With nothing waiting it shows whether
@@ -202,6 +234,11 @@ impl Run {
             Err(error) if concerns_rows(&error) && !batch.is_empty() => {
                 tracing::error!(%error, "a transaction failed; finding out for which write");
                 self.transact_one_by_one(batch).await;
+            }
+            Err(error) if fault::fault(&error) == Fault::Met && self.met < MEETINGS => {
+                tracing::debug!(%error, "trying a transaction again");
+                self.met += 1;
+                self.inbox.queue.put_back(batch);
             }
             Err(error) => self.put_back(batch, &error).await,
         }
@@ -246,7 +283,7 @@ impl Run {
                 Ok([]) => {}
                 Err(error) if concerns_rows(error) => {
                     tracing::error!(%error, recipient = part.recipient(), "a write failed");
-                    if part.is_append() && sqlite::fault(error) == Fault::Damage {
+                    if part.is_append() && fault::fault(error) == Fault::Damage {
                         return Ok(Outcome::Retry);
                     }
                     refused = Some(Outcome::Refused(error.to_string()));
@@ -279,6 +316,8 @@ impl Run {
         loop {
             match self.inbox.during(self.writer.settle()).await {
                 Ok(committed) => return committed,
+                // Whether it was committed is for the other process to find out by the keys.
+                Err(_) if self.writer.is_fenced() => return false,
                 Err(error) => {
                     self.failed(&error);
                     self.pause(&error).await;
@@ -331,7 +370,10 @@ impl Run {
     /// Waits after a failure; begins with a new connection, unless this one only had to wait
     /// for another program.
     async fn pause(&mut self, error: &DbErr) {
-        if sqlite::fault(error) == Fault::Busy {
+        if self.writer.is_fenced() {
+            return;
+        }
+        if fault::fault(error) == Fault::Busy {
             self.pause = FIRST_PAUSE;
         } else {
             self.inbox.during(self.writer.renew()).await;
@@ -342,6 +384,7 @@ impl Run {
 
     fn recovered(&mut self) {
         self.pause = FIRST_PAUSE;
+        self.met = 0;
         if !self.is_healthy() {
             tracing::info!("the store can be written again");
             self.set_healthy(true);

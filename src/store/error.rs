@@ -24,6 +24,24 @@ pub enum StoreError {
         /// The lock file.
         lock: PathBuf,
     },
+    /// Another node has the database, and lives.
+    #[error(
+        "another amphora has the database '{url}' ({holder}): stop it, or give this one a database of its own"
+    )]
+    Held {
+        /// As configured, without secrets.
+        url: String,
+        /// Which node it is, and when it was seen.
+        holder: String,
+    },
+    /// The server's version or settings are not enough.
+    #[error("the database '{url}' can't hold the store: {reason}")]
+    Unfit {
+        /// As configured, without secrets.
+        url: String,
+        /// What is wrong with it, and what would be right.
+        reason: String,
+    },
     /// The lock file can't be made.
     #[error("cannot lock '{}' for the database '{url}': {remedy}", .lock.display())]
     Lock {
@@ -64,9 +82,12 @@ pub enum StoreError {
         /// As configured, without secrets.
         url: String,
     },
-    /// The thread that writes can't be started.
-    #[error("cannot start the thread of the store")]
+    /// A thread of the store can't be started.
+    #[error("cannot start a thread of the store")]
     Thread(#[source] std::io::Error),
+    /// Another process has taken the database over; this one hands nothing over any more.
+    #[error("another process has taken the database over")]
+    Fenced,
     /// A read failed.
     #[error("cannot read from the store")]
     Read(#[source] DbErr),

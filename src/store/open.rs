@@ -6,44 +6,107 @@ use sea_orm::sea_query::ExprTrait;
 use sea_orm::{ColumnTrait, DatabaseConnection, DbErr, EntityTrait, QueryFilter};
 
 use super::error::StoreError;
+use super::fault::{self, Code};
+use super::lane::{self, Lane, Owner, Taken};
 use super::lock::Lock;
+use super::place::{Place, Server};
+use super::readers::Readers;
 use super::remedy;
+use super::server::{self, WriterSession};
 use super::settings::StoreSettings;
 use super::sqlite::{self, DatabaseFile};
-use super::writer::Writer;
+use super::writer::{OnServer, Writer};
 use crate::words::MessageId;
 
 /// An open database.
 pub(super) struct Opened {
     pub(super) writer: Writer,
-    pub(super) readers: DatabaseConnection,
+    pub(super) readers: Readers,
     pub(super) epoch: u32,
-    /// Let go last.
-    pub(super) lock: Lock,
+    /// Let go last. None: the database has the fence.
+    pub(super) lock: Option<Lock>,
 }
 
 /// To be called on the runtime that will use the writer: a connection that is given back on
 /// another comes back only when that one has time.
 pub(super) async fn open(settings: &StoreSettings) -> Result<Opened, StoreError> {
-    let file = DatabaseFile::of(&settings.url)?;
     let url = remedy::shown(&settings.url);
+    match Place::of(&settings.url) {
+        Ok(Place::File(file)) => open_file(settings, url, file).await,
+        Ok(Place::Server(server)) => open_server(settings, url, server).await,
+        Err(reason) => Err(StoreError::Url { url, reason }),
+    }
+}
+
+async fn open_file(
+    settings: &StoreSettings,
+    url: String,
+    file: DatabaseFile,
+) -> Result<Opened, StoreError> {
     let lock = Lock::take(&url, &file.path)?;
-    let failed = |source: DbErr| StoreError::Open {
-        url: url.clone(),
-        remedy: sqlite::remedy_of(&source, &file.path),
-        source,
+    let failed = |source: DbErr| {
+        let code = match fault::code(&source) {
+            Some(Code::Sqlite(code)) => Some(code),
+            _ => None,
+        };
+        let remedy = sqlite::remedy_of(code, &file.path);
+        StoreError::Open { url: url.clone(), remedy, source }
     };
     let database = file.connect_writer().await.map_err(failed)?;
-    if let Some(version) = unknown_migration(&database).await.map_err(failed)? {
-        return Err(StoreError::Newer { url, version });
-    }
-    Migrator::up(&database, None).await.map_err(failed)?;
+    migrate(&database, &url, failed).await?;
     let Some(epoch) = raise_epoch(&database).await.map_err(failed)? else {
         return Err(StoreError::EpochsUsedUp { url });
     };
     let readers = file.connect_readers(settings.readers).await.map_err(failed)?;
-    let writer = Writer::new(database, epoch, settings.clock.clone(), settings.memory_of_keys);
-    Ok(Opened { writer, readers, epoch, lock })
+    let readers = Readers::of_file(readers);
+    let (clock, memory) = (settings.clock.clone(), settings.memory_of_keys);
+    let writer = Writer::new(database, None, epoch, clock, memory);
+    Ok(Opened { writer, readers, epoch, lock: Some(lock) })
+}
+
+async fn open_server(
+    settings: &StoreSettings,
+    url: String,
+    mut server: Server,
+) -> Result<Opened, StoreError> {
+    if let Some(password) = &settings.password {
+        server.password = Some(password.clone());
+    }
+    let failed = |source: DbErr| StoreError::Open {
+        url: url.clone(),
+        remedy: server::remedy_of(&source),
+        source,
+    };
+    let WriterSession { database, session } = server.connect_writer(None).await.map_err(failed)?;
+    server.check(&url, &database).await?;
+    migrate(&database, &url, failed).await?;
+    let node = &settings.node;
+    let epoch = match lane::take_in_time(&server, &database, node, &session).await {
+        Ok(Taken::Yes(epoch)) => epoch,
+        Ok(Taken::Alive(holder)) => return Err(StoreError::Held { url, holder }),
+        Ok(Taken::UsedUp) => return Err(StoreError::EpochsUsedUp { url }),
+        Err(error) => return Err(failed(error)),
+    };
+    let owner = Owner { node: node.clone(), incarnation: epoch };
+    let readers = Readers::of_server(server.readers(settings.readers), owner);
+    let readers = readers.map_err(StoreError::Thread)?;
+    let (clock, memory) = (settings.clock.clone(), settings.memory_of_keys);
+    let lane = Lane::new(database.get_database_backend(), node, epoch);
+    let on_server = OnServer { server, lane, session };
+    let writer = Writer::new(database, Some(on_server), epoch, clock, memory);
+    Ok(Opened { writer, readers, epoch, lock: None })
+}
+
+/// Brings the tables up to date.
+async fn migrate(
+    database: &DatabaseConnection,
+    url: &str,
+    failed: impl Fn(DbErr) -> StoreError,
+) -> Result<(), StoreError> {
+    if let Some(version) = unknown_migration(database).await.map_err(&failed)? {
+        return Err(StoreError::Newer { url: url.to_owned(), version });
+    }
+    Migrator::up(database, None).await.map_err(&failed)
 }
 
 /// The first migration that a newer version has made, if any.

@@ -3,13 +3,15 @@
 use entities::offline_message::{Column as C, Entity, Model};
 use sea_orm::sea_query::{Expr, ExprTrait, SimpleExpr};
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseConnection, DbErr, EntityTrait, FromQueryResult,
-    PaginatorTrait, QueryFilter, QueryOrder, QueryResult, QuerySelect, QueryTrait, Select,
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait,
+    FromQueryResult, PaginatorTrait, QueryFilter, QueryOrder, QueryResult, QuerySelect, QueryTrait,
+    Select,
 };
 
 use super::error::StoreError;
+use super::fault::{self, Fault};
+use super::lane::Owner;
 use super::message::{DueMessage, DuePosition, Header, PageLimit, StoredMessage};
-use super::sqlite::{self, Fault};
 use super::usage::{Amount, Detail, Usage};
 use super::{metrics, row};
 use crate::time::Timestamp;
@@ -21,17 +23,23 @@ const SCAN: u64 = 1000;
 /// Rows that are read one by one where the database is damaged.
 const DAMAGED: u64 = 64;
 
-/// See [`super::Store::page`].
+/// See [`super::Store::page`]. An `owner` that was fenced gets nothing.
 pub(super) async fn page(
     database: DatabaseConnection,
+    owner: Option<Owner>,
     recipient: Bare,
     mut after: MessageId,
     limit: PageLimit,
 ) -> Result<Vec<StoredMessage>, StoreError> {
     loop {
-        let ids = ids(&database, &recipient, after, limit).await.map_err(failed)?;
+        let ids = ids(&database, owner.as_ref(), &recipient, after, limit).await.map_err(failed)?;
         let (Some(first), Some(last)) = (ids.first(), ids.last()) else {
-            return Ok(Vec::new());
+            return match owner {
+                Some(owner) if owner.is_fenced(&database).await.map_err(failed)? => {
+                    Err(StoreError::Fenced)
+                }
+                _ => Ok(Vec::new()),
+            };
         };
         let all = Entity::find()
             .filter(C::Recipient.eq(&*recipient))
@@ -99,10 +107,14 @@ pub(super) async fn usage(
         let messages = of_recipient.count(&database).await.map_err(failed)?;
         return Ok(Usage { all: Amount { messages, bytes: 0 }, ..Usage::default() });
     }
+    let bigint = match database.get_database_backend() {
+        DbBackend::MySql => "signed",
+        _ => "bigint",
+    };
     let sums = of_recipient
         .select_only()
         .expr_as(C::Id.count(), "messages")
-        .expr_as(C::Size.sum().cast_as("bigint"), "bytes");
+        .expr_as(C::Size.sum().cast_as(bigint), "bytes");
     if detail == Detail::Bytes {
         let sum: Option<(i64, Option<i64>)> =
             sums.into_tuple().one(&database).await.map_err(failed)?;
@@ -158,7 +170,7 @@ pub(super) async fn due(
         let Some(last) = positions.last() else {
             return Ok(Vec::new());
         };
-        let all = expiring_after(&from).filter(position().lte(values(last)));
+        let all = expiring_after(&database, &from).filter(until_place(&database, last));
         let each = positions.iter().map(|position| (&*position.recipient, position.id));
         let rows = rows(&database, all, each).await.map_err(failed)?;
         let messages: Vec<DueMessage> = rows.into_iter().filter_map(due_message).collect();
@@ -174,7 +186,7 @@ pub(super) async fn next_due(
     database: DatabaseConnection,
     from: DuePosition,
 ) -> Result<Option<Timestamp>, StoreError> {
-    let first = expiring_after(&from).select_only().column(C::ExpiresAt).limit(1);
+    let first = expiring_after(&database, &from).select_only().column(C::ExpiresAt).limit(1);
     let at: Option<i64> = first.into_tuple().one(&database).await.map_err(failed)?;
     Ok(at.map(Timestamp::from_micros))
 }
@@ -184,22 +196,23 @@ pub(super) type Place = (Bare, MessageId);
 
 /// Of the rows next after `from`, those stored before `before`; and where to go on.
 pub(super) async fn older(
-    database: &DatabaseConnection,
-    from: &Place,
+    database: DatabaseConnection,
+    from: Place,
     before: Timestamp,
 ) -> Result<(Vec<Place>, Option<Place>), StoreError> {
     let rows: Vec<(String, i64, i64)> = Entity::find()
         .select_only()
         .columns([C::Recipient, C::Id, C::StoredAt])
-        .filter(
-            Expr::tuple([C::Recipient.into_expr(), C::Id.into_expr()])
-                .gt(Expr::tuple([Expr::value(&*from.0), Expr::value(from.1.0)])),
-        )
+        .filter(beyond(
+            &database,
+            [C::Recipient, C::Id],
+            [Expr::value(&*from.0), Expr::value(from.1.0)],
+        ))
         .order_by_asc(C::Recipient)
         .order_by_asc(C::Id)
         .limit(SCAN)
         .into_tuple()
-        .all(database)
+        .all(&database)
         .await
         .map_err(failed)?;
     let place =
@@ -212,16 +225,20 @@ pub(super) async fn older(
 /// The ids of the next messages that stay within the limit.
 async fn ids(
     database: &DatabaseConnection,
+    owner: Option<&Owner>,
     recipient: &str,
     after: MessageId,
     limit: PageLimit,
 ) -> Result<Vec<MessageId>, DbErr> {
-    let next = Entity::find()
+    let mut next = Entity::find()
         .select_only()
         .column(C::Id)
         .filter(C::Recipient.eq(recipient))
         .filter(C::Id.gt(after.0))
         .order_by_asc(C::Id);
+    if let Some(owner) = owner {
+        next = next.filter(owner.condition());
+    }
     within(database, next, limit, |row| Ok(MessageId(row.try_get("", "id")?))).await
 }
 
@@ -232,7 +249,7 @@ async fn positions(
     until: Timestamp,
     limit: PageLimit,
 ) -> Result<Vec<DuePosition>, DbErr> {
-    let next = expiring_after(from)
+    let next = expiring_after(database, from)
         .select_only()
         .columns([C::ExpiresAt, C::Recipient, C::Id])
         .filter(C::ExpiresAt.lte(until.as_micros()));
@@ -258,7 +275,7 @@ async fn within<T>(
     let most = u64::try_from(limit.rows).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64);
     let sized = next.clone().column(C::Size).limit(most);
     let rows = match query(database, sized).await {
-        Err(error) if sqlite::fault(&error) == Fault::Damage => {
+        Err(error) if fault::fault(&error) == Fault::Damage => {
             query(database, next.limit(DAMAGED)).await?
         }
         rows => rows?,
@@ -274,27 +291,61 @@ async fn within<T>(
 }
 
 /// All that expire after `from`, in that order.
-fn expiring_after(from: &DuePosition) -> Select<Entity> {
+fn expiring_after(database: &DatabaseConnection, from: &DuePosition) -> Select<Entity> {
     Entity::find()
         .filter(C::ExpiresAt.is_not_null())
         // The second condition implies this one, but only this one finds its place in the index.
         .filter(C::ExpiresAt.gte(from.at.as_micros()))
-        .filter(position().gt(values(from)))
+        .filter(beyond(database, POSITION, values(from)))
         .order_by_asc(C::ExpiresAt)
         .order_by_asc(C::Recipient)
         .order_by_asc(C::Id)
 }
 
-fn position() -> SimpleExpr {
-    Expr::tuple([C::ExpiresAt.into_expr(), C::Recipient.into_expr(), C::Id.into_expr()])
-}
+const POSITION: [C; 3] = [C::ExpiresAt, C::Recipient, C::Id];
 
-fn values(position: &DuePosition) -> SimpleExpr {
-    Expr::tuple([
+fn values(position: &DuePosition) -> [SimpleExpr; 3] {
+    [
         Expr::value(position.at.as_micros()),
         Expr::value(&*position.recipient),
         Expr::value(position.id.0),
-    ])
+    ]
+}
+
+/// At `last` or before, in the order in which messages expire.
+fn until_place(database: &DatabaseConnection, last: &DuePosition) -> SimpleExpr {
+    match database.get_database_backend() {
+        DbBackend::MySql => C::ExpiresAt
+            .lte(last.at.as_micros())
+            .and(beyond(database, POSITION, values(last)).not()),
+        _ => tuple(POSITION).lte(Expr::tuple(values(last))),
+    }
+}
+
+/// The columns, in this order, come after the values. MySQL finds no place in an index by a
+/// comparison of tuples; the others find none by its parts.
+fn beyond<const N: usize>(
+    database: &DatabaseConnection,
+    columns: [C; N],
+    values: [SimpleExpr; N],
+) -> SimpleExpr {
+    if database.get_database_backend() != DbBackend::MySql {
+        return tuple(columns).gt(Expr::tuple(values));
+    }
+    // The last first: (a, b) > (x, y) is a > x OR (a = x AND b > y).
+    let pairs = columns.into_iter().zip(values).rev();
+    let parts = pairs.fold(None, |rest: Option<SimpleExpr>, (column, value)| {
+        let greater = column.into_expr().gt(value.clone());
+        Some(match rest {
+            Some(rest) => greater.or(column.into_expr().eq(value).and(rest)),
+            None => greater,
+        })
+    });
+    parts.unwrap_or_else(|| Expr::value(false))
+}
+
+fn tuple<const N: usize>(columns: [C; N]) -> SimpleExpr {
+    Expr::tuple(columns.map(|column| column.into_expr()))
 }
 
 /// The rows of `all`; where the database is damaged, those of `each` that can be read. Rows
@@ -305,7 +356,7 @@ async fn rows<'a>(
     each: impl Iterator<Item = (&'a str, MessageId)>,
 ) -> Result<Vec<Model>, DbErr> {
     match query(database, all).await {
-        Err(error) if sqlite::fault(&error) == Fault::Damage => {}
+        Err(error) if fault::fault(&error) == Fault::Damage => {}
         rows => return Ok(rows?.iter().filter_map(model).collect()),
     }
     let mut rows = Vec::new();
@@ -313,7 +364,7 @@ async fn rows<'a>(
         let one = Entity::find_by_id((recipient.to_owned(), id.0));
         match query(database, one).await {
             Ok(found) => rows.extend(found.iter().filter_map(model)),
-            Err(error) if sqlite::fault(&error) == Fault::Damage => {
+            Err(error) if fault::fault(&error) == Fault::Damage => {
                 set_aside(recipient, id, &error.to_string());
             }
             Err(error) => return Err(error),
@@ -364,5 +415,5 @@ fn set_aside(recipient: &str, id: MessageId, error: &str) {
 }
 
 fn failed(error: DbErr) -> StoreError {
-    if sqlite::is_closed(&error) { StoreError::Closed } else { StoreError::Read(error) }
+    if fault::is_closed(&error) { StoreError::Closed } else { StoreError::Read(error) }
 }

@@ -17,21 +17,39 @@ pub(super) fn of_io(error: &io::Error) -> &'static str {
     }
 }
 
-/// The URL without user, password and query.
-pub(super) fn shown(url: &str) -> String {
-    let url = url.split('?').next().unwrap_or_default();
-    match url.split_once("://") {
-        // A file's path may contain '@'.
-        Some((scheme, rest)) if scheme != "sqlite" => {
-            let (authority, path) = match rest.find('/') {
-                Some(at) => rest.split_at(at),
-                None => (rest, ""),
-            };
-            let host = authority.rsplit('@').next().unwrap_or_default();
-            format!("{scheme}://{host}{path}")
+/// For a server that can't be reached.
+pub(super) fn of_connecting(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
+            "start the database server, or name its host and port"
         }
-        _ => url.to_owned(),
+        io::ErrorKind::PermissionDenied => "let the user that amphora runs as use this socket",
+        _ => "check host and port, and what stands between",
     }
+}
+
+/// The URL without user, password and query. Where it can't be told where the password ends,
+/// nothing but the kind of database.
+pub(super) fn shown(url: &str) -> String {
+    let (base, query) = url.split_once('?').unwrap_or((url, ""));
+    match base.split_once("://") {
+        // A file's path may contain '@'.
+        Some((scheme, rest)) if scheme != "sqlite" => match rest.rsplit_once('@') {
+            Some((_, rest)) => format!("{scheme}://{rest}"),
+            None if query.contains('@') && !rest.contains('/') => format!("{scheme}://***"),
+            None if rest.split('/').next().is_some_and(is_login) => format!("{scheme}://***"),
+            None => format!("{scheme}://{rest}"),
+        },
+        Some(_) => base.to_owned(),
+        None if base.starts_with("sqlite:") => base.to_owned(),
+        None => "***".to_owned(),
+    }
+}
+
+/// Whether this may be a user and a password, cut off from their host.
+fn is_login(authority: &str) -> bool {
+    let port = authority.rsplit_once(']').map_or(authority, |(_, rest)| rest).split_once(':');
+    port.is_some_and(|(_, port)| !port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -43,6 +61,12 @@ mod tests {
         assert_eq!(shown("sqlite:///var/lib/a@b.db?mode=rwc"), "sqlite:///var/lib/a@b.db");
         assert_eq!(shown("postgres://u:p%40@h:5432/db?password=x"), "postgres://h:5432/db");
         assert_eq!(shown("postgres://u:p@ss@h/db"), "postgres://h/db");
+        assert_eq!(shown("postgres://u:p@s/s@h/db"), "postgres://h/db");
+        assert_eq!(shown("postgres://u:hun?ter2@h/db"), "postgres://***");
+        assert_eq!(shown("jdbc:mysql://h:1/db?user=u&password=p@w"), "jdbc:mysql://h:1/db");
+        assert_eq!(shown("postgres://[::1]:5/db"), "postgres://[::1]:5/db");
+        assert_eq!(shown("postgres:u:p@h"), "***");
+        assert_eq!(shown("sqlite:a.db"), "sqlite:a.db");
         assert_eq!(shown("mysql://h"), "mysql://h");
     }
 }

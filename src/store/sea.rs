@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use futures::future::BoxFuture;
-use sea_orm::DatabaseConnection;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -18,6 +17,7 @@ use super::job::{Done, Job, Outcome};
 use super::message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
 use super::pages::{self, Place};
 use super::queue::{Submitted, Task};
+use super::readers::Readers;
 use super::settings::StoreSettings;
 use super::usage::{Detail, Usage};
 use crate::time::Timestamp;
@@ -26,12 +26,12 @@ use crate::words::{Bare, Key, MessageId};
 /// Rows that a purge removes in one transaction, so that appends need not wait for it.
 const PURGE: u64 = 500;
 
-/// Offline messages in SQLite.
+/// Offline messages in SQLite, PostgreSQL, MySQL or MariaDB.
 ///
 /// Dropped without [`Store::close`], it finishes what is queued on its own.
 pub struct SeaStore {
     inlet: Inlet,
-    readers: DatabaseConnection,
+    readers: Arc<Readers>,
     epoch: u32,
     ended: watch::Receiver<bool>,
 }
@@ -54,7 +54,22 @@ impl SeaStore {
         committer.spawn(tell).map_err(StoreError::Thread)?;
         let (readers, epoch) = told.await.map_err(|_| StoreError::Closed)??;
         let inlet = Inlet { sender: Arc::new(RwLock::new(Some(sender))), shared };
-        Ok(SeaStore { inlet, readers, epoch, ended })
+        Ok(SeaStore { inlet, readers: Arc::new(readers), epoch, ended })
+    }
+}
+
+impl SeaStore {
+    /// Ends when another process has taken the database of a server over. This store is closed
+    /// by then.
+    pub fn superseded(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (mut ended, shared) = (self.ended.clone(), self.inlet.shared.clone());
+        async move {
+            // An error: the thread is gone already.
+            let _ = ended.wait_for(|ended| *ended).await;
+            if !shared.fenced.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 }
 
@@ -122,7 +137,10 @@ impl Store for SeaStore {
         after: MessageId,
         limit: PageLimit,
     ) -> BoxFuture<'static, Result<Vec<StoredMessage>, StoreError>> {
-        Box::pin(pages::page(self.readers.clone(), recipient, after, limit))
+        let owner = self.readers.owner();
+        let page =
+            move |database| pages::page(database, owner.clone(), recipient.clone(), after, limit);
+        Box::pin(self.readers.read(page))
     }
 
     fn headers(
@@ -131,7 +149,8 @@ impl Store for SeaStore {
         after: MessageId,
         rows: usize,
     ) -> BoxFuture<'static, Result<Vec<Header>, StoreError>> {
-        Box::pin(pages::headers(self.readers.clone(), recipient, after, rows))
+        let headers = move |database| pages::headers(database, recipient.clone(), after, rows);
+        Box::pin(self.readers.read(headers))
     }
 
     fn usage(
@@ -139,7 +158,8 @@ impl Store for SeaStore {
         recipient: Bare,
         detail: Detail,
     ) -> BoxFuture<'static, Result<Usage, StoreError>> {
-        Box::pin(pages::usage(self.readers.clone(), recipient, detail))
+        let usage = move |database| pages::usage(database, recipient.clone(), detail);
+        Box::pin(self.readers.read(usage))
     }
 
     fn due(
@@ -148,14 +168,15 @@ impl Store for SeaStore {
         until: Timestamp,
         limit: PageLimit,
     ) -> BoxFuture<'static, Result<Vec<DueMessage>, StoreError>> {
-        Box::pin(pages::due(self.readers.clone(), from, until, limit))
+        let due = move |database| pages::due(database, from.clone(), until, limit);
+        Box::pin(self.readers.read(due))
     }
 
     fn next_due(
         &self,
         from: DuePosition,
     ) -> BoxFuture<'static, Result<Option<Timestamp>, StoreError>> {
-        Box::pin(pages::next_due(self.readers.clone(), from))
+        Box::pin(self.readers.read(move |database| pages::next_due(database, from.clone())))
     }
 
     fn purge(
@@ -175,7 +196,7 @@ impl Store for SeaStore {
     }
 
     fn find(&self, key: Key) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>> {
-        Box::pin(pages::find(self.readers.clone(), key))
+        Box::pin(self.readers.read(move |database| pages::find(database, key.clone())))
     }
 
     fn epoch(&self) -> u32 {
@@ -192,16 +213,14 @@ impl Store for SeaStore {
         Box::pin(async move {
             // An error: the thread is gone already.
             let _ = ended.wait_for(|ended| *ended).await;
-            if let Err(error) = readers.close().await {
-                tracing::warn!(%error, "cannot close the connections that read");
-            }
+            readers.close().await;
         })
     }
 }
 
 impl BroadcastStore for SeaStore {
     fn broadcasts(&self) -> BoxFuture<'static, Result<Vec<Broadcast>, StoreError>> {
-        Box::pin(broadcast_rows::all(self.readers.clone()))
+        Box::pin(self.readers.read(broadcast_rows::all))
     }
 
     fn recipients(
@@ -210,7 +229,9 @@ impl BroadcastStore for SeaStore {
         after: u64,
         limit: u64,
     ) -> BoxFuture<'static, Result<Vec<Recipient>, StoreError>> {
-        Box::pin(broadcast_rows::recipients(self.readers.clone(), broadcast, after, limit))
+        let recipients =
+            move |database| broadcast_rows::recipients(database, broadcast, after, limit);
+        Box::pin(self.readers.read(recipients))
     }
 
     fn change(&self, change: BroadcastChange) -> BoxFuture<'static, Result<u64, StoreError>> {
@@ -240,13 +261,15 @@ async fn purge_marks(inlet: &Inlet, before: Timestamp) -> Result<u64, StoreError
 /// by every append.
 async fn purge_messages(
     inlet: &Inlet,
-    readers: &DatabaseConnection,
+    readers: &Readers,
     before: Timestamp,
 ) -> Result<u64, StoreError> {
     let mut from: Place = (Bare::from(""), MessageId::ZERO);
     let mut removed = 0;
     loop {
-        let (old, next) = pages::older(readers, &from, before).await?;
+        let place = from.clone();
+        let older = move |database| pages::older(database, place.clone(), before);
+        let (old, next) = readers.read(older).await?;
         let deletes = old.chunk_by(|a, b| a.0 == b.0).map(|places| Task::Delete {
             recipient: places[0].0.clone(),
             ids: places.iter().map(|place| place.1).collect(),

@@ -13,8 +13,15 @@ pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 #[derive(Clone)]
 pub struct StoreSettings {
     /// Which database: `sqlite://path?mode=rwc`, or `sqlite:path` for the same. A file that is
-    /// missing is made (not with `mode=rw`), its directory is not.
+    /// missing is made (not with `mode=rw`), its directory is not. Or the database of a server,
+    /// which must be there: `postgres://user:password@host:port/database`, `mysql://` or
+    /// `mariadb://` likewise, with `sslmode` and more; also behind `jdbc:`.
     pub url: String,
+    /// The password for a server, over one in the URL. None: that one, if any.
+    pub password: Option<String>,
+    /// The name of the node, for a server: a process of the same name supersedes this one, one
+    /// of another name is refused while this one lives ("amphora").
+    pub node: String,
     /// How long an append may wait before it is answered `Retry` (5 s).
     pub append_limit: Duration,
     /// How long after an append its key is remembered though the row is gone (H, 10 min).
@@ -31,6 +38,8 @@ impl StoreSettings {
     pub fn new(url: impl Into<String>) -> Self {
         StoreSettings {
             url: url.into(),
+            password: None,
+            node: "amphora".to_owned(),
             append_limit: Duration::from_secs(5),
             memory_of_keys: Duration::from_secs(10 * 60),
             readers: 2,

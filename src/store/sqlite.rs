@@ -1,15 +1,15 @@
-//! All that only SQLite needs: opening it, the statements in its own words, its error codes.
+//! All that only SQLite needs: opening it, the statements in its own words, remedies.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sea_orm::sqlx::pool::PoolOptions;
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sea_orm::sqlx::{self, ConnectOptions, Sqlite};
-use sea_orm::{DatabaseConnection, DbErr, RuntimeErr, SqlxSqliteConnector};
+use sea_orm::sqlx::{ConnectOptions, Sqlite};
+use sea_orm::{DatabaseConnection, DbErr, SqlxSqliteConnector};
 
-use super::error::StoreError;
-use super::remedy;
+use super::fault;
+use super::statements::Words;
 
 /// How long a statement waits for a lock that another program holds. Short: the committer
 /// asks again, and meanwhile answers appends that have waited too long.
@@ -26,7 +26,7 @@ const WRITER_CACHE: &str = "-131072";
 const READER_CACHE: &str = "-16384";
 
 /// A database file, as a URL names it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DatabaseFile {
     pub(super) path: PathBuf,
     /// Whether a missing file is made.
@@ -34,34 +34,34 @@ pub(super) struct DatabaseFile {
 }
 
 impl DatabaseFile {
-    /// Reads `sqlite://path?mode=rwc` and `sqlite:path`.
-    pub(super) fn of(url: &str) -> Result<Self, StoreError> {
-        let bad =
-            |reason: &str| StoreError::Url { url: remedy::shown(url), reason: reason.to_owned() };
-        let rest = url.strip_prefix("sqlite:").ok_or_else(|| {
-            bad("it does not begin with 'sqlite:', as in sqlite:///var/lib/amphora/amphora.db")
-        })?;
+    /// Reads what stands behind `sqlite:`, as `//path?mode=rwc`; the error says what would be
+    /// right.
+    pub(super) fn of(rest: &str) -> Result<Self, String> {
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         if path.trim_start_matches('/').is_empty() {
-            return Err(bad("it names no file, as sqlite:///var/lib/amphora/amphora.db does"));
+            return Err("it names no file, as sqlite:///var/lib/amphora/amphora.db does".to_owned());
         }
         let mut create = true;
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair {
                 "mode=rwc" => create = true,
                 "mode=rw" => create = false,
-                "mode=ro" => return Err(bad("a store must be written: use mode=rw or mode=rwc")),
-                "mode=memory" => return Err(bad(IN_MEMORY)),
-                _ => return Err(bad("of the parameters only mode=rw and mode=rwc are known")),
+                "mode=ro" => {
+                    return Err("a store must be written: use mode=rw or mode=rwc".to_owned());
+                }
+                "mode=memory" => return Err(IN_MEMORY.to_owned()),
+                _ => {
+                    return Err("of the parameters only mode=rw and mode=rwc are known".to_owned());
+                }
             }
         }
         // sqlx undoes the escapes (%20).
         let parsed: SqliteConnectOptions = match format!("sqlite:{path}").parse() {
             Ok(parsed) => parsed,
-            Err(_) => return Err(bad("its path is not valid")),
+            Err(_) => return Err("its path is not valid".to_owned()),
         };
         if path == ":memory:" || path == "//:memory:" {
-            return Err(bad(IN_MEMORY));
+            return Err(IN_MEMORY.to_owned());
         }
         Ok(DatabaseFile { path: parsed.get_filename().to_owned(), create })
     }
@@ -90,15 +90,6 @@ impl DatabaseFile {
     }
 }
 
-/// The file of the database that a URL names.
-///
-/// # Errors
-///
-/// [`StoreError::Url`].
-pub fn database_path(url: &str) -> Result<PathBuf, StoreError> {
-    Ok(DatabaseFile::of(url)?.path)
-}
-
 const IN_MEMORY: &str = "a database in memory would lose messages: name a file";
 
 async fn connect(options: SqliteConnectOptions, most: u32) -> Result<DatabaseConnection, DbErr> {
@@ -110,7 +101,7 @@ async fn connect(options: SqliteConnectOptions, most: u32) -> Result<DatabaseCon
         .test_before_acquire(false)
         .connect_with(options)
         .await
-        .map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())))?;
+        .map_err(fault::connecting)?;
     Ok(SqlxSqliteConnector::from_sqlx_sqlite_pool(pool))
 }
 
@@ -129,123 +120,33 @@ pub(super) const CHECKPOINT: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
 /// Raises the beat after the first parameter, in the epoch of the second.
 pub(super) const RAISE_BEAT: &str = "UPDATE epoch SET beat = beat + 1 WHERE beat = ? AND value = ?";
 
-/// Statements of many rows, written out for a few fixed numbers of rows. Their texts stay the
-/// same, so that SQLite prepares each once; building them anew cost more than the insert.
-pub(super) struct Texts(Vec<Text>);
-
-struct Text {
-    rows: usize,
-    insert: String,
-    mark: String,
-    delete: String,
-}
-
-impl Texts {
-    /// Numbers of rows. Beyond the largest more rows a statement gain nothing; between them,
-    /// few statements make up any number.
-    const ROWS: [usize; 9] = [256, 128, 64, 32, 16, 8, 4, 2, 1];
-
-    pub(super) fn new() -> Self {
-        Texts(Self::ROWS.map(Text::new).into())
-    }
-
-    /// The statement that inserts the most of `rows`, and how many it takes. Only a conflict
-    /// on the key leaves a row out, any other is an error.
-    pub(super) fn insert(&self, rows: usize) -> (&str, usize) {
-        let text = self.at_most(rows);
-        (&text.insert, text.rows)
-    }
-
-    /// The same for marks.
-    pub(super) fn mark(&self, rows: usize) -> (&str, usize) {
-        let text = self.at_most(rows);
-        (&text.mark, text.rows)
-    }
-
-    /// The statement that deletes the most of `pairs` (recipient, id) and tells what was there.
-    pub(super) fn delete(&self, pairs: usize) -> (&str, usize) {
-        let text = self.at_most(pairs);
-        (&text.delete, text.rows)
-    }
-
-    fn at_most(&self, rows: usize) -> &Text {
-        let last = self.0.len() - 1;
-        self.0.iter().find(|text| text.rows <= rows).unwrap_or(&self.0[last])
-    }
-}
-
-impl Text {
-    fn new(rows: usize) -> Self {
-        Text {
-            rows,
-            insert: format!(
-                "INSERT INTO offline_message (recipient, id, \"key\", sender, kind, size, stored_at, \
-                 appended_at, archived, expires_at, expire_rule, met_rule, stanza) VALUES {} \
-                 ON CONFLICT (\"key\") DO NOTHING",
-                tuples(rows, 13)
-            ),
-            mark: format!(
-                "INSERT INTO mark (\"key\", met_rule, until) VALUES {} ON CONFLICT (\"key\") \
-                 DO UPDATE SET met_rule = excluded.met_rule, until = max(until, excluded.until)",
-                tuples(rows, 3)
-            ),
-            // '(recipient, id) IN (VALUES ...)' would scan the whole table; the join looks
-            // each pair up.
-            delete: format!(
-                "DELETE FROM offline_message WHERE rowid IN (SELECT m.rowid FROM (VALUES {}) AS v \
-                 CROSS JOIN offline_message AS m ON m.recipient = v.column1 AND m.id = v.column2) \
-                 RETURNING recipient, id, \"key\", met_rule, appended_at",
-                tuples(rows, 2)
-            ),
-        }
-    }
-}
-
-fn tuples(rows: usize, columns: usize) -> String {
-    let tuple = format!("({})", vec!["?"; columns].join(","));
-    vec![tuple; rows].join(",")
-}
-
-/// What an error says about the rows of the statement.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Fault {
-    /// One of them can't be stored, now or later.
-    Row,
-    /// A part of the database that one of them needs is damaged.
-    Damage,
-    /// Nothing: another program holds a lock.
-    Busy,
-    /// Nothing: the database is full, or away, or failed.
-    Other,
-}
-
-/// The primary result code of SQLite: https://sqlite.org/rescode.html
-fn code(error: &DbErr) -> Option<i32> {
-    let (DbErr::Conn(RuntimeErr::SqlxError(error))
-    | DbErr::Exec(RuntimeErr::SqlxError(error))
-    | DbErr::Query(RuntimeErr::SqlxError(error))) = error
-    else {
-        return None;
-    };
-    let code = error.as_database_error()?.code()?;
-    code.parse::<i32>().ok().map(|extended| extended & 0xff)
-}
-
-pub(super) fn fault(error: &DbErr) -> Fault {
-    match code(error) {
-        // TOOBIG, CONSTRAINT, MISMATCH
-        Some(18..=20) => Fault::Row,
-        // CORRUPT
-        Some(11) => Fault::Damage,
-        // BUSY, LOCKED
-        Some(5 | 6) => Fault::Busy,
-        _ => Fault::Other,
-    }
-}
+/// Only a conflict on the key leaves a row out, any other is an error.
+pub(super) const WORDS: Words = Words {
+    insert: (
+        "INSERT INTO offline_message (recipient, id, \"key\", sender, kind, size, stored_at, \
+         appended_at, archived, expires_at, expire_rule, met_rule, stanza) VALUES ",
+        " ON CONFLICT (\"key\") DO NOTHING",
+    ),
+    mark: (
+        "INSERT INTO mark (\"key\", met_rule, until) VALUES ",
+        " ON CONFLICT (\"key\") DO UPDATE SET met_rule = excluded.met_rule, \
+         until = max(until, excluded.until)",
+    ),
+    find: None,
+    // '(recipient, id) IN (VALUES ...)' would scan the whole table; the join looks each pair
+    // up.
+    delete: (
+        "DELETE FROM offline_message WHERE rowid IN (SELECT m.rowid FROM (VALUES ",
+        ") AS v CROSS JOIN offline_message AS m ON m.recipient = v.column1 AND m.id = v.column2) \
+         RETURNING recipient, id, \"key\", met_rule, appended_at",
+    ),
+    purge_marks: "DELETE FROM mark WHERE \"key\" IN \
+                  (SELECT \"key\" FROM mark WHERE until < ? LIMIT ?)",
+};
 
 /// What to do about a database that can't be opened.
-pub(super) fn remedy_of(error: &DbErr, path: &Path) -> &'static str {
-    match code(error) {
+pub(super) fn remedy_of(code: Option<i32>, path: &Path) -> &'static str {
+    match code.map(|code| code & 0xff) {
         Some(3 | 23) => "let the user that amphora runs as read and write it and its directory",
         Some(5 | 6) => "another program holds it locked: end that program",
         Some(8) => "it is read-only: let the user that amphora runs as write it and its directory",
@@ -258,33 +159,22 @@ pub(super) fn remedy_of(error: &DbErr, path: &Path) -> &'static str {
     }
 }
 
-/// Whether an error says that the connections were closed.
-pub(super) fn is_closed(error: &DbErr) -> bool {
-    let closed = |error: &sqlx::Error| matches!(error, sqlx::Error::PoolClosed);
-    match error {
-        DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::ConnectionClosed) => true,
-        DbErr::Conn(RuntimeErr::SqlxError(error))
-        | DbErr::Exec(RuntimeErr::SqlxError(error))
-        | DbErr::Query(RuntimeErr::SqlxError(error)) => closed(error),
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn urls() {
-        let file = |url: &str| DatabaseFile::of(url).map(|file| (file.path, file.create)).ok();
+        let file = |url: &str| {
+            let rest = url.strip_prefix("sqlite:")?;
+            DatabaseFile::of(rest).map(|file| (file.path, file.create)).ok()
+        };
         assert_eq!(file("sqlite:///a/b.db?mode=rwc"), Some(("/a/b.db".into(), true)));
         assert_eq!(file("sqlite:///a/b.db"), Some(("/a/b.db".into(), true)));
         assert_eq!(file("sqlite://b.db"), Some(("b.db".into(), true)));
         assert_eq!(file("sqlite:b.db?mode=rw"), Some(("b.db".into(), false)));
         assert_eq!(file("sqlite:/a%20b.db"), Some(("/a b.db".into(), true)));
         for bad in [
-            "postgres://h/db",
-            "/a/b.db",
             "sqlite:",
             "sqlite://",
             "sqlite:///",

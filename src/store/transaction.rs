@@ -4,39 +4,37 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use entities::{mark, offline_message};
-use sea_orm::sea_query::Query;
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait, QueryFilter,
-    QueryResult, QuerySelect, QueryTrait, Statement, Value,
+    QueryResult, QuerySelect, QueryTrait, Statement, TransactionTrait, Value,
 };
 
 use super::broadcast_rows;
+use super::fault::{self, Fault};
 use super::job::{NewMessage, Outcome};
 use super::plan::{self, Round};
 use super::queue::Task;
 use super::row;
-use super::sqlite::{self, Fault, Texts};
+use super::statements::{Append, Mark, Pair, Statements};
 use crate::time::Timestamp;
 use crate::words::{Expiry, MessageId};
 
 /// Carries out batches in one transaction.
 ///
 /// A statement that breaks a constraint undoes itself alone: the transaction goes on, and
-/// halves of the statement are tried until the row is found.
+/// halves of the statement are tried until the row is found. PostgreSQL needs a savepoint for
+/// that before each statement.
 pub(super) struct Transaction<'a> {
     pub(super) connection: &'a DatabaseTransaction,
-    pub(super) texts: &'a Texts,
+    pub(super) statements: &'a Statements,
+    /// Whether the transaction is to go on after a statement that breaks a constraint; if not,
+    /// that is an error.
+    pub(super) goes_on: bool,
     /// The wall time of the appends.
     pub(super) now: Timestamp,
     /// How long after its append a key is remembered.
     pub(super) memory: Duration,
 }
-
-/// An append and its place in the batch.
-type Append<'a> = (usize, &'a NewMessage);
-
-/// A message to be deleted, and the place of the write in the batch.
-type Pair<'a> = (usize, &'a str, MessageId);
 
 impl Transaction<'_> {
     /// The outcomes of the batch, in its order, should the transaction be committed. An
@@ -80,7 +78,8 @@ impl Transaction<'_> {
         }
         for &place in &round.marks {
             if let Task::PurgeMarks { before, limit } = batch[place] {
-                outcomes[place] = Outcome::Done { rows: self.purge_marks(*before, *limit).await? };
+                let purge = self.statements.purge_marks(*before, *limit);
+                outcomes[place] = Outcome::Done { rows: self.execute(purge).await? };
             }
         }
         for &place in &round.broadcasts {
@@ -110,15 +109,17 @@ impl Transaction<'_> {
             let Some(&(place, message)) = rows.first() else {
                 continue;
             };
-            let (text, count) = self.texts.insert(rows.len());
+            let (statement, count) = self.statements.insert(rows, self.now);
             let (head, rest) = rows.split_at(count);
             left.push(rest);
-            match self.insert(text, head).await {
+            match self.insert(statement).await {
                 Ok(stored) if stored == count => {
                     head.iter().for_each(|(place, _)| outcomes[*place] = Outcome::Stored);
                 }
                 Ok(_) => self.sort_out(head, outcomes).await?,
-                Err(error) if sqlite::fault(&error) != Fault::Row => return Err(error),
+                Err(error) if !self.goes_on || fault::fault(&error) != Fault::Row => {
+                    return Err(error);
+                }
                 Err(error) if count == 1 => outcomes[place] = self.refuse(message, &error).await?,
                 Err(_) => {
                     let (first, second) = head.split_at(count / 2);
@@ -152,10 +153,24 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Inserts the rows whose keys are not there, and tells how many.
-    async fn insert(&self, text: &str, rows: &[Append<'_>]) -> Result<usize, DbErr> {
-        let values = rows.iter().flat_map(|(_, message)| row::values(message, self.now));
-        let stored = self.execute(self.statement(text, values)).await?;
+    /// Inserts rows, and tells how many.
+    async fn insert(&self, statement: Statement) -> Result<usize, DbErr> {
+        let stored = match self.backend() {
+            DbBackend::Postgres if self.goes_on => {
+                let savepoint = self.connection.begin().await?;
+                match savepoint.execute_raw(statement).await {
+                    Ok(done) => {
+                        savepoint.commit().await?;
+                        done.rows_affected()
+                    }
+                    Err(error) => {
+                        savepoint.rollback().await?;
+                        return Err(error);
+                    }
+                }
+            }
+            _ => self.execute(statement).await?,
+        };
         Ok(usize::try_from(stored).unwrap_or(usize::MAX))
     }
 
@@ -238,12 +253,18 @@ impl Transaction<'_> {
             pairs.iter().rev().map(|(place, recipient, id)| ((*recipient, id.0), *place)).collect();
         let mut left = pairs;
         while !left.is_empty() {
-            let (text, count) = self.texts.delete(left.len());
-            let (head, rest) = left.split_at(count);
-            left = rest;
-            let values =
-                head.iter().flat_map(|(_, recipient, id)| [(*recipient).into(), id.0.into()]);
-            let rows = self.connection.query_all_raw(self.statement(text, values)).await?;
+            let (deletion, count) = self.statements.delete(left);
+            left = &left[count..];
+            let rows = match deletion.find {
+                None => self.connection.query_all_raw(deletion.delete).await?,
+                Some(find) => {
+                    let rows = self.connection.query_all_raw(find).await?;
+                    if !rows.is_empty() {
+                        self.execute(deletion.delete).await?;
+                    }
+                    rows
+                }
+            };
             self.deleted(&rows, &places, outcomes).await?;
         }
         Ok(())
@@ -256,7 +277,7 @@ impl Transaction<'_> {
         places: &HashMap<(&str, i64), usize>,
         outcomes: &mut [Outcome],
     ) -> Result<(), DbErr> {
-        let mut marks: Vec<[Value; 3]> = Vec::new();
+        let mut marks: Vec<Mark> = Vec::new();
         for row in rows {
             let recipient: String = row.try_get_by_index(0)?;
             let id: i64 = row.try_get_by_index(1)?;
@@ -268,21 +289,22 @@ impl Transaction<'_> {
             // A row whose rest can't be read leaves no mark; it must be possible to delete it.
             marks.extend(self.mark(row).ok().flatten());
         }
-        while !marks.is_empty() {
-            let (text, count) = self.texts.mark(marks.len());
-            let values = marks.drain(..count).flatten();
-            self.execute(self.statement(text, values)).await?;
+        let mut left = &marks[..];
+        while !left.is_empty() {
+            let (statement, count) = self.statements.mark(left);
+            left = &left[count..];
+            self.execute(statement).await?;
         }
         Ok(())
     }
 
     /// The mark that a deleted row leaves, if its key must still be remembered.
-    fn mark(&self, row: &QueryResult) -> Result<Option<[Value; 3]>, DbErr> {
+    fn mark(&self, row: &QueryResult) -> Result<Option<Mark>, DbErr> {
         let key: String = row.try_get_by_index(2)?;
         let met_rule: Option<i32> = row.try_get_by_index(3)?;
         let appended_at = Timestamp::from_micros(row.try_get_by_index(4)?);
         let until = appended_at.checked_add(self.memory).filter(|until| *until > self.now);
-        Ok(until.map(|until| [key.into(), met_rule.into(), until.as_micros().into()]))
+        Ok(until.map(|until| Mark { key, met_rule, until: until.as_micros() }))
     }
 
     async fn remove_account(&self, recipient: &str) -> Result<u64, DbErr> {
@@ -291,24 +313,8 @@ impl Transaction<'_> {
         self.execute(delete.build(self.backend())).await
     }
 
-    async fn purge_marks(&self, before: Timestamp, limit: u64) -> Result<u64, DbErr> {
-        use mark::Column as C;
-        let over = Query::select()
-            .column(C::Key)
-            .from(mark::Entity)
-            .and_where(C::Until.lt(before.as_micros()))
-            .limit(limit)
-            .take();
-        let delete = mark::Entity::delete_many().filter(C::Key.in_subquery(over));
-        self.execute(delete.build(self.backend())).await
-    }
-
     async fn execute(&self, statement: Statement) -> Result<u64, DbErr> {
         Ok(self.connection.execute_raw(statement).await?.rows_affected())
-    }
-
-    fn statement(&self, text: &str, values: impl IntoIterator<Item = Value>) -> Statement {
-        Statement::from_sql_and_values(self.backend(), text, values)
     }
 
     fn backend(&self) -> DbBackend {

@@ -4,27 +4,44 @@ use std::time::{Duration, Instant};
 
 use entities::epoch;
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
     SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
 };
 
+use super::fault::{self, Fault};
 use super::job::Outcome;
-use super::metrics;
+use super::lane::{self, Lane};
+use super::place::Server;
 use super::queue::Task;
+use super::server::{self, Session, WriterSession};
 use super::settings::Clock;
-use super::sqlite::{self, Texts};
+use super::statements::Statements;
 use super::transaction::Transaction;
+use super::{metrics, sqlite};
 
 /// Begins and commits transactions. Each raises the beat, so that one whose commit was not
 /// answered can be asked about.
 pub(super) struct Writer {
-    database: DatabaseConnection,
-    texts: Texts,
+    /// None: it was lost, and the next transaction makes a new one.
+    database: Option<DatabaseConnection>,
+    /// Where to connect again, and the right to write; none: a file, whose connection makes
+    /// itself anew, and which has a lock beside it.
+    server: Option<OnServer>,
+    /// Another process has taken the right to write.
+    fenced: bool,
+    statements: Statements,
     clock: Clock,
     memory: Duration,
     epoch: u32,
     /// The beat of the last transaction that is known to be committed.
     beat: i64,
+}
+
+/// What a writer needs on a server.
+pub(super) struct OnServer {
+    pub(super) server: Server,
+    pub(super) lane: Lane,
+    pub(super) session: Session,
 }
 
 /// How a transaction ended.
@@ -42,11 +59,14 @@ impl Writer {
     /// For a database whose epoch was just raised.
     pub(super) fn new(
         database: DatabaseConnection,
+        server: Option<OnServer>,
         epoch: u32,
         clock: Clock,
         memory: Duration,
     ) -> Self {
-        Writer { database, texts: Texts::new(), clock, memory, epoch, beat: 0 }
+        let statements = Statements::of(database.get_database_backend());
+        let database = Some(database);
+        Writer { database, server, fenced: false, statements, clock, memory, epoch, beat: 0 }
     }
 
     /// How many transactions are known to be committed.
@@ -55,26 +75,54 @@ impl Writer {
     }
 
     /// Takes the right to write.
-    pub(super) async fn begin(&self) -> Result<DatabaseTransaction, DbErr> {
+    pub(super) async fn begin(&mut self) -> Result<DatabaseTransaction, DbErr> {
         let options = TransactionOptions {
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
             ..TransactionOptions::default()
         };
-        self.database.begin_with_options(options).await
+        let limited = self.server.is_some();
+        let database = self.connected().await?;
+        match limited {
+            true => server::answered(database.begin_with_options(options)).await,
+            false => database.begin_with_options(options).await,
+        }
+    }
+
+    async fn connected(&mut self) -> Result<&DatabaseConnection, DbErr> {
+        if self.database.is_none()
+            && let Some(on) = &mut self.server
+        {
+            let WriterSession { database, session } =
+                on.server.connect_writer(Some(&on.session)).await?;
+            on.session = session;
+            if !server::answered(on.lane.enter(&database, &on.session)).await? {
+                self.fenced = true;
+                server::let_go(database).await;
+                return Err(taken_over());
+            }
+            self.database = Some(database);
+        }
+        self.database.as_ref().ok_or_else(|| DbErr::Custom("the store is closed".to_owned()))
+    }
+
+    /// Whether another process has taken the right to write, for good.
+    pub(super) fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+
+    /// How often there must be a transaction, needed or not; none: never.
+    pub(super) fn heartbeat(&self) -> Option<Duration> {
+        self.server.as_ref().map(|_| lane::BEAT)
     }
 
     /// Carries out the batch and commits it.
     pub(super) async fn commit(&mut self, begun: DatabaseTransaction, batch: &[&Task]) -> End {
         let began = Instant::now();
-        let outcomes = match self.carry_out(&begun, batch).await {
-            Ok(outcomes) => outcomes,
-            Err(error) => {
-                // If this fails too, the connection is closed, and that rolls back.
-                let _ = begun.rollback().await;
-                return End::Failed(error);
-            }
+        let (begun, outcomes) = match self.carry_out(begun, batch).await {
+            Ok(done) => done,
+            Err(error) => return End::Failed(error),
         };
-        match begun.commit().await {
+        match self.answered(begun.commit()).await {
             Ok(()) => {
                 self.beat += 1;
                 metrics::committed(batch.len(), began.elapsed());
@@ -84,54 +132,135 @@ impl Writer {
         }
     }
 
+    /// An error: it is rolled back.
     async fn carry_out(
-        &self,
-        begun: &DatabaseTransaction,
+        &mut self,
+        begun: DatabaseTransaction,
         batch: &[&Task],
-    ) -> Result<Vec<Outcome>, DbErr> {
-        self.raise_beat(begun).await?;
-        let (texts, now, memory) = (&self.texts, (self.clock)(), self.memory);
-        Transaction { connection: begun, texts, now, memory }.carry_out(batch).await
-    }
-
-    /// Fails if another process has raised the epoch, lock file or not.
-    async fn raise_beat(&self, begun: &DatabaseTransaction) -> Result<(), DbErr> {
-        let values = [self.beat.into(), i64::from(self.epoch).into()];
-        let backend = begun.get_database_backend();
-        let raise = Statement::from_sql_and_values(backend, sqlite::RAISE_BEAT, values);
-        match begun.execute_raw(raise).await?.rows_affected() {
-            1 => Ok(()),
-            _ => Err(DbErr::Custom("another process has taken the database over".to_owned())),
+    ) -> Result<(DatabaseTransaction, Vec<Outcome>), DbErr> {
+        // Where one statement that fails takes the transaction with it, savepoints are needed
+        // to find the row, and cost too much to be set always.
+        let fragile = begun.get_database_backend() == DbBackend::Postgres;
+        match self.answered(self.try_out(&begun, batch, !fragile)).await {
+            Ok(outcomes) => return Ok((begun, outcomes)),
+            Err(error) => {
+                // If this fails too, the connection is closed, and that rolls back.
+                let _ = self.answered(begun.rollback()).await;
+                if !fragile || fault::fault(&error) != Fault::Row {
+                    return Err(error);
+                }
+            }
+        }
+        let begun = self.begin().await?;
+        match self.answered(self.try_out(&begun, batch, true)).await {
+            Ok(outcomes) => Ok((begun, outcomes)),
+            Err(error) => {
+                let _ = self.answered(begun.rollback()).await;
+                Err(error)
+            }
         }
     }
 
-    /// Whether the transaction was committed whose end is unknown.
+    async fn try_out(
+        &self,
+        begun: &DatabaseTransaction,
+        batch: &[&Task],
+        goes_on: bool,
+    ) -> Result<Vec<Outcome>, DbErr> {
+        self.raise_beat(begun).await?;
+        let (statements, now, memory) = (&self.statements, (self.clock)(), self.memory);
+        Transaction { connection: begun, statements, now, memory, goes_on }.carry_out(batch).await
+    }
+
+    /// Fails if another process has taken the right to write, lock or not.
+    async fn raise_beat(&self, begun: &DatabaseTransaction) -> Result<(), DbErr> {
+        let raise = match &self.server {
+            Some(on) => on.lane.raise(self.beat),
+            None => {
+                let values = [self.beat.into(), i64::from(self.epoch).into()];
+                let backend = begun.get_database_backend();
+                Statement::from_sql_and_values(backend, sqlite::RAISE_BEAT, values)
+            }
+        };
+        match begun.execute_raw(raise).await?.rows_affected() {
+            1 => Ok(()),
+            // On a server it may be the session only; a new one will tell.
+            _ => Err(taken_over()),
+        }
+    }
+
+    /// Whether the transaction was committed whose end is unknown. On a server this waits until
+    /// that transaction has ended, which holds the row.
     pub(super) async fn settle(&mut self) -> Result<bool, DbErr> {
         self.renew().await;
-        let row = epoch::Entity::find().one(&self.database).await?;
-        let beat = row.filter(|row| row.value == i64::from(self.epoch)).map(|row| row.beat);
+        let epoch = i64::from(self.epoch);
+        self.connected().await?;
+        let Some(database) = &self.database else {
+            return Err(taken_over());
+        };
+        let beat = match &self.server {
+            Some(on) => server::answered(on.lane.beat(database)).await?,
+            None => {
+                let row = epoch::Entity::find().one(database).await?;
+                row.filter(|row| row.value == epoch).map(|row| row.beat)
+            }
+        };
         match beat {
             Some(beat) if beat == self.beat + 1 => {
                 self.beat = beat;
                 Ok(true)
             }
             Some(beat) if beat == self.beat => Ok(false),
-            _ => Err(DbErr::Custom("another process has taken the database over".to_owned())),
+            _ => {
+                self.fenced = self.server.is_some();
+                Err(taken_over())
+            }
         }
     }
 
     /// Begins anew with a fresh connection, after an error.
-    pub(super) async fn renew(&self) {
-        sqlite::drop_connection(&self.database).await;
+    pub(super) async fn renew(&mut self) {
+        match (&self.server, &self.database) {
+            (None, Some(database)) => sqlite::drop_connection(database).await,
+            (None, None) => {}
+            (Some(_), _) => {
+                if let Some(database) = self.database.take() {
+                    server::let_go(database).await;
+                }
+            }
+        }
     }
 
     /// Leaves the database tidy, and lets it go.
-    pub(super) async fn close(self) {
-        if let Err(error) = self.database.execute_unprepared(sqlite::CHECKPOINT).await {
+    pub(super) async fn close(mut self) {
+        let Some(database) = self.database.take() else {
+            return;
+        };
+        if let Some(on) = &self.server {
+            if !self.fenced
+                && let Err(error) = self.answered(on.lane.leave(&database)).await
+            {
+                tracing::warn!(%error, "cannot give the database up; another node has to wait");
+            }
+            return server::let_go(database).await;
+        }
+        if let Err(error) = database.execute_unprepared(sqlite::CHECKPOINT).await {
             tracing::warn!(%error, "cannot write the log into the database; the next start will");
         }
-        if let Err(error) = self.database.close().await {
+        if let Err(error) = database.close().await {
             tracing::warn!(%error, "cannot close the database");
         }
     }
+
+    /// A server that is silent for too long is given up; a file is waited for.
+    async fn answered<T>(&self, work: impl Future<Output = Result<T, DbErr>>) -> Result<T, DbErr> {
+        match &self.server {
+            Some(_) => server::answered(work).await,
+            None => work.await,
+        }
+    }
+}
+
+fn taken_over() -> DbErr {
+    DbErr::Custom("another process has taken the database over".to_owned())
 }

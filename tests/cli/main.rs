@@ -205,7 +205,8 @@ fn a_secret_is_never_printed() {
         SERVER.replace("'hunter2'", "'hunter2"),
         format!("{SERVER}secret = 'hunter2'\n"),
         format!("{SERVER}secret_file = 'no'\n"),
-        "[store]\nurl = 'postgres://amphora:hunter2@db/amphora'\n".to_owned(),
+        "[store]\nurl = 'postgres://amphora:hunter2@db'\n".to_owned(),
+        "[store]\nurl = 'jdbc:mysql://db/amphora?pasword=hunter2'\n".to_owned(),
     ];
     for text in wrong {
         let place = Place::with(&text);
@@ -236,6 +237,21 @@ fn a_store_that_cannot_be_opened() {
     for command in ["run", "migrate"] {
         let End { code, err, .. } = place.ends(&[command]);
         assert_eq!(code, Some(69), "{command}: {err}");
+    }
+}
+
+/// Nobody listens on port 1: the error names the database and what to do, and no password.
+#[test]
+fn a_database_server_that_is_not_there() {
+    let place = Place::with("[http]\nlisten = ''\n");
+    for url in [
+        "postgres://amphora:hunter2@127.0.0.1:1/amphora",
+        "jdbc:mysql://127.0.0.1:1/amphora?user=amphora&password=hunter2",
+    ] {
+        let End { code, out, err } = place.ends(&["migrate", "--store-url", url]);
+        assert_eq!(code, Some(69), "{url}: {err}");
+        assert!(err.contains("127.0.0.1:1/amphora': start the database server"), "{err}");
+        assert!(!err.contains(SECRET) && !out.contains(SECRET), "{err}");
     }
 }
 

@@ -249,7 +249,7 @@ nats = ['nats://user:hunter2@localhost']
             r#"FILE: quota.over = "bounce": must be "error" or "drop""#,
             r#"FILE: store.messages_per_user: has moved; write it under [quota]"#,
             r#"FILE: store.retention = "90": must be a time with its unit, as "90days" or "12h"; "0s" is for ever"#,
-            r#"AMPHORA__STORE__URI: store.uri: unknown key; the keys of [store] are url, retention"#,
+            r#"AMPHORA__STORE__URI: store.uri: unknown key; the keys of [store] are url, password_file, retention"#,
             r#"FILE: store.url = 7: must be a text in quotes"#,
             r#"FILE: top: unknown section; the sections are node, processor, store, quota, servers, forward, http, cluster, log"#,
         ]
@@ -474,18 +474,59 @@ fn i6_no_more_is_sent_on_than_a_greeting_holds() {
 }
 
 #[test]
-fn other_databases_are_refused_and_passwords_not_shown() {
+fn urls_that_are_none_are_refused_and_passwords_not_shown() {
     for url in [
-        "postgres://a:hunter2@db/x",
-        "mysql://a:hunter2@db/x",
+        "postgres://a:hunter2@db",
+        "mysql://a:hunter2@/x",
+        "oracle://a:hunter2@db/x",
         "hunter2",
         "redis:hunter2",
+        "jdbc:derby:hunter2",
+        "postgres://a@db/x?pasword=hunter2",
         "sqlite::memory:",
         "sqlite://",
     ] {
         let lines = problems(&format!("[store]\nurl = '{url}'"), &[]);
         assert_eq!(lines.len(), 1, "{url}");
         assert!(!lines[0].contains("hunter2"), "{lines:?}");
+    }
+}
+
+#[test]
+fn the_urls_of_servers_and_of_tigase() {
+    for url in [
+        "postgres://a:hunter2@db/x",
+        "postgresql://a:hunter2@db:5433/x?sslmode=verify-full",
+        "mysql://a:hunter2@db/x",
+        "mariadb://a:hunter2@db/x",
+        "jdbc:mysql://db/tigasedb?user=a&password=hunter2&useSSL=false",
+        "jdbc:postgresql://db/tigasedb?user=a&password=hunter2",
+    ] {
+        let Loaded { settings, .. } = loaded(&format!("[store]\nurl = '{url}'"), &[]);
+        assert_eq!(settings.store.url.expose(), url);
+        let shown = format!("{settings} {settings:?}");
+        assert!(!shown.contains("hunter2") && shown.contains("://***@db"), "{shown}");
+    }
+}
+
+#[test]
+fn a_database_password_from_a_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("password");
+    let text = |url: &str| format!("[store]\nurl = '{url}'\npassword_file = '{}'", path.display());
+
+    assert!(problems(&text("mysql://a@db/x"), &[])[0].contains("cannot be read"));
+    std::fs::write(&path, "hunter2\n").unwrap();
+    let Loaded { settings, warnings, .. } = loaded(&text("mysql://a@db/x"), &[]);
+    assert_eq!(settings.store.password.as_ref().map(|secret| secret.expose()), Some("hunter2"));
+    assert!(warnings.iter().any(|warning| warning.contains("chmod o-rwx")), "{warnings:?}");
+    let shown = format!("{settings} {settings:?}");
+    assert!(!shown.contains("hunter2") && shown.contains("password_file = "), "{shown}");
+    for (url, says) in
+        [("mysql://a:b@db/x", "keep one of the two"), ("sqlite://a.db", "SQLite has no password")]
+    {
+        let lines = problems(&text(url), &[]);
+        assert!(lines.len() == 1 && lines[0].contains(says), "{lines:?}");
     }
 }
 

@@ -26,7 +26,7 @@ macro_rules! broadcasts {
     ($bed:path: $($check:ident),* $(,)?) => {
         $(#[tokio::test]
         async fn $check() {
-            $crate::broadcast::$check($bed()).await;
+            $crate::broadcast::$check($bed().await).await;
         })*
     };
     ($bed:path) => {

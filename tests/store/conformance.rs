@@ -19,7 +19,7 @@ macro_rules! conformance {
     ($bed:path: $($check:ident),* $(,)?) => {
         $(#[tokio::test]
         async fn $check() {
-            $crate::conformance::$check($bed()).await;
+            $crate::conformance::$check($bed().await).await;
         })*
     };
     ($bed:path) => {

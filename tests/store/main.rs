@@ -3,4 +3,5 @@
 mod bed;
 mod broadcast;
 mod conformance;
+mod server;
 mod sqlite;

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::bed::*;
 
-fn bed() -> Bed {
+async fn bed() -> Bed {
     let dir = tempfile::tempdir().expect("a directory");
     let clock = TestClock::new();
     let mut settings = settings(dir.path());
@@ -33,9 +33,9 @@ fn bed() -> Bed {
 
 crate::conformance!(bed);
 
-fn both() -> crate::broadcast::Both {
+async fn both() -> crate::broadcast::Both {
     crate::broadcast::Both {
-        bed: bed(),
+        bed: bed().await,
         open: |settings| {
             Box::pin(async {
                 let store = Arc::new(SeaStore::open(settings).await.expect("opens"));

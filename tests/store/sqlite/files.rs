@@ -64,7 +64,7 @@ async fn urls_that_are_none() {
     for (url, words) in [
         ("sqlite::memory:", ["in memory", "name a file"]),
         ("sqlite:x.db?mode=ro", ["mode=rwc", "must be written"]),
-        ("postgres://amphora:secret@db/amphora?password=secret", ["'postgres://db/", "sqlite:"]),
+        ("oracle://amphora:secret@db/amphora?password=secret", ["'oracle://db/", "sqlite:"]),
     ] {
         let text = refusal(StoreSettings::new(url)).await;
         says(&text, &words);

@@ -1,0 +1,176 @@
+//! The statements that writes are made of, in the words of each database.
+
+use sea_orm::{DbBackend, Statement, Value};
+
+use super::job::NewMessage;
+use super::{mysql, postgres, row, sqlite};
+use crate::time::Timestamp;
+use crate::words::MessageId;
+
+/// An append and its place in the batch.
+pub(super) type Append<'a> = (usize, &'a NewMessage);
+
+/// A message to be deleted, and the place of the write in the batch.
+pub(super) type Pair<'a> = (usize, &'a str, MessageId);
+
+/// What a deleted row leaves.
+pub(super) struct Mark {
+    pub(super) key: String,
+    pub(super) met_rule: Option<i32>,
+    /// Microseconds since the Unix epoch.
+    pub(super) until: i64,
+}
+
+/// How some rows are deleted.
+pub(super) struct Deletion {
+    /// Tells what is there, where the deletion itself can't.
+    pub(super) find: Option<Statement>,
+    pub(super) delete: Statement,
+}
+
+/// Writes statements of many rows. Each takes the first of the rows and says how many, at
+/// least one if there is one.
+pub(super) enum Statements {
+    /// A row is a tuple of parameters.
+    Rows { backend: DbBackend, words: &'static Words, texts: Vec<Text> },
+    /// A column is a parameter (PostgreSQL): one text for any number of rows.
+    Arrays,
+}
+
+impl Statements {
+    pub(super) fn of(backend: DbBackend) -> Self {
+        let words = match backend {
+            DbBackend::Postgres => return Statements::Arrays,
+            DbBackend::MySql => &mysql::WORDS,
+            _ => &sqlite::WORDS,
+        };
+        let texts = Text::ROWS.map(|rows| Text::new(words, rows)).into();
+        Statements::Rows { backend, words, texts }
+    }
+
+    /// Inserts rows. Only a conflict on the key may leave one out, and where that is an error,
+    /// too, it is one of [`super::fault::Fault::Row`].
+    pub(super) fn insert(&self, rows: &[Append<'_>], now: Timestamp) -> (Statement, usize) {
+        match self {
+            Statements::Rows { backend, texts, .. } => {
+                let text = at_most(texts, rows.len());
+                let rows = &rows[..text.rows.min(rows.len())];
+                let values = rows.iter().flat_map(|(_, message)| row::values(message, now));
+                (Statement::from_sql_and_values(*backend, &text.insert, values), rows.len())
+            }
+            Statements::Arrays => {
+                let values = postgres::insert_values(rows, now);
+                (arrays(postgres::INSERT, values), rows.len())
+            }
+        }
+    }
+
+    /// Writes marks, over those of the same keys.
+    pub(super) fn mark(&self, marks: &[Mark]) -> (Statement, usize) {
+        match self {
+            Statements::Rows { backend, texts, .. } => {
+                let text = at_most(texts, marks.len());
+                let marks = &marks[..text.rows.min(marks.len())];
+                let values = marks.iter().flat_map(|mark| -> [Value; 3] {
+                    [mark.key.as_str().into(), mark.met_rule.into(), mark.until.into()]
+                });
+                (Statement::from_sql_and_values(*backend, &text.mark, values), marks.len())
+            }
+            Statements::Arrays => {
+                (arrays(postgres::MARK, postgres::mark_values(marks)), marks.len())
+            }
+        }
+    }
+
+    /// Deletes messages, and tells of each that was there: recipient, id, key, met rule, time of
+    /// the append.
+    pub(super) fn delete(&self, pairs: &[Pair<'_>]) -> (Deletion, usize) {
+        match self {
+            Statements::Rows { backend, texts, .. } => {
+                let text = at_most(texts, pairs.len());
+                let pairs = &pairs[..text.rows.min(pairs.len())];
+                let statement = |text: &str| {
+                    let values = pairs
+                        .iter()
+                        .flat_map(|(_, recipient, id)| [(*recipient).into(), id.0.into()]);
+                    Statement::from_sql_and_values(*backend, text, values)
+                };
+                let find = text.find.as_deref().map(statement);
+                (Deletion { find, delete: statement(&text.delete) }, pairs.len())
+            }
+            Statements::Arrays => {
+                let delete = arrays(postgres::DELETE, postgres::pair_values(pairs));
+                (Deletion { find: None, delete }, pairs.len())
+            }
+        }
+    }
+
+    /// Removes up to `limit` marks that ended before `before`.
+    pub(super) fn purge_marks(&self, before: Timestamp, limit: u64) -> Statement {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let values = [before.as_micros().into(), limit.into()];
+        match self {
+            Statements::Rows { backend, words, .. } => {
+                Statement::from_sql_and_values(*backend, words.purge_marks, values)
+            }
+            Statements::Arrays => arrays(postgres::PURGE_MARKS, values),
+        }
+    }
+}
+
+fn arrays(text: &str, values: impl IntoIterator<Item = Value>) -> Statement {
+    Statement::from_sql_and_values(DbBackend::Postgres, text, values)
+}
+
+/// What stands before and behind the tuples of a statement.
+pub(super) type Frame = (&'static str, &'static str);
+
+/// The words of a database whose statements have a tuple a row.
+pub(super) struct Words {
+    pub(super) insert: Frame,
+    pub(super) mark: Frame,
+    /// None: `delete` tells itself.
+    pub(super) find: Option<Frame>,
+    pub(super) delete: Frame,
+    /// Parameters: time, limit.
+    pub(super) purge_marks: &'static str,
+}
+
+/// Statements written out for a fixed number of rows. Their texts stay the same, so that the
+/// database prepares each once; building them anew cost more than the insert.
+pub(super) struct Text {
+    rows: usize,
+    insert: String,
+    mark: String,
+    find: Option<String>,
+    delete: String,
+}
+
+impl Text {
+    /// Numbers of rows. Beyond the largest more rows a statement gain nothing; between them,
+    /// few statements make up any number.
+    const ROWS: [usize; 9] = [256, 128, 64, 32, 16, 8, 4, 2, 1];
+
+    fn new(words: &Words, rows: usize) -> Self {
+        let framed =
+            |frame: Frame, columns| format!("{}{}{}", frame.0, tuples(rows, columns), frame.1);
+        Text {
+            rows,
+            insert: framed(words.insert, 13),
+            mark: framed(words.mark, 3),
+            find: words.find.map(|find| framed(find, 2)),
+            delete: framed(words.delete, 2),
+        }
+    }
+}
+
+/// The text for the most of `rows`.
+fn at_most(texts: &[Text], rows: usize) -> &Text {
+    let last = texts.len() - 1;
+    texts.iter().find(|text| text.rows <= rows).unwrap_or(&texts[last])
+}
+
+fn tuples(rows: usize, columns: usize) -> String {
+    let tuple = format!("({})", vec!["?"; columns].join(","));
+    vec![tuple; rows].join(",")
+}

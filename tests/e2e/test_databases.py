@@ -1,0 +1,105 @@
+"""The main path with the store in PostgreSQL and in MariaDB. I1, I2, I3, I4."""
+
+import asyncio
+
+import pytest
+
+from harness.database import Database
+from harness.prosody import HOST
+from harness.steps import all_stored
+from harness.waiting import until
+from test_crash import check_everybody, crowd, pour
+
+EACH = 10  # from each of 4 senders to each of 25 recipients: 1,000 in all
+
+
+@pytest.fixture(scope="module", params=["postgres", "mariadb"])
+def database(request):
+    """A server, with a database for the module."""
+    server = Database(request.param)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def prosody(workshop):
+    """A server of its own for each test."""
+    return workshop.prosody()
+
+
+@pytest.fixture
+def node(workshop, prosody, database):
+    """A node of its own for each test."""
+    node = workshop.node(prosody, url=database.url)
+    yield node
+    node.stop()
+
+
+async def test_stored_and_handed_over_after_a_restart(prosody, database, node, clients):
+    """O3: all of them, in order and as they were sent; then nothing is left (I1, I3)."""
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, raw=True)
+    for n in range(300):
+        a.send_text(bob, f"{n} ☃ \U0001f600")
+    await all_stored(a, bob)
+    assert database.rows() == 301
+    assert node.stop() == 0
+    await asyncio.to_thread(node.start)
+    b = await clients.online(prosody, bob)
+    texts = await b.inbox.body_count(301, seconds=60)
+    assert texts == [*(f"{n} ☃ \U0001f600" for n in range(300)), "mark"]
+    await b.leave()
+    await until(lambda: database.rows() == 0, "an empty database")
+    assert "secret" not in node.log
+
+
+async def test_the_node_is_killed(prosody, database, node, clients):
+    """kill -9 while messages pour in: none lost, none twice, in order (I1 to I3)."""
+    senders, recipients, names = await crowd(prosody, clients)
+    pouring = asyncio.create_task(pour(senders, recipients, 0, EACH))
+    await until(lambda: database.rows() > 100, "the first hundred in the store")
+    node.kill()
+    await pouring
+    for sender in senders:
+        await sender.ping()
+    await asyncio.to_thread(node.start)
+    await check_everybody(prosody, clients, recipients, names, EACH)
+    assert all(s.inbox.messages() == [] for s in senders), "a bounce although it was kept"
+
+
+async def test_the_database_is_killed(prosody, database, node, clients):
+    """kill -9 to the database while messages pour in, and a new start: the same; the node is well
+    again by itself."""
+    senders, recipients, names = await crowd(prosody, clients)
+    pouring = asyncio.create_task(pour(senders, recipients, 0, EACH))
+    await until(lambda: database.rows() > 100, "the first hundred in the store")
+    await asyncio.to_thread(database.kill)
+    await until(lambda: node.http_status("/readyz") == 503, "the node to say that it is not well")
+    await asyncio.to_thread(database.start)
+    await until(lambda: node.http_status("/readyz") == 200, "the node to be well again")
+    await pouring
+    for sender in senders:
+        await sender.ping()
+    await check_everybody(prosody, clients, recipients, names, EACH)
+    assert all(s.inbox.messages() == [] for s in senders), "a bounce although it was kept"
+
+
+async def test_a_successor_of_the_same_name(workshop, prosody, database, node, clients):
+    """I4: it has the database at once, and the first one ends with a code of its own; the URL is
+    as Tigase writes it."""
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, raw=True)
+    for n in range(20):
+        a.send_text(bob, str(n))
+    await all_stored(a, bob)
+    code, output = node.command("migrate", "--config", str(node.config))
+    assert code == 69 and "node 'n1'" in output and "secret" not in output, output
+    successor = workshop.node(prosody, start=False, url=database.tigase_url).spawn()
+    assert node.wait_exit() == 79
+    assert "do not start this one again" in node.log
+    await until(successor._is_ready, "the successor to have the link")
+    b = await clients.online(prosody, bob)
+    assert await b.inbox.body_count(21) == [*map(str, range(20)), "mark"]
+    await b.leave()
+    assert successor.stop() == 0
+    assert HOST and "secret" not in successor.log

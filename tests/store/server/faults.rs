@@ -1,0 +1,364 @@
+//! What befalls a server, its connections and its rows: nothing that was acknowledged is lost,
+//! nothing is there twice, and the store is well again by itself.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use amphora::store::{NewMessage, Outcome, Run, Store, StoreSettings, Write};
+use amphora::words::MessageId;
+
+use super::proxy::{Fate, Proxy};
+use super::{Kind, ServerBed, TestServer, execute, on_each_server, value};
+use crate::bed::*;
+
+on_each_server!(
+    a_commit_that_never_arrived_is_answered_retry,
+    a_commit_whose_answer_is_lost_is_answered_stored,
+    a_table_that_others_hold_makes_appends_wait_and_come_again,
+    a_transaction_that_meets_another_is_tried_again,
+    a_deadlock_is_survived,
+    sessions_that_are_ended_are_made_anew,
+);
+
+/// The same store, through a proxy.
+async fn through_proxy(at: &ServerBed) -> (Arc<dyn Store>, Proxy) {
+    let port = TestServer::shared(at.kind).port;
+    let proxy = Proxy::to(port).await;
+    let url = at.bed.settings.url.replace(&port.to_string(), &proxy.port.to_string());
+    let store = (at.bed.open)(StoreSettings { url, ..at.bed.settings.clone() }).await.unwrap();
+    (store, proxy)
+}
+
+async fn a_commit_that_never_arrived_is_answered_retry(at: ServerBed) {
+    let (store, proxy) = through_proxy(&at).await;
+    assert_eq!(run(&*store, vec![append("bob", 1)]).await, [Outcome::Stored]);
+    proxy.next_commit(Fate::IsLost);
+    let shared = Run::new();
+    let lost = Write::Append(NewMessage { run: shared.clone(), ..message("bob", 2) });
+    let deleted = submit(&*store, vec![delete("bob", &[1])]);
+    assert_eq!(run(&*store, vec![lost]).await, [Outcome::Retry]);
+    assert!(shared.is_given_up() && proxy.is_idle());
+    // What is no append is tried again, and found to be not done.
+    assert_eq!(deleted.await.unwrap(), [done(1)]);
+    until("healthy", || store.healthy()).await;
+    assert_eq!(run(&*store, vec![again("bob", 3, "bob-2")]).await, [Outcome::Stored]);
+    assert_eq!(ids(&*store, "bob").await, [3]);
+    store.close().await;
+}
+
+async fn a_commit_whose_answer_is_lost_is_answered_stored(at: ServerBed) {
+    let (store, proxy) = through_proxy(&at).await;
+    for id in 1..=3 {
+        proxy.next_commit(Fate::IsNotAnswered);
+        assert_eq!(run(&*store, vec![append("bob", id)]).await, [Outcome::Stored]);
+        assert!(proxy.is_idle());
+    }
+    proxy.next_commit(Fate::IsNotAnswered);
+    assert_eq!(run(&*store, vec![delete("bob", &[1])]).await, [done(1)]);
+    assert!(store.healthy() || !proxy.is_idle());
+    assert_eq!(ids(&*store, "bob").await, [2, 3]);
+    until("healthy", || store.healthy()).await;
+    store.close().await;
+}
+
+async fn a_table_that_others_hold_makes_appends_wait_and_come_again(at: ServerBed) {
+    let limit = Duration::from_millis(300);
+    let settings = StoreSettings { append_limit: limit, ..at.bed.settings.clone() };
+    let store = (at.bed.open)(settings).await.unwrap();
+    stored(&*store, "bob", 1).await;
+    let other = at.raw().await;
+    let (hold, let_go) = match at.kind {
+        Kind::Postgres => ("BEGIN; LOCK TABLE offline_message IN ACCESS EXCLUSIVE MODE", "COMMIT"),
+        Kind::MariaDb => ("LOCK TABLES offline_message WRITE", "UNLOCK TABLES"),
+    };
+    execute(&other, hold).await;
+    let deleted = submit(&*store, vec![delete("bob", &[1])]);
+    assert_eq!(run(&*store, vec![append("bob", 2)]).await, [Outcome::Retry]);
+    until("unhealthy", || !store.healthy()).await;
+    execute(&other, let_go).await;
+    assert_eq!(deleted.await.unwrap(), [done(1)]);
+    until("healthy", || store.healthy()).await;
+    stored(&*store, "bob", 3).await;
+    assert_eq!(ids(&*store, "bob").await, [3]);
+    store.close().await;
+}
+
+/// A trigger gives the first transactions up, as a database does that finds two in each other's
+/// way.
+async fn a_transaction_that_meets_another_is_tried_again(at: ServerBed) {
+    let store = at.bed.open().await;
+    let raw = at.raw().await;
+    execute(&raw, "CREATE SEQUENCE met").await;
+    let trigger = match at.kind {
+        Kind::Postgres => {
+            "CREATE FUNCTION meet() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             IF nextval('met') <= 3 THEN RAISE 'met' USING ERRCODE = '40001'; END IF; \
+             RETURN NEW; END $$; \
+             CREATE TRIGGER meet BEFORE INSERT ON offline_message \
+             FOR EACH ROW EXECUTE FUNCTION meet()"
+        }
+        Kind::MariaDb => {
+            "CREATE TRIGGER meet BEFORE INSERT ON offline_message FOR EACH ROW BEGIN \
+             IF NEXTVAL(met) <= 3 THEN SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213; END IF; END"
+        }
+    };
+    execute(&raw, trigger).await;
+    // Nobody hears of it.
+    assert_eq!(
+        run(&*store, vec![append("bob", 1), append("bob", 2)]).await,
+        vec![Outcome::Stored; 2]
+    );
+    assert!(store.healthy());
+    assert!(value::<i64>(&raw, &next_value(at.kind)).await >= 6);
+    assert_eq!(ids(&*store, "bob").await, [1, 2]);
+    store.close().await;
+}
+
+fn next_value(kind: Kind) -> String {
+    let call = match kind {
+        Kind::Postgres => "nextval('met')",
+        Kind::MariaDb => "NEXTVAL(met)",
+    };
+    format!("SELECT {call}")
+}
+
+async fn a_deadlock_is_survived(at: ServerBed) {
+    let store = at.bed.open().await;
+    run(&*store, vec![append("bob", 1)]).await;
+    let other = at.raw().await;
+    execute(&other, "BEGIN").await;
+    execute(&other, "UPDATE offline_message SET size = size WHERE recipient = 'bob'").await;
+    // It holds its lane now, and waits for the row.
+    let deleted = submit(&*store, vec![delete("bob", &[1])]);
+    let raised =
+        sea_orm::ConnectionTrait::execute_unprepared(&other, "UPDATE lane SET beat = beat");
+    // One of the two is given up.
+    let _ = raised.await;
+    let _ = sea_orm::ConnectionTrait::execute_unprepared(&other, "ROLLBACK").await;
+    assert_eq!(deleted.await.unwrap(), [done(1)]);
+    until("healthy", || store.healthy()).await;
+    stored(&*store, "bob", 2).await;
+    store.close().await;
+}
+
+async fn sessions_that_are_ended_are_made_anew(at: ServerBed) {
+    let store = at.bed.open().await;
+    run(&*store, vec![append("bob", 1)]).await;
+    assert_eq!(ids(&*store, "bob").await, [1]);
+    let administrator = TestServer::shared(at.kind).administrator(&at.name).await;
+    match at.kind {
+        Kind::Postgres => {
+            let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                       WHERE datname = current_database() AND pid <> pg_backend_pid()";
+            execute(&administrator, end).await;
+        }
+        Kind::MariaDb => {
+            let own = format!(
+                "SELECT GROUP_CONCAT(ID) FROM information_schema.PROCESSLIST \
+                 WHERE DB = '{}' AND ID <> CONNECTION_ID()",
+                at.name
+            );
+            let own: String = value(&administrator, &own).await;
+            for id in own.split(',') {
+                execute(&administrator, &format!("KILL {id}")).await;
+            }
+        }
+    }
+    // A read finds another connection by itself.
+    assert_eq!(ids(&*store, "bob").await, [1]);
+    // A write, too: the transaction has not begun.
+    let mut id = 2;
+    while run(&*store, vec![append("bob", id)]).await != [Outcome::Stored] {
+        id += 1;
+    }
+    assert!(store.healthy());
+    assert_eq!(ids(&*store, "bob").await, [1, id]);
+    store.close().await;
+}
+
+/// Appends and deletes for five users without end, until told to stop.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    told: Vec<tokio::task::JoinHandle<Told>>,
+}
+
+/// What is known to be stored and was not asked to be deleted, and what is known to be deleted.
+#[derive(Default)]
+struct Told {
+    stored: Vec<(String, i64)>,
+    deleted: Vec<(String, i64)>,
+}
+
+impl Traffic {
+    /// With ids after `first`, which no other traffic has.
+    fn start(store: &Arc<dyn Store>, first: i64) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let for_user = |user: i64| {
+            tokio::spawn(traffic(store.clone(), format!("user{user}"), first, stop.clone()))
+        };
+        Traffic { told: (0..5).map(for_user).collect(), stop }
+    }
+
+    async fn stop(self) -> Told {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = Told::default();
+        for told in self.told {
+            let told = told.await.expect("no outcome surprised");
+            all.stored.extend(told.stored);
+            all.deleted.extend(told.deleted);
+        }
+        all
+    }
+}
+
+async fn traffic(store: Arc<dyn Store>, user: String, first: i64, stop: Arc<AtomicBool>) -> Told {
+    let mut told = Told::default();
+    let mut next = first;
+    while !stop.load(Ordering::Relaxed) {
+        let ids: Vec<i64> = (next + 1..=next + 8).collect();
+        next += 8;
+        // Each in a job of its own: they share a transaction, or not.
+        let appends: Vec<_> =
+            ids.iter().map(|id| submit(&*store, vec![append(&user, *id)])).collect();
+        let mut kept = Vec::new();
+        for (id, append) in ids.into_iter().zip(appends) {
+            let mut outcome = append.await.unwrap().remove(0);
+            while outcome == Outcome::Retry {
+                // It may come again. If it is there already, its `Retry` was a lie.
+                let key = format!("{user}-{id}");
+                outcome = run(&*store, vec![again(&user, id, &key)]).await.remove(0);
+            }
+            assert_eq!(outcome, Outcome::Stored, "{user} {id}");
+            kept.push(id);
+        }
+        // A hand-over: half of them go, when the client has them.
+        let (gone, kept) = kept.split_at(kept.len() / 2);
+        assert_eq!(run(&*store, vec![delete(&user, gone)]).await, [done(gone.len() as u64)]);
+        told.deleted.extend(gone.iter().map(|id| (user.clone(), *id)));
+        told.stored.extend(kept.iter().map(|id| (user.clone(), *id)));
+    }
+    told
+}
+
+async fn all_is_as_told(store: &dyn Store, told: &Told) {
+    let mut there: HashSet<(String, i64)> = HashSet::new();
+    for user in 0..5 {
+        let user = format!("user{user}");
+        let of_user = ids(store, &user).await;
+        assert!(of_user.is_sorted_by(|a, b| a < b), "{of_user:?}");
+        there.extend(of_user.into_iter().map(|id| (user.clone(), id)));
+    }
+    let lost: Vec<_> = told.stored.iter().filter(|row| !there.contains(*row)).collect();
+    assert!(lost.is_empty(), "lost: {lost:?}");
+    let back: Vec<_> = told.deleted.iter().filter(|row| there.contains(*row)).collect();
+    assert!(back.is_empty(), "there again: {back:?}");
+}
+
+async fn a_server_that_is_killed(kind: Kind) {
+    let server = tokio::task::spawn_blocking(move || TestServer::start(kind, None));
+    let server = Arc::new(server.await.unwrap());
+    let at = ServerBed::in_server(&server).await;
+    let store = at.bed.open().await;
+    let mut told = Told::default();
+    for round in 0..3 {
+        let traffic = Traffic::start(&store, round << 32);
+        let appended = store.clone();
+        let mut rows = 0;
+        while rows < 200 * (round as u64 + 1) {
+            rows = 0;
+            for user in 0..5 {
+                rows += count(&*appended, bare(&format!("user{user}"))).await;
+            }
+        }
+        let killed = server.clone();
+        tokio::task::spawn_blocking(move || killed.kill()).await.unwrap();
+        until("unhealthy", || !store.healthy()).await;
+        let restarted = server.clone();
+        tokio::task::spawn_blocking(move || restarted.start_again()).await.unwrap();
+        until("healthy", || store.healthy()).await;
+        let more = traffic.stop().await;
+        assert!(!more.stored.is_empty() && !more.deleted.is_empty());
+        told.stored.extend(more.stored);
+        told.deleted.extend(more.deleted);
+        all_is_as_told(&*store, &told).await;
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn postgres_killed_amid_appends_and_deletes() {
+    a_server_that_is_killed(Kind::Postgres).await;
+}
+
+#[tokio::test]
+async fn mariadb_killed_amid_appends_and_deletes() {
+    a_server_that_is_killed(Kind::MariaDb).await;
+}
+
+/// A disk for the server, as small as it goes; none where this user may not mount.
+async fn on_a_small_disk(kind: Kind, size: &'static str) -> Option<Arc<TestServer>> {
+    if !std::fs::metadata("/proc/self").is_ok_and(|own| {
+        use std::os::unix::fs::MetadataExt;
+        own.uid() == 0
+    }) {
+        eprintln!("not tested: this user may not mount a small disk");
+        return None;
+    }
+    let server = tokio::task::spawn_blocking(move || TestServer::start(kind, Some(size)));
+    Some(Arc::new(server.await.unwrap()))
+}
+
+async fn a_full_disk(kind: Kind, size: &'static str) {
+    let Some(server) = on_a_small_disk(kind, size).await else { return };
+    let at = ServerBed::in_server(&server).await;
+    let store = at.bed.open().await;
+    let ballast = std::path::Path::new(&server.folder).join("ballast");
+    // All that is left, but a few MiB.
+    let mut file = std::fs::File::create(&ballast).unwrap();
+    while std::io::Write::write_all(&mut file, &[0; 1 << 16]).is_ok() {}
+    let length = file.metadata().unwrap().len();
+    file.set_len(length.saturating_sub(3 << 20)).unwrap();
+    drop(file);
+
+    let mut stored_ids = Vec::new();
+    let mut id = 0;
+    let large = |id: i64| {
+        let stanza: Vec<u8> = (0..100_000_u64).map(|n| (n * n * 31 + n / 7) as u8).collect();
+        Write::Append(NewMessage { stanza: stanza.into(), ..message("bob", id) })
+    };
+    let full = loop {
+        id += 1;
+        match run(&*store, vec![large(id)]).await.remove(0) {
+            Outcome::Stored => stored_ids.push(id),
+            other => break other,
+        }
+        assert!(id < 5000, "the disk is never full");
+    };
+    assert_eq!(full, Outcome::Retry);
+    until("unhealthy", || !store.healthy()).await;
+
+    std::fs::remove_file(&ballast).unwrap();
+    let restarted = server.clone();
+    // It may have ended, as databases do that can't write their log.
+    tokio::task::spawn_blocking(move || restarted.start_again()).await.unwrap();
+    until("healthy again by itself", || store.healthy()).await;
+    stored(&*store, "bob", 10_000).await;
+    stored_ids.push(10_000);
+    let there = store.page(bare("bob"), MessageId::ZERO, ALL).await.unwrap();
+    let there: Vec<i64> = there.iter().map(|message| message.id.0).collect();
+    assert_eq!(there, stored_ids);
+    assert_eq!(run(&*store, vec![delete("bob", &stored_ids)]).await, [done(there.len() as u64)]);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn postgres_on_a_full_disk() {
+    a_full_disk(Kind::Postgres, "160m").await;
+}
+
+#[tokio::test]
+async fn mariadb_on_a_full_disk() {
+    a_full_disk(Kind::MariaDb, "220m").await;
+}
