@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use amphora::store::{Job, Outcome, SeaStore, Store, StoreError, StoreSettings};
 use amphora::words::MessageId;
@@ -190,12 +191,7 @@ fn signal(child: &Child, signal: &str) {
 }
 
 /// The other goes on; then the first does, and can do no harm.
-async fn is_fenced(
-    at: &ServerBed,
-    mut child: Child,
-    mut lines: BufReader<ChildStdout>,
-    mut told: Told,
-) {
+async fn is_fenced(at: &ServerBed, mut child: Child, told: JoinHandle<Told>) {
     let second = at.bed.open().await;
     let after = MessageId::new(second.epoch(), 0).0.max(i64::from(second.epoch()) << 32);
     assert_eq!(run(&*second, vec![append("user1", after)]).await, [Outcome::Stored]);
@@ -203,9 +199,8 @@ async fn is_fenced(
 
     signal(&child, "-CONT");
     let told = tokio::task::spawn_blocking(move || {
-        while told.hear(&mut lines) {}
         child.wait().unwrap();
-        told
+        told.join().unwrap()
     });
     let told = told.await.unwrap();
     assert!(told.superseded && !told.retries.is_empty(), "{told:?}");
@@ -230,7 +225,16 @@ async fn a_process_that_stood_still_is_fenced(at: ServerBed) {
         assert!(told.hear(&mut lines), "the child ended by itself: {told:?}");
     }
     signal(&child, "-STOP");
-    is_fenced(&at, child, lines, told).await;
+    let told = hear_the_rest(told, lines);
+    is_fenced(&at, child, told).await;
+}
+
+/// Listens until the child ends: it would stand still if nobody did.
+fn hear_the_rest(mut told: Told, mut lines: BufReader<ChildStdout>) -> JoinHandle<Told> {
+    std::thread::spawn(move || {
+        while told.hear(&mut lines) {}
+        told
+    })
 }
 
 /// The lock of a table stops it after it has updated its lane.
@@ -240,6 +244,7 @@ async fn a_process_that_stood_still_within_a_transaction_is_fenced(at: ServerBed
     while told.stored.len() < 50 {
         assert!(told.hear(&mut lines), "the child ended by itself: {told:?}");
     }
+    let told = hear_the_rest(told, lines);
     let other = at.raw().await;
     let (hold, let_go, waiting) = match at.kind {
         Kind::Postgres => (
@@ -262,7 +267,7 @@ async fn a_process_that_stood_still_within_a_transaction_is_fenced(at: ServerBed
     while value::<i64>(&administrator, &waiting).await == 0 {}
     signal(&child, "-STOP");
     execute(&other, let_go).await;
-    is_fenced(&at, child, lines, told).await;
+    is_fenced(&at, child, told).await;
 }
 
 async fn what_a_killed_process_acknowledged_is_there(at: ServerBed) {
