@@ -64,7 +64,8 @@ return function (ctx)
 	local function pair_of(user, from)
 		local pair = user.pairs[from];
 		if not pair then
-			pair = { user = user, from = from, tries = 0, followers = 0 };
+			-- line: those that wait for their turn, in order, wherever they are listed
+			pair = { user = user, from = from, tries = 0, followers = 0, line = new_fifo() };
 			user.pairs[from] = pair;
 		end
 		return pair;
@@ -107,6 +108,16 @@ return function (ctx)
 		user.storage_tail = held;
 	end
 
+	-- What the spool held comes before anything that has a number: it was not settled for anybody
+	-- while it was there, and is not because it was loaded.
+	local function enter_storage_list_first(held)
+		local user = held.user;
+		held.seq = 0;
+		held.storage_next = user.storage_head;
+		if user.storage_head then user.storage_head.storage_prev = held; else user.storage_tail = held; end
+		user.storage_head = held;
+	end
+
 	local function leave_storage_list(held)
 		if not held.seq then return; end
 		local user, before, after = held.user, held.storage_prev, held.storage_next;
@@ -115,7 +126,7 @@ return function (ctx)
 		held.seq, held.storage_prev, held.storage_next = nil, nil, nil;
 	end
 
-	-- Is anything undecided that was there at seq?
+	-- Is all decided that was there at seq? What is in the spool, or came out of it, counts as there.
 	function queue.settled(bare, seq)
 		local user = users[bare];
 		if user then
@@ -269,6 +280,8 @@ return function (ctx)
 	local function drop_follower(follower)
 		local stanza = follower.stanza;
 		follower.done, follower.stanza = true, nil;
+		local line = follower.pair.line;
+		while not line:empty() and line:peek().done do line:pop(); end
 		follower.pair.followers = follower.pair.followers - 1;
 		followers_count, followers_bytes = followers_count - 1, followers_bytes - follower.bytes;
 		return stanza;
@@ -344,7 +357,7 @@ return function (ctx)
 				queue.drain(user.bare);
 				local pair = insert(held);
 				if held.stage ~= "rules" then
-					enter_storage_list(held);
+					enter_storage_list_first(held);
 					if pair.first_rules and pair.first_rules.ord < held.ord then held.waiting = true; end
 				end
 				if not held.waiting then return held; end
@@ -432,6 +445,18 @@ return function (ctx)
 	local function new_ord()
 		ctx.spool.max_ord = ctx.spool.max_ord + 1;
 		return ctx.spool.max_ord;
+	end
+
+	-- The place of a message that comes back: it is older than what waits in its pair, at rules or for
+	-- its turn, and must not come after that.
+	local function ord_of_older(pair)
+		local rules, follower = pair.first_rules, pair.line:peek();
+		local first = rules or follower;
+		if not first then return new_ord(); end
+		local limit = follower and math.min(first.ord, follower.ord) or first.ord;
+		local prev = pair.tail;
+		while prev and prev.ord >= limit do prev = prev.prev; end
+		return prev and prev.ord or limit - 0.5;
 	end
 
 	local function too_large(stanza, bytes) return facts.too_large(stanza, bytes, ctx.max_stanza); end
@@ -550,9 +575,8 @@ return function (ctx)
 		local first_rules = pair.first_rules;
 		if held.ord then -- luacheck: ignore 542
 			-- it waited for its turn in this pair, and keeps it
-		elseif held.stage == "undelivered" and first_rules then
-			-- It is older than what waits at rules, and must not come after it.
-			held.ord = first_rules.prev and first_rules.prev.ord or first_rules.ord - 0.5;
+		elseif held.stage == "undelivered" then
+			held.ord = ord_of_older(pair);
 		else
 			held.ord = new_ord();
 		end
@@ -626,6 +650,7 @@ return function (ctx)
 		list[#list + 1] = follower;
 		followers_count, followers_bytes = followers_count + 1, followers_bytes + follower.bytes;
 		pair.followers = pair.followers + 1;
+		pair.line:push(follower);
 		waiting_order:push(follower);
 	end
 

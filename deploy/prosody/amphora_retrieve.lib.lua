@@ -8,7 +8,6 @@
 --   state              waiting; asked: of the node; answering: the answer is in the session's line;
 --                      over: answered, or nobody is there to be answered
 --   barrier, since     what was undecided when it came; when that was
---   spooled            the spool still has something for the user
 --   at                 when the node was heard of last
 --   shown, batches     whether it was shown anything; what of that the node does not know as taken
 --   last, ended        the last batch that came; when the node was told that no more can be taken
@@ -228,12 +227,9 @@ return function (ctx)
 	end
 
 	-- What was on its way into the storage when the request came is part of it. A third of the time
-	-- that the node has is waited for that. What the spool held is on its way from when it is loaded.
+	-- that the node has is waited for that.
 	local function may_ask(request, now)
-		local bare = request.seat.bare;
-		local spooled = ctx.spool:pending(bare);
-		if spooled or request.spooled then request.barrier, request.spooled = queue.seq(), spooled; end
-		return queue.settled(bare, request.barrier) or now - request.since >= options.retrieve_timeout / 3;
+		return queue.settled(request.seat.bare, request.barrier) or now - request.since >= options.retrieve_timeout / 3;
 	end
 
 	function retrieve.pump()
@@ -261,7 +257,7 @@ return function (ctx)
 		next_name = next_name + 1;
 		local request = {
 			name = ("%s-r%d"):format(ctx.token, next_name), seat = seat, stanza = st.clone(stanza), state = "waiting";
-			barrier = queue.seq(), spooled = ctx.spool:pending(seat.bare), since = time_now(), batches = {}, last = "0";
+			barrier = queue.seq(), since = time_now(), batches = {}, last = "0";
 		};
 		by_name[request.name] = request;
 		seat.retrievals = seat.retrievals or {};
@@ -380,7 +376,7 @@ return function (ctx)
 		total, reporting = state.total, state.reporting;
 		for seat in pairs(asking) do
 			-- What was undecided is in the spool now.
-			for _, request in ipairs(seat.requests) do request.barrier, request.spooled = queue.seq(), true; end
+			for _, request in ipairs(seat.requests) do request.barrier = queue.seq(); end
 		end
 		if not same_link then retrieve.link_lost(); end
 	end

@@ -44,6 +44,9 @@ impl Machine {
     pub(super) fn available(&mut self, available: Available) {
         let user = available.user.clone();
         let recipient = self.recipients.entry(user.clone()).or_default();
+        // What is being read for it from before its last end is older than this reason.
+        let reading = recipient.reading.as_ref();
+        let again = reading.is_some_and(|(reader, _)| *reader == available.session);
         match recipient.session(&available.session) {
             Some(session) => {
                 session.link = available.link;
@@ -66,7 +69,7 @@ impl Machine {
                 archive: available.archive,
                 batch_bytes: available.batch_bytes,
                 cursor: MessageId::ZERO,
-                again: false,
+                again,
                 drained: false,
                 count: 0,
                 batches: Vec::new(),

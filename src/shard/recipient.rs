@@ -99,7 +99,7 @@ pub struct Session {
     pub batch_bytes: usize,
     /// The last row that was looked at.
     pub cursor: MessageId,
-    /// A new reason came while a page was read: look from the start once more.
+    /// A new reason came while a page was read for it: look from the start once more.
     pub again: bool,
     /// All was handed over; only confirmations are missing.
     pub drained: bool,

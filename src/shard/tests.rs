@@ -706,6 +706,17 @@ fn a_new_reason_reads_from_the_start_and_an_old_one_nothing() {
 }
 
 #[test]
+fn i3_a_page_from_before_the_end_of_a_session_is_not_all_when_it_comes_back() {
+    let mut h = History::new();
+    assert_eq!(h.available("s", 1), ["read bob@h after 0"]);
+    assert_eq!(h.taken("s", 0, &[], true), ["1: deleted s 0"]);
+    assert!(h.available("s", 2).is_empty(), "the first page is still being read");
+    assert_eq!(h.page(&[]), ["read bob@h after 0"], "what was stored meanwhile");
+    assert_eq!(h.page(&[1]), ["1: batch 1 to s: 1", "read bob@h after 1"]);
+    assert_eq!(h.page(&[]), ["1: handed over s 2: 1"]);
+}
+
+#[test]
 fn a_page_that_cannot_be_read_is_read_when_the_session_asks_again() {
     let mut h = History::new();
     h.available("s", 1);

@@ -13,6 +13,7 @@ from harness.steps import all_stored
 from harness.waiting import until
 
 INTERCEPT = "urn:amphora:intercept:1"
+BODY = "{jabber:client}body"
 
 
 def nested(levels):
@@ -191,6 +192,29 @@ async def test_a_full_gate_beside_an_open_one(workshop, clients):
     assert tablet.inbox.bodies()[1:] == live + ["end"]
 
 
+def announced(node, jid):
+    """Every announcement of a session so far."""
+    return [e for e in node.said("available") if e.get("jid") == jid]
+
+
+def handed_over(node, session, n):
+    """Say that a session has got what is stored."""
+    node.write(
+        f"<message from='{COMPONENT}' to='{HOST}'><handed-over xmlns='{INTERCEPT}' "
+        f"session='{session}' n='{n}' count='0'/></message>"
+    )
+
+
+async def intercept_of(node, body):
+    """Wait for the intercept of the message with that text; its key."""
+
+    def found():
+        return [e for e in node.said("intercept") if any(b.text == body for b in e.iter(BODY))]
+
+    await until(found, f"the intercept of {body}")
+    return found()[-1].get("key")
+
+
 async def test_what_a_gate_gave_back_is_for_its_session(workshop, clients):
     """I2, I3: a message out of a full gate that is stored after the session was answered: the
     session whose gate is closed is announced again, and none of those that had it live."""
@@ -200,22 +224,17 @@ async def test_what_a_gate_gave_back_is_for_its_session(workshop, clients):
     async with Component(prosody) as node:
         await node.greet()
 
-        def announced(resource):
-            found = [e for e in node.said("available") if e.get("jid") == f"{bob}/{resource}"]
-            return found[-1] if found else None
+        def last(resource):
+            return (announced(node, f"{bob}/{resource}") or [None])[-1]
 
         def answer(resource):
-            session, n = announced(resource).get("session"), announced(resource).get("n")
-            node.write(
-                f"<message from='{COMPONENT}' to='{HOST}'><handed-over xmlns='{INTERCEPT}' "
-                f"session='{session}' n='{n}' count='0'/></message>"
-            )
+            handed_over(node, last(resource).get("session"), last(resource).get("n"))
 
         phone = await clients.online(prosody, bob, "phone", raw=True)
         others = [f"tablet{n}" for n in range(6)]
         tablets = [await clients.online(prosody, bob, other, raw=True) for other in others]
         everybody = [*others, "phone"]
-        await until(lambda: None not in map(announced, everybody), "the announcements")
+        await until(lambda: None not in map(last, everybody), "the announcements")
         for other, tablet in zip(others, tablets):
             answer(other)
             await tablet.inbox.reply(tablet.send_text(f"{bob}/{other}", "its gate is open"))
@@ -226,10 +245,84 @@ async def test_what_a_gate_gave_back_is_for_its_session(workshop, clients):
         answer("phone")
         for held in node.said("intercept"):
             node.verdict(held.get("key"), "stored", "undelivered")
-        await until(lambda: announced("phone").get("n") == "2", "the phone again")
-        assert [announced(other).get("n") for other in others] == 6 * ["1"]
+        await until(lambda: last("phone").get("n") == "2", "the phone again")
+        assert [last(other).get("n") for other in others] == 6 * ["1"]
         answer("phone")
         assert await phone.inbox.body_count(1) == ["2"]
+
+
+async def test_a_gate_waits_for_what_was_loaded_after_the_answer(workshop, clients):
+    """I3: what a full gate gave back was in the spool when the session was answered, and is not
+    decided yet. What its sender wrote later stays in the gate until it is."""
+    prosody = workshop.prosody(options={"amphora_gate_messages": 3, "amphora_held_messages": 2})
+    alice, bob, carol, dave = prosody.people("alice", "bob", "carol", "dave")
+    a, c, d = [await clients.online(prosody, who, "desk", raw=True) for who in (alice, carol, dave)]
+    async with Component(prosody) as node:
+        await node.greet()
+        phone = await clients.online(prosody, bob, "phone", raw=True)
+        await until(lambda: announced(node, f"{bob}/phone"), "the announcement")
+        session = announced(node, f"{bob}/phone")[0].get("session")
+        for who, body in ((c, "carol"), (d, "dave"), (a, "older"), (a, "newer")):
+            who.send_text(bob, body)
+            await who.ping()
+        keys = [await intercept_of(node, body) for body in ("carol", "dave")]
+        assert len(node.said("intercept")) == 2, "two fill the memory, the third is in the spool"
+        handed_over(node, session, 1)
+        node.verdict(keys[0], "discarded", "undelivered")
+        older = await intercept_of(node, "older")
+        node.verdict(keys[1], "discarded", "undelivered")
+        node.verdict(older, "stored", "undelivered")
+        await until(lambda: announced(node, f"{bob}/phone")[-1].get("n") == "2", "the phone again")
+        node.write(
+            f"<message from='{COMPONENT}' to='{HOST}'><hand-over xmlns='{INTERCEPT}' "
+            f"session='{session}' batch='1'><item id='1'><forwarded xmlns='urn:xmpp:forward:0'>"
+            f"<message xmlns='jabber:client' from='{alice}/desk' to='{bob}' type='chat'>"
+            f"<body>older</body></message></forwarded></item></hand-over></message>"
+        )
+        handed_over(node, session, 2)
+        assert await phone.inbox.body_count(2) == ["older", "newer"]
+
+
+async def test_what_a_session_left_comes_before_what_waited(workshop, clients):
+    """I3: what waited in the gate of a session that ended is stored before what its sender wrote
+    later, which waited for its turn in the pair; also if the node can't store it at once."""
+    prosody = workshop.prosody(options={"amphora_gate_messages": 1})
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk", raw=True)
+    async with Component(prosody) as node:
+        await node.greet()
+        phone = await clients.online(prosody, bob, "phone", raw=True)
+        a.send_text(bob, "out of the full gate")
+        a.send_text(bob, "left in the gate")
+        overflowed = await intercept_of(node, "out of the full gate")
+        a.send_text(bob, "in turn")
+        await a.ping()
+        await phone.vanish()
+        left = await intercept_of(node, "left in the gate")
+        node.verdict(left, "retry", "undelivered")
+        node.verdict(overflowed, "stored", "undelivered")
+        await intercept_of(node, "in turn")
+        asked = [b.text for e in node.said("intercept") for b in e.iter(BODY)]
+        assert asked == ["out of the full gate", "left in the gate", "left in the gate", "in turn"]
+
+
+async def test_no_announcement_before_the_spool_is_decided(workshop, clients):
+    """What was in the spool when the session came is stored before it gets what is stored."""
+    prosody = workshop.prosody(options={"amphora_hold": 0})
+    alice, bob, carol = prosody.people("alice", "bob", "carol")
+    a, c = [await clients.online(prosody, who, "desk", raw=True) for who in (alice, carol)]
+    for who, body in ((a, "first"), (c, "second")):
+        who.send_text(bob, body)
+        await who.ping()
+    await clients.online(prosody, bob, "phone", raw=True)
+    async with Component(prosody) as node:
+        await node.greet()
+        first, second = [await intercept_of(node, body) for body in ("first", "second")]
+        node.verdict(first, "stored", "offline")
+        await node.round_trip()
+        assert announced(node, f"{bob}/phone") == []
+        node.verdict(second, "stored", "offline")
+        await until(lambda: announced(node, f"{bob}/phone"), "the announcement")
 
 
 async def test_rules_out_of_the_spool_keep_their_place(workshop, clients):

@@ -75,6 +75,15 @@ class Component(External):
         )
         await until(lambda: any(e.get("id") == id for e in self.all), "the answer to the greeting")
 
+    async def round_trip(self):
+        """Wait until the server has read what was written, and has answered that."""
+        id = new_id("t")
+        self.write(
+            f"<iq type='get' from='{COMPONENT}' to='{self._server.host}' id='{id}'>"
+            f"<nothing xmlns='{INTERCEPT}'/></iq>"
+        )
+        await until(lambda: any(e.get("id") == id for e in self.all), "an answer")
+
     def said(self, name):
         """All elements of the protocol with that name, so far."""
         return [found for e in self.all for found in e.iter(f"{{{INTERCEPT}}}{name}")]
