@@ -102,7 +102,7 @@ fn messages(backend: DbBackend) -> TableCreateStatement {
 }
 
 /// The index of the expiries has only rows that expire. MySQL knows no such index: there each
-/// row has an entry, which costs an append of a message without expiry a fifth more.
+/// row has an entry.
 fn message_indexes(backend: DbBackend) -> [IndexCreateStatement; 2] {
     use OfflineMessage as M;
     let mut expiry = Index::create()

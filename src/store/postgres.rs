@@ -23,8 +23,7 @@ const OLDEST: i32 = 12;
 ///
 /// An operator's stronger `synchronous_commit` stays. A node that stands still within a
 /// transaction, or whose machine is gone, must not hold its locks for long. Every statement
-/// finds its rows by an index; without statistics the planner may believe otherwise. (The
-/// tables of the planner's estimates are made anew only now and then, those rows come and go.)
+/// finds its rows by an index; without statistics the planner may believe otherwise.
 const WRITER: &str = "\
     SELECT set_config('synchronous_commit', 'on', false) \
     WHERE current_setting('synchronous_commit') IN ('off', 'local'); \
