@@ -29,6 +29,7 @@ from harness.stanzas import (
     RECEIPTS,
     amp,
     message,
+    new_id,
     rule,
 )
 from harness.waiting import until
@@ -72,6 +73,21 @@ class Stage:
         self._people = people
         self._all = []
         self._ids = 0
+        # what sessions of an earlier script left may still be pushed
+        self._mark = new_id("-")
+
+    def device(self, name):
+        """What a device is called in this run."""
+        return name + self._mark
+
+    async def enable_push(self, client, name):
+        """That client is told of what it misses, under the name of that device."""
+        await enable_push(client, self.device(name))
+
+    def pushes(self):
+        """What was pushed in this run: which device, and whether it was important."""
+        ours = [(n, i) for n, i in self.apps.pushes if n.endswith(self._mark)]
+        return sorted((node.removesuffix(self._mark), important) for node, important in ours)
 
     def __getattr__(self, name):
         """A person's bare JID."""
@@ -352,17 +368,17 @@ async def rules_that_let_it_pass(s):
 async def push_for_who_is_away(s):
     """XEP-0357: one push a message for each device that is registered, as it is stored."""
     bob = await s.login("bob")
-    await enable_push(bob, "phone")
+    await s.enable_push(bob, "phone")
     tablet = await s.login("bob", "tablet")
-    await enable_push(tablet, "tablet")
+    await s.enable_push(tablet, "tablet")
     await bob.leave()
     await tablet.leave()
     alice = await s.online("alice", "desk")
     await s.say(alice, s.bob, "1")
     await s.say(alice, f"{s.bob}/phone", "2")
     await s.say(alice, s.bob, payload=RECEIVED)
-    await s.apps.count("phone", 3)
-    await s.apps.count("tablet", 3)
+    await s.apps.count(s.device("phone"), 3)
+    await s.apps.count(s.device("tablet"), 3)
     await s.kept("bob", 3)
     back = await s.online("bob")
     await back.inbox.body_count(2)
@@ -372,27 +388,27 @@ async def push_for_who_sleeps(s):
     """A hibernating session is pushed to for what it left and for what comes."""
     alice = await s.online("alice", "desk")
     bob = await s.online("bob", sm=True)
-    await enable_push(bob, "phone")
+    await s.enable_push(bob, "phone")
     bob.acknowledge(bob.handled)
     await bob.ping()
     await s.say(alice, s.bob, "not acknowledged")
     await bob.inbox.body_count(1)
     await bob.vanish()
-    await s.apps.count("phone", 1)
+    await s.apps.count(s.device("phone"), 1)
     await s.say(alice, s.bob, "while it sleeps")
     # these pushes wait for a second, and go out in order: after this one nothing more is due
     fence = await s.login("alice", "fence", sm=True)
-    await enable_push(fence, "fence")
+    await s.enable_push(fence, "fence")
     await fence.vanish()
-    await s.apps.count("fence", 1)  # for what it left
+    await s.apps.count(s.device("fence"), 1)  # for what it left
     await s.say(alice, f"{s.alice}/fence", "fence")
-    await s.apps.important("fence", 1)
+    await s.apps.important(s.device("fence"), 1)
 
 
 async def push_beside_one_that_is_awake(s):
     """A registered device that has no session is told of what another session gets."""
     phone = await s.login("bob")
-    await enable_push(phone, "phone")
+    await s.enable_push(phone, "phone")
     await phone.leave()
     alice = await s.online("alice", "desk")
     tablet = await s.online("bob", "tablet")
@@ -406,14 +422,14 @@ async def push_for_a_session_that_ends(s):
     """One that can't be resumed: what it left is pushed when it is stored."""
     alice = await s.online("alice", "desk")
     bob = await s.online("bob", sm="once")
-    await enable_push(bob, "phone")
+    await s.enable_push(bob, "phone")
     bob.acknowledge(bob.handled)
     await bob.ping()
     await s.say(alice, s.bob, "1")
     await s.say(alice, s.bob, "2")
     await bob.inbox.body_count(2)
     await bob.vanish()
-    await s.apps.count("phone", 2)
+    await s.apps.count(s.device("phone"), 2)
 
 
 async def what_is_not_worth_keeping(s):
@@ -577,7 +593,7 @@ async def play(script, server, node, clients, meant):
             found = [(name, difference(messages)) for name, messages in found]
         return [f"{name}: {canonical(m)}" for name, messages in found for m in messages]
 
-    return text(seen), text(archives), sorted(apps.pushes)
+    return text(seen), text(archives), stage.pushes()
 
 
 def apart(before, after):
