@@ -6,7 +6,7 @@ from figures import LOGIN, MANY, ONE, median
 from table import not_idle, rate, seconds
 
 WIDTH = 820
-LEFT, RIGHT = 250, 190
+LEFT, RIGHT = 280, 190
 BAR, STEP, GAP = 16, 26, 40
 TOP = 92
 
