@@ -6,6 +6,7 @@
 
 // L0: vocabulary. No async, no I/O, no clock, no database.
 pub mod ns;
+pub mod shard_map;
 pub mod stanza;
 pub mod time;
 pub mod words;

@@ -277,13 +277,14 @@ fn start_shards(
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let threads = cores.saturating_sub(1).clamp(1, shards as usize);
     let arbiters: Vec<Arbiter> = (0..threads).map(|_| Arbiter::new()).collect();
-    let machine = shard::Settings {
-        epoch: context.store.epoch(),
-        quotas: Arc::new(quotas(&settings.quota)),
-        memory: StoreSettings::new("").memory_of_keys,
-    };
+    let quotas = Arc::new(quotas(&settings.quota));
     let start = |shard: u32| {
-        let (machine, context) = (machine.clone(), context.clone());
+        let machine = shard::Settings {
+            epoch: context.store.epoch(ShardId(shard)),
+            quotas: quotas.clone(),
+            memory: StoreSettings::new("").memory_of_keys,
+        };
+        let context = context.clone();
         let arbiter = &arbiters[shard as usize % threads];
         ShardActor::start_in_arbiter(&arbiter.handle(), move |_| {
             ShardActor::new(ShardId(shard), machine, context)

@@ -8,9 +8,8 @@ use std::sync::Arc;
 use actix::{Actor, Addr, Context, Handler, Message, ResponseFuture};
 
 use crate::shard::{Busy, Input, Inputs, ShardActor};
+use crate::shard_map::ShardMap;
 use crate::words::{Bare, LinkId};
-
-use super::map::ShardMap;
 
 /// Inputs, each for the shard of its user, in order.
 #[derive(Message)]

@@ -1,9 +1,7 @@
-//! Which shard a recipient belongs to, and the actor that sends inputs there.
+//! The actor that sends each input to the shard of its user, and the clock of expiries.
 
 mod actor;
 mod due;
-mod map;
 
 pub use actor::{Everywhere, Route, Router, Settle};
 pub use due::run_due_clock;
-pub use map::{ShardMap, hash};

@@ -37,7 +37,7 @@ mod writer;
 use futures::future::BoxFuture;
 
 use crate::time::Timestamp;
-use crate::words::{Bare, Key, MessageId};
+use crate::words::{Bare, Key, MessageId, ShardId};
 
 pub use broadcast::{
     Broadcast, BroadcastChange, BroadcastState, BroadcastStore, Counts, Fate, Recipient,
@@ -111,8 +111,9 @@ pub trait Store: Send + Sync + 'static {
     /// marks). `Some(rule)`: it was, with the rule that was met then.
     fn find(&self, key: Key) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>>;
 
-    /// How often this store was opened; ids made with it are greater than all before.
-    fn epoch(&self) -> u32;
+    /// How often the database of a shard's messages was opened; ids made with it are greater
+    /// than all before.
+    fn epoch(&self, shard: ShardId) -> u32;
 
     /// Whether the last transaction could be committed, or was refused for its own content.
     fn healthy(&self) -> bool;

@@ -21,7 +21,7 @@ use super::readers::Readers;
 use super::settings::StoreSettings;
 use super::usage::{Detail, Usage};
 use crate::time::Timestamp;
-use crate::words::{Bare, Key, MessageId};
+use crate::words::{Bare, Key, MessageId, ShardId};
 
 /// Rows that a purge removes in one transaction, so that appends need not wait for it.
 const PURGE: u64 = 500;
@@ -199,7 +199,7 @@ impl Store for SeaStore {
         Box::pin(self.readers.read(move |database| pages::find(database, key.clone())))
     }
 
-    fn epoch(&self) -> u32 {
+    fn epoch(&self, _: ShardId) -> u32 {
         self.epoch
     }
 

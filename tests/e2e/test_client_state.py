@@ -7,6 +7,7 @@ message did not arrive: at once. A notification waits for the client, as a recei
 import pytest
 
 from harness.stanzas import AMP, CSI, amp, message, rule
+from harness.waiting import until
 
 NOTIFICATION = amp(rule("notify", "deliver", "stored"))
 
@@ -14,9 +15,13 @@ NOTIFICATION = amp(rule("notify", "deliver", "stored"))
 @pytest.fixture(scope="module")
 def prosody(workshop):
     """The server."""
-    server = workshop.prosody()
-    workshop.node(server)
-    return server
+    return workshop.prosody()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def node(workshop, prosody):
+    """Its node."""
+    return workshop.node(prosody)
 
 
 @pytest.mark.parametrize("action", ["alert", "error"])
@@ -36,7 +41,7 @@ async def test_what_did_not_arrive_is_told_at_once(prosody, clients, action):
     await reader.ping()
 
 
-async def test_a_notification_waits(prosody, clients):
+async def test_a_notification_waits(prosody, node, clients):
     """The inactive client hears of it with the next thing that matters, in order."""
     alice, bob = prosody.people("alice", "bob")
     away = prosody.people("carol")[0]
@@ -46,6 +51,7 @@ async def test_a_notification_waits(prosody, clients):
     sleeper.write(
         f"<inactive xmlns='{CSI}'/>" + message(away, "x", id="stored", payload=NOTIFICATION)
     )
+    await until(lambda: node.stored(away) == 1, "the message is stored")
     # the server has the notification before this, and still holds it back
     stored = await other_knows(prosody, clients, away)
     assert stored == ["x"]

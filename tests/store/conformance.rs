@@ -8,7 +8,7 @@ use amphora::store::{
     Amount, Detail, DuePosition, Header, NewMessage, Outcome, PageLimit, Purged, Run, StoreError,
     StoredMessage, Write,
 };
-use amphora::words::{Expiry, MessageId};
+use amphora::words::{Expiry, MessageId, ShardId};
 use bytes::Bytes;
 
 use crate::bed::*;
@@ -482,10 +482,10 @@ pub async fn survives_a_restart(bed: Bed) {
     let mut last = 0;
     for start in 1..=3 {
         let store = bed.open().await;
-        assert!(store.epoch() > last && store.epoch() <= MessageId::MAX_EPOCH);
-        last = store.epoch();
+        assert!(store.epoch(ShardId(0)) > last && store.epoch(ShardId(0)) <= MessageId::MAX_EPOCH);
+        last = store.epoch(ShardId(0));
         assert_eq!(count(&*store, bare("bob")).await, start - 1);
-        let id = MessageId::new(store.epoch(), 0);
+        let id = MessageId::new(store.epoch(ShardId(0)), 0);
         let message = NewMessage { id, ..message("bob", last.into()) };
         // Not waited for: a store that closes finishes what it has.
         let told = submit(&*store, vec![Write::Append(message)]);

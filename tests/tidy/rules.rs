@@ -4,6 +4,7 @@
 /// those below it.
 const LAYERS: &[(&str, usize)] = &[
     ("ns", 0),
+    ("shard_map", 0),
     ("stanza", 0),
     ("time", 0),
     ("words", 0),

@@ -3,7 +3,7 @@
 use amphora::store::{
     DuePosition, NewMessage, Outcome, PageLimit, SeaStore, Store, StoreError, StoreSettings, Write,
 };
-use amphora::words::{Expiry, MessageId};
+use amphora::words::{Expiry, MessageId, ShardId};
 use migration::{Migrator, MigratorTrait};
 
 use super::{Kind, ServerBed, TestServer, execute, on_each_server, value};
@@ -54,7 +54,7 @@ async fn the_last_epoch(at: ServerBed) {
     at.bed.open().await.close().await;
     execute(&at.raw().await, "UPDATE epoch SET value = 2097150").await;
     let store = at.bed.open().await;
-    assert_eq!(store.epoch(), MessageId::MAX_EPOCH);
+    assert_eq!(store.epoch(ShardId(0)), MessageId::MAX_EPOCH);
     store.close().await;
     let error = SeaStore::open(at.bed.settings.clone()).await.unwrap_err();
     assert!(matches!(error, StoreError::EpochsUsedUp { .. }), "{error:?}");

@@ -5,7 +5,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, mpsc};
 
 use amphora::store::{Job, Outcome, SeaStore, Store, StoreError, StoreSettings};
-use amphora::words::MessageId;
+use amphora::words::{MessageId, ShardId};
 use tokio::time::{Duration, timeout};
 
 use super::{Kind, ServerBed, TestServer, execute, on_each_server, value};
@@ -51,7 +51,7 @@ async fn a_process_of_the_same_name_supersedes_the_first(at: ServerBed) {
     let first = SeaStore::open(named(&at, "a")).await.unwrap();
     assert_eq!(run(&first, vec![append("bob", 1)]).await, [Outcome::Stored]);
     let second = SeaStore::open(named(&at, "a")).await.unwrap();
-    assert!(second.epoch() > first.epoch());
+    assert!(second.epoch(ShardId(0)) > first.epoch(ShardId(0)));
     // It hands nothing over, stores nothing, deletes nothing.
     let read = first.page(bare("bob"), MessageId::ZERO, ALL).await;
     assert!(matches!(read, Err(StoreError::Fenced)), "{read:?}");
@@ -140,7 +140,7 @@ async fn appends_until_its_end() {
         StoreSettings { append_limit: Duration::from_secs(600), ..StoreSettings::new(url) };
     let store = Arc::new(SeaStore::open(settings).await.unwrap());
     let (tell, told) = mpsc::channel::<(i64, Outcome)>();
-    let mut next = i64::from(store.epoch()) << 32;
+    let mut next = i64::from(store.epoch(ShardId(0))) << 32;
     let mut submit = || {
         next += 1;
         let (id, tell) = (next, tell.clone());
@@ -210,7 +210,9 @@ fn signal(child: &Child, signal: &str) {
 /// The other goes on; then the first does, and can do no harm.
 async fn is_fenced(at: &ServerBed, mut child: Child, lines: Lines, mut told: Told) {
     let second = at.bed.open().await;
-    let after = MessageId::new(second.epoch(), 0).0.max(i64::from(second.epoch()) << 32);
+    let after = MessageId::new(second.epoch(ShardId(0)), 0)
+        .0
+        .max(i64::from(second.epoch(ShardId(0))) << 32);
     assert_eq!(run(&*second, vec![append("user1", after)]).await, [Outcome::Stored]);
     let at_take = all_ids(&*second).await;
 
@@ -293,7 +295,7 @@ async fn what_a_killed_process_acknowledged_is_there(at: ServerBed) {
         stored.extend(told.stored);
         // Its sessions may still be ending; that is no hindrance.
         let store = at.bed.open().await;
-        assert_eq!(store.epoch() as usize, 2 * round);
+        assert_eq!(store.epoch(ShardId(0)) as usize, 2 * round);
         let there = all_ids(&*store).await;
         for id in &stored {
             assert!(there.contains(id), "{id} is lost");

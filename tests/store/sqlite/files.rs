@@ -3,7 +3,7 @@
 use std::fs;
 
 use amphora::store::{NewMessage, Outcome, SeaStore, Store, StoreError, StoreSettings, Write};
-use amphora::words::MessageId;
+use amphora::words::{MessageId, ShardId};
 use migration::{Migrator, MigratorTrait};
 
 use super::{dir, execute, file, raw, refusal, settings, value};
@@ -112,7 +112,7 @@ async fn the_last_epoch() {
     execute(&database, "UPDATE epoch SET value = 2097150").await;
     database.close().await.unwrap();
     let store = SeaStore::open(settings(dir.path())).await.unwrap();
-    assert_eq!(store.epoch(), MessageId::MAX_EPOCH);
+    assert_eq!(store.epoch(ShardId(0)), MessageId::MAX_EPOCH);
     store.close().await;
     for _ in 0..2 {
         let error = SeaStore::open(settings(dir.path())).await.unwrap_err();

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use amphora::store::{Job, SeaStore, Store, StoreError, StoreSettings};
+use amphora::words::ShardId;
 
 use super::{dir, settings};
 use crate::bed::*;
@@ -37,7 +38,7 @@ async fn appends_until_killed() {
     };
     let store = Arc::new(SeaStore::open(settings).await.unwrap());
     let (tell, told) = std::sync::mpsc::channel::<i64>();
-    let epoch = i64::from(store.epoch()) << 32;
+    let epoch = i64::from(store.epoch(ShardId(0))) << 32;
     let mut next = epoch;
     let mut submit = || {
         next += 1;
@@ -86,7 +87,7 @@ async fn what_was_acknowledged_is_there_after_a_kill() {
         assert!(acknowledged.len() >= enough, "the child ended by itself");
 
         let store = SeaStore::open(settings(dir.path())).await.unwrap();
-        assert_eq!(store.epoch() as usize, 2 * round);
+        assert_eq!(store.epoch(ShardId(0)) as usize, 2 * round);
         let mut there = Vec::new();
         for user in 0..7 {
             let of_user = ids(&store, &format!("user{user}")).await;

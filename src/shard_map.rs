@@ -1,4 +1,4 @@
-//! From a recipient to his shard.
+//! From a recipient to the shard that decides for him.
 
 use sha2::{Digest, Sha256};
 
