@@ -85,6 +85,9 @@ impl Cluster {
         }
         match self.random.u32(..10) {
             0..5 => {
+                let shard = ShardId(self.random.u32(..SHARDS));
+                let one = stores.iter().position(|store| store.epoch(shard) > 0).unwrap_or(one);
+                let other = (one + self.random.usize(1..NODES)) % NODES;
                 let own = (0..SHARDS).map(ShardId).filter(|shard| stores[one].epoch(*shard) > 0);
                 let some: Vec<_> = own.filter(|_| self.random.bool()).collect();
                 let to = stores[other].incarnation().expect("in a server");

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use amphora::store::{
-    Detail, DuePosition, Incarnation, MoveError, NewMessage, Outcome, SeaStore, Store, StoreError,
-    StoreSettings, Write,
+    Detail, DuePosition, Incarnation, MoveError, NewMessage, Outcome, Run, SeaStore, Store,
+    StoreError, StoreSettings, Write,
 };
 use amphora::words::{Expiry, MessageId, ShardId};
 use tokio::time::Duration;
@@ -32,6 +32,8 @@ on_each_server!(
     what_is_due_is_found_by_its_owner,
     old_messages_are_removed_by_their_owner,
     the_last_epoch_moves_nothing,
+    a_run_that_met_a_move_is_given_up,
+    of_those_who_start_at_once_each_has_a_number_of_its_own,
 );
 
 fn id(store: &SeaStore, shard: u32, n: u64) -> i64 {
@@ -413,7 +415,7 @@ async fn moves_under_load_lose_and_double_nothing(at: ServerBed) {
     let nodes = Nodes::new(vec![a.clone(), b.clone()]);
     let load = Load::start(&nodes);
     for round in 0..6 {
-        load.goes_on(150).await;
+        load.goes_on(100).await;
         let shard = round % SHARDS;
         // Whoever has it gives it; the other learns of it by himself, sooner or later.
         let (from, to) = if a.epoch(ShardId(shard)) > 0 { (&a, &b) } else { (&b, &a) };
@@ -425,11 +427,11 @@ async fn moves_under_load_lose_and_double_nothing(at: ServerBed) {
         }
     }
     // The second is believed dead.
-    load.goes_on(150).await;
+    load.goes_on(100).await;
     let seen = a.ownership().await.unwrap().shards;
     let others = seen.into_iter().filter(|one| one.owner != Some(me(&a))).collect();
     a.take(others).await.unwrap();
-    load.goes_on(150).await;
+    load.goes_on(100).await;
     load.check().await;
 }
 
@@ -542,4 +544,34 @@ async fn the_last_epoch_moves_nothing(at: ServerBed) {
     b.ownership().await.unwrap();
     assert_eq!(b.epoch(ShardId(0)), MessageId::MAX_EPOCH);
     assert_eq!(run(&*a, vec![append(&user_of(1), id(&a, 1, 1))]).await, [Outcome::Stored]);
+}
+
+/// What was submitted after it does not overtake it, though the shard has come back meanwhile.
+async fn a_run_that_met_a_move_is_given_up(at: ServerBed) {
+    let (a, b) = two(&at).await;
+    let shared = Run::new();
+    let of_run = |n: u64| {
+        let id = MessageId(id(&a, 0, n));
+        let new = NewMessage { id, run: shared.clone(), ..message(&user_of(0), n as i64) };
+        submit(&*a, vec![Write::Append(new)])
+    };
+    assert_eq!(of_run(1).await.unwrap(), [Outcome::Stored]);
+    a.give(some([0]), me(&b)).await.unwrap();
+    assert_eq!(of_run(2).await.unwrap(), [Outcome::NotMine]);
+    assert!(shared.is_given_up());
+    b.give(some([0]), me(&a)).await.unwrap();
+    a.ownership().await.unwrap();
+    assert_eq!(of_run(3).await.unwrap(), [Outcome::Retry]);
+    let id = id(&a, 0, 4);
+    assert_eq!(run(&*a, vec![again(&user_of(0), id, "user-2")]).await, [Outcome::Stored]);
+}
+
+async fn of_those_who_start_at_once_each_has_a_number_of_its_own(at: ServerBed) {
+    // The tables are there.
+    node(&at, "first").await.close().await;
+    let names: Vec<String> = (0..6).map(|n| format!("node{n}")).collect();
+    let stores = futures::future::join_all(names.iter().map(|name| node(&at, name))).await;
+    let mut numbers: Vec<u32> = stores.iter().map(|store| me(store).number).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [2, 3, 4, 5, 6, 7]);
 }
