@@ -15,6 +15,8 @@ pub(super) struct Held {
     map: ShardMap,
     /// Each of them: nobody's shard need be looked up.
     all: bool,
+    /// That of any other number, where one process has everything.
+    beyond: Option<u32>,
 }
 
 impl Held {
@@ -26,12 +28,13 @@ impl Held {
     ) -> Self {
         let map = ShardMap::new(shards);
         let epochs = vec![0; map.len() as usize];
-        Held { term, epochs, map, all: false }.with(term, held)
+        Held { term, epochs, map, all: false, beyond: None }.with(term, held)
     }
 
-    /// All shards.
+    /// All shards, for a process that has the database alone.
     pub(super) fn all(shards: u32, epoch: u32) -> Self {
-        Self::of(0, shards, (0..shards.max(1)).map(|shard| (ShardId(shard), epoch)))
+        let all = (0..shards.max(1)).map(|shard| (ShardId(shard), epoch));
+        Held { beyond: Some(epoch), ..Self::of(0, shards, all) }
     }
 
     /// The same but for these shards; zero: not held any more.
@@ -57,7 +60,10 @@ impl Held {
 
     /// The epoch of a shard that is held.
     pub(super) fn epoch(&self, shard: ShardId) -> Option<u32> {
-        self.epochs.get(shard.0 as usize).copied().filter(|epoch| *epoch > 0)
+        match self.epochs.get(shard.0 as usize) {
+            Some(epoch) => Some(*epoch).filter(|epoch| *epoch > 0),
+            None => self.beyond,
+        }
     }
 
     /// The shard of a bare JID.
@@ -101,7 +107,8 @@ mod tests {
     fn what_is_not_held_is_nobodys_but_what_belongs_to_no_recipient() {
         let held = Held::all(4, 7);
         assert!(held.has("bob@example.org") && held.epoch(ShardId(3)) == Some(7));
-        assert_eq!(held.epoch(ShardId(4)), None);
+        assert_eq!(held.epoch(ShardId(4)), Some(7));
+        assert_eq!(Held::of(0, 4, []).epoch(ShardId(4)), None);
         let bobs = held.shard("bob@example.org");
         let less = held.with(1, [(bobs, 0)]);
         assert!(!less.has("bob@example.org") && less.has(""));
