@@ -50,7 +50,9 @@ impl Move {
     /// How often it is tried, when another session is in the way.
     pub(super) fn tries(&self) -> u32 {
         match self {
-            Move::Take(_) => super::start::TRIES,
+            // Who is in the way is ended after the first. What waits here waits no longer than an
+            // append may.
+            Move::Take(_) => 5,
             // The receiver lives: whoever gives can choose another moment.
             Move::Give(..) => 3,
         }

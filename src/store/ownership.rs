@@ -71,9 +71,9 @@ pub enum MoveError {
     /// No epoch is left (2,097,151 starts and moves).
     #[error("the database has no epoch left: let its messages be delivered, then begin a new one")]
     EpochsUsedUp,
-    /// A file has one owner.
-    #[error("the database is a file, which one node has: shards move in a server only")]
-    File,
+    /// One process has all shards: the database is a file, or was not opened to be shared.
+    #[error("the database is not shared: one process has all shards")]
+    Alone,
     /// The database failed, or another session was in the way for too long.
     #[error("cannot move shards")]
     Failed(#[source] DbErr),

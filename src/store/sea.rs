@@ -93,7 +93,7 @@ impl SeaStore {
     /// that: [`Store::epoch`] tells of it.
     pub async fn ownership(&self) -> Result<Ownership, MoveError> {
         let Some(owner) = self.readers.owner() else {
-            return Err(MoveError::File);
+            return Err(MoveError::Alone);
         };
         let look = move |database| {
             let owner = owner.clone();
@@ -137,8 +137,8 @@ impl SeaStore {
     }
 
     async fn move_shards(&self, what: Move) -> Result<(), MoveError> {
-        if self.readers.owner().is_none() {
-            return Err(MoveError::File);
+        if !self.readers.owner().is_some_and(|owner| owner.shared) {
+            return Err(MoveError::Alone);
         }
         let (tell, told) = oneshot::channel();
         let closed = || match self.inlet.shared.fenced.load(Ordering::Relaxed) {

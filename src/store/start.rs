@@ -13,8 +13,8 @@ use super::place::Server;
 use super::server::{self, Session};
 use super::{counter, shards};
 
-/// How often a start, or a take, is tried that another session is in the way of.
-pub(super) const TRIES: u32 = 30;
+/// How often a start is tried that another session is in the way of.
+const TRIES: u32 = 30;
 
 /// The pause in between.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);

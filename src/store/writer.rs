@@ -256,7 +256,7 @@ impl Writer {
                 Err(error) => return MoveEnd::Failed(error),
             };
             let Some(on) = &self.server else {
-                return MoveEnd::Not(MoveError::File);
+                return MoveEnd::Not(MoveError::Alone);
             };
             let beat = Beat { beat: self.beat, term: held.term };
             match self.answered(what.carry_out(&begun, &on.lane, &beat)).await {

@@ -1,6 +1,6 @@
 //! By how many shards a database is divided.
 
-use amphora::store::{Outcome, SeaStore, Store, StoreError, StoreSettings};
+use amphora::store::{Incarnation, MoveError, Outcome, SeaStore, Store, StoreError, StoreSettings};
 use amphora::words::{MessageId, ShardId};
 
 use super::load::{shared, take};
@@ -37,6 +37,17 @@ async fn one_node_divides_it_anew_when_it_starts(at: ServerBed) {
         assert_eq!(ids(&store, "bob").await.len(), n + 1);
         store.close().await;
     }
+    // It moves none: it would read them all the same.
+    let alone = with(1, "a").await.unwrap();
+    let seen = alone.ownership().await.unwrap().shards;
+    assert_eq!(seen[0].owner, alone.incarnation());
+    let to = alone.incarnation().unwrap();
+    let moves = [
+        alone.take(seen).await,
+        alone.give(vec![ShardId(0)], Incarnation { number: 1, ..to }).await,
+    ];
+    assert!(moves.iter().all(|moved| matches!(moved, Err(MoveError::Alone))), "{moves:?}");
+    alone.close().await;
     // One that runs is in the way, whatever the number; one of the same name is superseded.
     let first = with(1, "a").await.unwrap();
     let held = with(2, "b").await.unwrap_err();
