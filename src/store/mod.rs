@@ -45,7 +45,7 @@ pub use broadcast::{
 pub use error::StoreError;
 pub use job::{Done, Job, NewMessage, Outcome, Run, Write};
 pub use message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
-pub use place::{check_url, database_path, shown_url, url_has_password};
+pub use place::{check_url, database_path, same_database, shown_url, url_has_password};
 pub use sea::SeaStore;
 pub use settings::{Clock, StoreSettings};
 pub use usage::{Amount, Detail, Usage};
