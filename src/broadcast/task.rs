@@ -205,7 +205,7 @@ impl Shell {
                     });
                 }
                 Effect::Find { broadcast, recipient, key } => {
-                    let found = self.context.messages.find(key.into());
+                    let found = self.context.messages.find(recipient.bare.clone(), key.into());
                     self.answer(async move {
                         let known = found.await.map(|found| found.is_some());
                         let known = known.map_err(|error| error.to_string());

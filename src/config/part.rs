@@ -102,9 +102,9 @@ impl Check {
                 self.problem(&key, Some(format!("{:?}", part.name)), says);
             }
             let same = |before: &&Option<PartSettings>| {
-                before.as_ref().is_some_and(|before| {
-                    same_database(before.url.expose(), part.url.expose())
-                })
+                before
+                    .as_ref()
+                    .is_some_and(|before| same_database(before.url.expose(), part.url.expose()))
             };
             if let Some(first) = parts[..index].iter().position(|before| same(&before)) {
                 let says = format!(
@@ -147,7 +147,8 @@ impl Check {
             }
         }
         if good && let Some(gap) = owners.iter().position(Option::is_none) {
-            let to = owners[gap..].iter().position(Option::is_some).map_or(owners.len(), |n| gap + n);
+            let to =
+                owners[gap..].iter().position(Option::is_some).map_or(owners.len(), |n| gap + n);
             let gap = match to - gap {
                 1 => format!("shard {gap} has"),
                 _ => format!("the shards {gap}-{} have", to - 1),

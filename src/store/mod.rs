@@ -10,7 +10,9 @@ mod committer;
 mod error;
 mod fault;
 mod job;
+mod joint;
 mod lane;
+mod layout;
 mod lock;
 mod message;
 mod metrics;
@@ -18,6 +20,7 @@ mod mysql;
 mod nodelay;
 mod open;
 mod pages;
+mod parts;
 mod place;
 mod plan;
 mod postgres;
@@ -44,7 +47,9 @@ pub use broadcast::{
 };
 pub use error::StoreError;
 pub use job::{Done, Job, NewMessage, Outcome, Run, Write};
+pub use layout::Layout;
 pub use message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
+pub use parts::{PartSettings, PartState, PartedStore};
 pub use place::{check_url, database_path, same_database, shown_url, url_has_password};
 pub use sea::SeaStore;
 pub use settings::{Clock, StoreSettings};
@@ -107,12 +112,16 @@ pub trait Store: Send + Sync + 'static {
         marks_before: Timestamp,
     ) -> BoxFuture<'static, Result<Purged, StoreError>>;
 
-    /// Whether a message of this key was stored, and may have been deleted since (rows and
+    /// Whether a message of this key was stored for a recipient, and may have been deleted since (rows and
     /// marks). `Some(rule)`: it was, with the rule that was met then.
-    fn find(&self, key: Key) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>>;
+    fn find(
+        &self,
+        recipient: Bare,
+        key: Key,
+    ) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>>;
 
     /// How often the database of a shard's messages was opened; ids made with it are greater
-    /// than all before.
+    /// than all before. 0: it could not be opened yet.
     fn epoch(&self, shard: ShardId) -> u32;
 
     /// Whether the last transaction could be committed, or was refused for its own content.

@@ -8,7 +8,9 @@ use sea_orm::{ColumnTrait, DatabaseConnection, DbErr, EntityTrait, QueryFilter};
 use super::error::StoreError;
 use super::fault::{self, Code};
 use super::lane::{self, Lane, Owner, Taken};
+use super::layout;
 use super::lock::Lock;
+use super::metrics::Metrics;
 use super::place::{Place, Server};
 use super::readers::Readers;
 use super::remedy;
@@ -54,13 +56,20 @@ async fn open_file(
     };
     let database = file.connect_writer().await.map_err(failed)?;
     migrate(&database, &url, failed).await?;
+    // Before the epoch: a database that was opened once is not new.
+    if is_unlike(&database, &url, settings, failed).await?
+        && let Some(layout) = &settings.layout
+    {
+        layout::write(&database, layout.shards, &layout.held).await.map_err(failed)?;
+    }
     let Some(epoch) = raise_epoch(&database).await.map_err(failed)? else {
         return Err(StoreError::EpochsUsedUp { url });
     };
     let readers = file.connect_readers(settings.readers).await.map_err(failed)?;
     let readers = Readers::of_file(readers);
     let (clock, memory) = (settings.clock.clone(), settings.memory_of_keys);
-    let writer = Writer::new(database, None, epoch, clock, memory);
+    let metrics = Metrics::of(settings.part.as_ref());
+    let writer = Writer::new(database, None, epoch, clock, memory, metrics);
     Ok(Opened { writer, readers, epoch, lock: Some(lock) })
 }
 
@@ -80,6 +89,7 @@ async fn open_server(
     let WriterSession { database, session } = server.connect_writer(None).await.map_err(failed)?;
     server.check(&url, &database).await?;
     migrate(&database, &url, failed).await?;
+    let unlike = is_unlike(&database, &url, settings, failed).await?;
     let node = &settings.node;
     let epoch = match lane::take_in_time(&server, &database, node, &session).await {
         Ok(Taken::Yes(epoch)) => epoch,
@@ -87,13 +97,18 @@ async fn open_server(
         Ok(Taken::UsedUp) => return Err(StoreError::EpochsUsedUp { url }),
         Err(error) => return Err(failed(error)),
     };
+    // Not before this process may write.
+    if unlike && let Some(layout) = &settings.layout {
+        layout::write(&database, layout.shards, &layout.held).await.map_err(failed)?;
+    }
     let owner = Owner { node: node.clone(), incarnation: epoch };
     let readers = Readers::of_server(server.readers(settings.readers), owner);
     let readers = readers.map_err(StoreError::Thread)?;
     let (clock, memory) = (settings.clock.clone(), settings.memory_of_keys);
     let lane = Lane::new(database.get_database_backend(), node, epoch);
     let on_server = OnServer { server, lane, session };
-    let writer = Writer::new(database, Some(on_server), epoch, clock, memory);
+    let metrics = Metrics::of(settings.part.as_ref());
+    let writer = Writer::new(database, Some(on_server), epoch, clock, memory, metrics);
     Ok(Opened { writer, readers, epoch, lock: None })
 }
 
@@ -107,6 +122,19 @@ async fn migrate(
         return Err(StoreError::Newer { url: url.to_owned(), version });
     }
     Migrator::up(database, None).await.map_err(&failed)
+}
+
+/// Whether the database has to be told which shards it holds; an error if it is to hold others.
+async fn is_unlike(
+    database: &DatabaseConnection,
+    url: &str,
+    settings: &StoreSettings,
+    failed: impl Fn(DbErr) -> StoreError,
+) -> Result<bool, StoreError> {
+    let Some(wanted) = &settings.layout else {
+        return Ok(false);
+    };
+    layout::judge(&layout::look(database).await.map_err(failed)?, wanted, url)
 }
 
 /// The first migration that a newer version has made, if any.

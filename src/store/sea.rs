@@ -15,6 +15,7 @@ use super::committer::{Committer, Shared};
 use super::error::StoreError;
 use super::job::{Done, Job, Outcome};
 use super::message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
+use super::metrics::Metrics;
 use super::pages::{self, Place};
 use super::queue::{Submitted, Task};
 use super::readers::Readers;
@@ -46,7 +47,7 @@ impl SeaStore {
     /// Opens the database, makes it if it is not there, brings its tables up to date, and
     /// raises the epoch.
     pub async fn open(settings: StoreSettings) -> Result<SeaStore, StoreError> {
-        let shared = Arc::new(Shared::new());
+        let shared = Arc::new(Shared::new(Metrics::of(settings.part.as_ref())));
         let (sender, jobs) = mpsc::unbounded_channel();
         let (ending, ended) = watch::channel(false);
         let (tell, told) = oneshot::channel();
@@ -195,7 +196,11 @@ impl Store for SeaStore {
         })
     }
 
-    fn find(&self, key: Key) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>> {
+    fn find(
+        &self,
+        _: Bare,
+        key: Key,
+    ) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>> {
         Box::pin(self.readers.read(move |database| pages::find(database, key.clone())))
     }
 

@@ -11,13 +11,14 @@ use sea_orm::{
 use super::fault::{self, Fault};
 use super::job::Outcome;
 use super::lane::{self, Lane};
+use super::metrics::Metrics;
 use super::place::Server;
 use super::queue::Task;
 use super::server::{self, Session, WriterSession};
 use super::settings::Clock;
+use super::sqlite;
 use super::statements::Statements;
 use super::transaction::Transaction;
-use super::{metrics, sqlite};
 
 /// Begins and commits transactions. Each raises the beat, so that one whose commit was not
 /// answered can be asked about.
@@ -32,6 +33,7 @@ pub(super) struct Writer {
     statements: Statements,
     clock: Clock,
     memory: Duration,
+    metrics: Metrics,
     epoch: u32,
     /// The beat of the last transaction that is known to be committed.
     beat: i64,
@@ -63,10 +65,12 @@ impl Writer {
         epoch: u32,
         clock: Clock,
         memory: Duration,
+        metrics: Metrics,
     ) -> Self {
         let statements = Statements::of(database.get_database_backend());
         let database = Some(database);
-        Writer { database, server, fenced: false, statements, clock, memory, epoch, beat: 0 }
+        let (fenced, beat) = (false, 0);
+        Writer { database, server, fenced, statements, clock, memory, metrics, epoch, beat }
     }
 
     /// How many transactions are known to be committed.
@@ -125,7 +129,7 @@ impl Writer {
         match self.answered(begun.commit()).await {
             Ok(()) => {
                 self.beat += 1;
-                metrics::committed(batch.len(), began.elapsed());
+                self.metrics.committed(batch.len(), began.elapsed());
                 End::Committed(outcomes)
             }
             Err(error) => End::Unknown(outcomes, error),

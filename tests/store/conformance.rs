@@ -538,7 +538,7 @@ pub async fn finds_a_key(bed: Bed) {
     let store = bed.open().await;
     let met = |id, met_rule| Write::Append(NewMessage { met_rule, ..message("bob", id) });
     run(&*store, vec![met(1, Some(4)), met(2, None)]).await;
-    let find = async |key: &str| store.find(key.into()).await.unwrap();
+    let find = async |key: &str| store.find(bare("bob"), key.into()).await.unwrap();
     assert_eq!(find("bob-1").await, Some(Some(4)));
     assert_eq!(find("bob-2").await, Some(None));
     assert_eq!(find("bob-3").await, None);

@@ -245,7 +245,7 @@ async fn rows_are_found_by_an_index(at: ServerBed) {
     let from = due[9].position();
     assert_eq!(store.due(from.clone(), at_second(1000), few).await.unwrap().len(), 10);
     store.next_due(from).await.unwrap();
-    store.find("user1-1".into()).await.unwrap();
+    store.find(bare("user1"), "user1-1".into()).await.unwrap();
     let ids: Vec<i64> = (1..=20).collect();
     assert_eq!(
         run(
