@@ -104,6 +104,28 @@ pub enum StoreError {
         /// As configured, without secrets.
         url: String,
     },
+    /// A move needs a database that was not named.
+    #[error(
+        "the database '{url}' holds the shards {held} of {shards}, and no database that was named holds shard {shard}: name the configuration that named all of them, as in `amphora move --from OLD.toml`"
+    )]
+    Missing {
+        /// One that was named, without secrets.
+        url: String,
+        /// What it holds.
+        held: String,
+        /// Of how many.
+        shards: u32,
+        /// The first that is missing.
+        shard: u32,
+    },
+    /// A database failed during a move.
+    #[error("cannot move messages from or to the database '{url}'; run the same again")]
+    Move {
+        /// As configured, without secrets.
+        url: String,
+        /// What the database said.
+        source: DbErr,
+    },
     /// The database of some of the recipients could not be opened yet.
     #[error("the database of part '{0}' is not open yet")]
     Away(String),

@@ -3,6 +3,7 @@
 //! A part that can't be reached concerns the recipients of its shards alone: their appends are
 //! answered `Retry`, their reads fail, and all others go on.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -170,29 +171,6 @@ impl PartedStore {
     fn home(&self) -> Result<&SeaStore, StoreError> {
         self.0.part(ShardId(0)).opened()
     }
-
-    /// All parts that are open and well: others would hold up who asks.
-    fn well(&self) -> impl Iterator<Item = &SeaStore> {
-        let opened = self.0.parts.iter().filter_map(|part| part.store.get());
-        opened.map(|opened| &opened.store).filter(|store| store.healthy())
-    }
-
-    /// Asks all parts at once; the answers of those that give one in time. An error if none
-    /// does.
-    async fn gather<T>(
-        asked: Vec<BoxFuture<'static, Result<T, StoreError>>>,
-    ) -> Result<Vec<T>, StoreError> {
-        let mut last = StoreError::Closed;
-        let mut answers = Vec::new();
-        for answer in join_all(asked.into_iter().map(|asked| timeout(PATIENCE, asked))).await {
-            match answer {
-                Ok(Ok(answer)) => answers.push(answer),
-                Ok(Err(error)) => last = error,
-                Err(_) => last = StoreError::Read(server::silent()),
-            }
-        }
-        if answers.is_empty() { Err(last) } else { Ok(answers) }
-    }
 }
 
 /// Opens what can be opened; gives back what may be opened later. An error: all are closed.
@@ -278,6 +256,12 @@ async fn open_later(parts: Weak<Parts>, place: usize) {
 impl Parts {
     fn part(&self, shard: ShardId) -> &Part {
         &self.parts[self.of.get(shard.0 as usize).copied().unwrap_or(0)]
+    }
+
+    /// The places of all parts that are open and well: another would hold up who asks.
+    fn well(&self) -> impl Iterator<Item = usize> + '_ {
+        let well = |part: &Part| part.store.get().is_some_and(|opened| opened.store.healthy());
+        self.parts.iter().enumerate().filter(move |(_, part)| well(part)).map(|(place, _)| place)
     }
 
     /// How to open a part; none if the store is closed.
@@ -469,16 +453,27 @@ impl Store for PartedStore {
         until: Timestamp,
         limit: PageLimit,
     ) -> BoxFuture<'static, Result<Vec<DueMessage>, StoreError>> {
-        let asked = self.well().map(|store| store.due(from.clone(), until, limit)).collect();
-        Box::pin(async move { Ok(merge(Self::gather(asked).await?, limit)) })
+        Box::pin(due(self.0.clone(), from, until, limit))
     }
 
     fn next_due(
         &self,
         from: DuePosition,
     ) -> BoxFuture<'static, Result<Option<Timestamp>, StoreError>> {
-        let asked = self.well().map(|store| store.next_due(from.clone())).collect();
-        Box::pin(async move { Ok(Self::gather(asked).await?.into_iter().flatten().min()) })
+        let parts = self.0.clone();
+        Box::pin(async move {
+            let asked = parts.well().filter_map(|place| parts.parts[place].opened().ok());
+            let asked = asked.map(|store| timeout(PATIENCE, store.next_due(from.clone())));
+            let mut next: Result<Option<Timestamp>, _> = Err(StoreError::Read(server::silent()));
+            for answer in join_all(asked).await {
+                next = match (next, answer) {
+                    (Ok(next), Ok(Ok(other))) => Ok(next.into_iter().chain(other).min()),
+                    (Err(_), Ok(answer)) => answer,
+                    (next, _) => next,
+                };
+            }
+            next
+        })
     }
 
     /// A part that is not well, or ceases to be, is left for the next time.
@@ -593,20 +588,67 @@ fn failed<T: Send + 'static>(error: StoreError) -> BoxFuture<'static, Result<T, 
     Box::pin(async { Err(error) })
 }
 
-/// One list of those of the parts, in order. Each may go on where it ends, so nothing is taken
-/// from beyond the first of these ends.
-fn merge(lists: Vec<Vec<DueMessage>>, limit: PageLimit) -> Vec<DueMessage> {
-    let end = lists.iter().filter_map(|list| list.last()).map(DueMessage::position).min();
-    let mut all: Vec<DueMessage> = lists.into_iter().flatten().collect();
-    all.sort_by_cached_key(DueMessage::position);
-    let mut left = Some(limit.bytes);
-    let mut rows = 0;
-    all.retain(|due| {
-        left = left.and_then(|left| left.checked_sub(due.message.stanza.len()));
-        let fits = rows == 0 || (left.is_some() && rows < limit.rows);
-        let before_end = end.as_ref().is_some_and(|end| due.position() <= *end);
-        rows += 1;
-        fits && before_end
-    });
-    all
+/// What one part has that is due.
+struct Stream {
+    place: usize,
+    rows: VecDeque<DueMessage>,
+    /// It was read up to here.
+    end: DuePosition,
+    /// It may have more.
+    more: bool,
+}
+
+/// Merges what the parts that are well have: the next of all is the first of what they have
+/// next.
+async fn due(
+    parts: Arc<Parts>,
+    from: DuePosition,
+    until: Timestamp,
+    limit: PageLimit,
+) -> Result<Vec<DueMessage>, StoreError> {
+    let stream = |place| Stream { place, rows: VecDeque::new(), end: from.clone(), more: true };
+    let mut streams: Vec<Stream> = parts.well().map(stream).collect();
+    let mut failed = Err(StoreError::Read(server::silent()));
+    let mut all: Vec<DueMessage> = Vec::new();
+    let mut bytes = limit.bytes;
+    loop {
+        if let Some(answer) = fill(&parts, &mut streams, until, limit).await {
+            failed = answer;
+        }
+        let with_rows = streams.iter_mut().filter(|stream| !stream.rows.is_empty());
+        let next = with_rows.min_by_key(|stream| stream.rows.front().map(DueMessage::position));
+        let Some(next) = next.and_then(|stream| stream.rows.pop_front()) else { break };
+        let left = bytes.checked_sub(next.message.stanza.len());
+        if !all.is_empty() && (left.is_none() || all.len() >= limit.rows) {
+            break;
+        }
+        bytes = left.unwrap_or(0);
+        all.push(next);
+    }
+    if all.is_empty() { failed.map(|()| all) } else { Ok(all) }
+}
+
+/// Reads on where nothing is left of what was read. None: nothing had to be read; an error: no
+/// part answered.
+async fn fill(
+    parts: &Parts,
+    streams: &mut [Stream],
+    until: Timestamp,
+    limit: PageLimit,
+) -> Option<Result<(), StoreError>> {
+    let dry = streams.iter_mut().filter(|stream| stream.more && stream.rows.is_empty());
+    let read = async |stream: &mut Stream| {
+        let store = parts.parts[stream.place].opened()?;
+        let rows = timeout(PATIENCE, store.due(stream.end.clone(), until, limit)).await;
+        // Whatever comes of it: it is not asked again for this list.
+        stream.more = false;
+        let rows = rows.unwrap_or_else(|_| Err(StoreError::Read(server::silent())))?;
+        if let Some(last) = rows.last() {
+            (stream.end, stream.more) = (last.position(), true);
+        }
+        stream.rows = rows.into();
+        Ok(())
+    };
+    let answers: Vec<Result<(), StoreError>> = join_all(dry.map(read)).await;
+    answers.into_iter().reduce(|one, other| one.or(other))
 }
