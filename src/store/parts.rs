@@ -100,6 +100,8 @@ struct Waiting {
     jobs: Vec<Job>,
     /// Why it is away.
     why: String,
+    /// It will not be opened any more.
+    over: bool,
 }
 
 /// A part that could not be opened, but may be later.
@@ -183,11 +185,11 @@ async fn open_all(parts: &[Part]) -> Result<Vec<Away>, StoreError> {
     let mut wrong = None;
     for (place, (part, tried)) in parts.iter().zip(tried).enumerate() {
         match tried {
-            Ok(store) => part.set(store, false),
-            Err(error) if error.is_away() => {
-                away.push((place, error));
-            }
-            Err(error) => wrong = wrong.or(Some(error)),
+            Ok(store) => drop(part.set(store, false)),
+            Err(error) if error.is_away() => away.push((place, error)),
+            // What is wrong with another tells more.
+            Err(StoreError::New { url }) => wrong = wrong.or(Some(StoreError::New { url })),
+            Err(error) => wrong = Some(error),
         }
     }
     // A node that has nothing to serve says so by its end.
@@ -209,7 +211,7 @@ async fn open_all(parts: &[Part]) -> Result<Vec<Away>, StoreError> {
 async fn begin_all(parts: &[Part]) -> Result<Vec<Away>, StoreError> {
     for part in parts {
         match SeaStore::open(part.settings_to_begin()).await {
-            Ok(store) => part.set(store, false),
+            Ok(store) => drop(part.set(store, false)),
             Err(error) => {
                 close_all(parts).await;
                 return Err(error);
@@ -227,30 +229,26 @@ async fn close_all(parts: &[Part]) {
 /// Tries until the part is open, or the store is closed or gone.
 async fn open_later(parts: Weak<Parts>, place: usize) {
     let mut pause = FIRST_PAUSE;
-    loop {
-        let Some(settings) = parts.upgrade().and_then(|parts| parts.settings_of(place)) else {
-            return;
-        };
+    while let Some(settings) = parts.upgrade().and_then(|parts| parts.settings_of(place)) {
         let opened = SeaStore::open(settings).await;
-        let Some(parts) = parts.upgrade().filter(|parts| !*parts.closed.borrow()) else {
-            if let Ok(store) = opened {
-                store.close().await;
-            }
-            return;
+        let left = match parts.upgrade() {
+            Some(parts) => parts.take(place, opened),
+            None => Left::Over(opened.ok()),
         };
-        match opened {
-            Ok(store) => {
-                let part = &parts.parts[place];
-                part.set(store, true);
-                tracing::info!(part = &*part.name, "the database of this part is open");
-                return parts.watch(place);
-            }
-            Err(error) => parts.parts[place].is_away(&error.told()),
+        match left {
+            Left::Again => sleep(pause).await,
+            Left::Over(None) => return,
+            Left::Over(Some(store)) => return store.close().await,
         }
-        drop(parts);
-        sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// What is left to do after a part was tried.
+enum Left {
+    Again,
+    /// Nothing; but for this store, which nobody wants any more.
+    Over(Option<SeaStore>),
 }
 
 impl Parts {
@@ -267,6 +265,25 @@ impl Parts {
     /// How to open a part; none if the store is closed.
     fn settings_of(&self, place: usize) -> Option<StoreSettings> {
         (!*self.closed.borrow()).then(|| self.parts[place].settings.clone())
+    }
+
+    /// What came of opening a part later.
+    fn take(self: &Arc<Self>, place: usize, opened: Result<SeaStore, StoreError>) -> Left {
+        let part = &self.parts[place];
+        match opened {
+            Ok(store) => {
+                let unwanted = part.set(store, true);
+                if unwanted.is_none() {
+                    tracing::info!(part = &*part.name, "the database of this part is open");
+                    self.watch(place);
+                }
+                Left::Over(unwanted)
+            }
+            Err(error) => {
+                part.is_away(&error.told());
+                Left::Again
+            }
+        }
     }
 
     /// Tells when another process takes the database of the part over.
@@ -302,13 +319,18 @@ impl Part {
         }
     }
 
-    fn set(&self, store: SeaStore, late: bool) {
+    /// Takes the store, and gives it what waits; gives it back if it is too late.
+    fn set(&self, store: SeaStore, late: bool) -> Option<SeaStore> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.over {
+            return Some(store);
+        }
         // Only one opens it.
         let opened = self.store.get_or_init(|| Opened { store, late });
         for job in std::mem::take(&mut waiting.jobs) {
             opened.store.submit(job);
         }
+        None
     }
 
     fn is_away(&self, why: &str) {
@@ -378,14 +400,20 @@ impl Part {
         // It may have been opened meanwhile.
         match self.store.get() {
             Some(opened) => opened.store.submit(job),
+            None if waiting.over => {
+                drop(waiting);
+                self.refuse(job);
+            }
             None => waiting.jobs.push(job),
         }
     }
 
     fn give_up(&self) {
-        let waiting =
-            std::mem::take(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner).jobs);
-        waiting.into_iter().for_each(|job| self.refuse(job));
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.over = true;
+        let jobs = std::mem::take(&mut waiting.jobs);
+        drop(waiting);
+        jobs.into_iter().for_each(|job| self.refuse(job));
     }
 }
 

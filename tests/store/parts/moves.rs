@@ -10,6 +10,8 @@ use amphora::store::{
 use amphora::words::{Expiry, MessageId, ShardId};
 
 use super::{open, parts, settings, sqlite};
+use migration::MigratorTrait;
+
 use crate::bed::*;
 use crate::server::{Kind, ServerBed};
 
@@ -211,6 +213,7 @@ async fn two_parts_in_one_database() {
     let url = &at.bed.settings.url;
     let other = url.replace("127.0.0.1", "localhost");
     let dir = tempfile::tempdir().expect("a directory");
+    migration::Migrator::up(&at.raw().await, None).await.expect("the tables");
     let error = open(settings(&[url, &other, &sqlite(&dir, "c")])).await.expect_err("twice");
     refused(&error, &["the shards 0,4-5 of 8", "the shards 1-3 of 8"]);
 }
