@@ -58,7 +58,7 @@ fn nth(user: &str, epoch: u32, n: u64) -> NewMessage {
         archived: n % 2 == 0,
         expiry: (n % 3 == 0).then(|| Expiry { at: at(50), rule: 2 }),
         stanza: "\u{1f4f1}".repeat(if n == 1 { 100_000 } else { 1 }).into(),
-        ..message(user, id.0)
+        ..message(user, n as i64)
     }
 }
 
