@@ -40,6 +40,14 @@ def names(kind, count):
     return some[:count]
 
 
+def people(prosody, *users):
+    """Accounts of just these names, all in each other's roster."""
+    jids = [f"{user}@{HOST}" for user in users]
+    for user, jid in zip(users, jids, strict=True):
+        prosody.account(user, {other: "both" for other in jids if other != jid})
+    return jids
+
+
 @pytest.fixture(params=["postgres", "mariadb"])
 def database(request):
     """A server with a database, for one test: it is killed."""
@@ -78,9 +86,8 @@ async def check_away(node, how):
     assert node.metric('amphora_store_healthy{part="file"}') == 1
 
 
-async def check_served(prosody, clients, a, name):
+async def check_served(prosody, clients, a, jid):
     """A user of the part that is well is served as ever: stored, expired, handed over."""
-    (jid,) = prosody.people(name)
     when = utc(1)
     id = a.send_xml(message(jid, "late", payload=amp(rule("alert", "expire-at", when))))
     a.send_text(jid, "one")
@@ -96,9 +103,8 @@ async def check_served(prosody, clients, a, name):
 async def test_a_part_is_killed_and_comes_back(prosody, database, node, clients):
     """Its users' messages are held, stored when it is back, and expire then; the users of the
     other part notice nothing."""
-    (alice,) = prosody.people("alice")
-    well, other = (prosody.people(name)[0] for name in names("file", 2))
-    (away,) = prosody.people(*names("server", 1))
+    users = ("alice", *names("file", 2), *names("server", 1))
+    alice, well, other, away = people(prosody, *users)
     a = await clients.online(prosody, alice, "desk", raw=True)
     for jid in (well, away):
         a.send_text(jid, "0")
@@ -116,7 +122,7 @@ async def test_a_part_is_killed_and_comes_back(prosody, database, node, clients)
     await check_away(node, "unhealthy")
     retries = 'amphora_store_retries_total{part="server"}'
     await until(lambda: (node.metric(retries) or 0) > 0, "appends to be answered 'retry'")
-    await check_served(prosody, clients, a, other.split("@")[0])
+    await check_served(prosody, clients, a, other)
     assert a.inbox.with_id(late) == [], "its row could not be read"
 
     await asyncio.to_thread(database.start)
@@ -144,9 +150,7 @@ async def test_a_part_is_killed_and_comes_back(prosody, database, node, clients)
 async def test_a_part_is_away_when_the_node_starts(prosody, database, node, clients):
     """The node serves the other part; what was stored, and what was sent meanwhile, is handed
     over in order when the database is there."""
-    (alice,) = prosody.people("alice")
-    (away,) = prosody.people(*names("server", 1))
-    well = names("file", 1)[0]
+    alice, well, away = people(prosody, "alice", *names("file", 1), *names("server", 1))
     a = await clients.online(prosody, alice, "desk", raw=True)
     a.send_text(away, "0")
     await all_stored(a, away)
@@ -175,8 +179,7 @@ async def test_a_part_is_away_when_the_node_starts(prosody, database, node, clie
 async def test_a_broadcast_while_a_part_is_away(prosody, database, node, clients):
     """It is kept with shard 0, in the file. The users of the part that is well have theirs, the
     others get it once their database is back; each once."""
-    users = names("file", 4) + names("server", 4)
-    jids = prosody.people(*users)
+    jids = people(prosody, *names("file", 4), *names("server", 4))
     # What a host has not, it can't lose: the first connection makes the accounts known.
     first = await clients.online(prosody, jids[0])
     await first.leave()
@@ -210,8 +213,7 @@ async def test_from_one_database_to_two(prosody, database, node, clients):
     assert node.stop() == 0
     parts = node.settings["parts"].replace(str(node.database), str(node.dir / "new.db"))
     node.write_config(parts="")
-    (alice,) = prosody.people("alice")
-    jids = prosody.people(*names("file", 3), *names("server", 3))
+    alice, *jids = people(prosody, "alice", *names("file", 3), *names("server", 3))
     await asyncio.to_thread(lambda: node.database.unlink())
     await asyncio.to_thread(node.start)
     a = await clients.online(prosody, alice, "desk", raw=True)
