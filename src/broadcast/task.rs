@@ -156,11 +156,16 @@ impl Shell {
     fn load(&self) {
         let broadcasts = self.context.broadcasts.clone();
         self.answer(async move {
+            let mut told = String::new();
             loop {
                 match broadcasts.broadcasts().await {
                     Ok(rows) => return Some(Input::Loaded(rows)),
                     Err(StoreError::Closed) => return None,
-                    Err(error) => tracing::warn!("cannot read the broadcasts: {error}"),
+                    Err(error) if error.to_string() == told => {}
+                    Err(error) => {
+                        told = error.to_string();
+                        tracing::warn!("cannot read the broadcasts; trying again: {told}");
+                    }
                 }
                 sleep(PAUSE).await;
             }

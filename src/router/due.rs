@@ -151,3 +151,36 @@ impl DueClock {
         Instant::now() + at.since((self.clock)()).min(ROUND)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use actix::Actor;
+
+    use super::*;
+    use crate::store::{SeaStore, StoreSettings};
+
+    #[actix_rt::test]
+    async fn what_is_stuck_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/amphora.db", dir.path().display());
+        let settings = StoreSettings::new(url);
+        let clock = settings.clock.clone();
+        let store = Arc::new(SeaStore::open(settings).await.unwrap());
+        let now = Instant::now();
+        let mut due = DueClock {
+            store: store.clone(),
+            router: Router::new(Vec::new()).start(),
+            clock,
+            position: DuePosition::start(),
+            under_way: UNDER_WAY,
+            moved: now,
+            round: now + ROUND,
+        };
+        assert_eq!(due.send_due().await.unwrap(), now + STUCK);
+        assert_eq!(due.under_way, UNDER_WAY, "there is no room, and it may only be slow");
+        due.moved = now.checked_sub(STUCK).unwrap();
+        assert_eq!(due.send_due().await.unwrap(), due.round, "nothing expires");
+        assert_eq!(due.under_way, 0);
+        store.close().await;
+    }
+}

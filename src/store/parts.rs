@@ -81,6 +81,7 @@ struct Parts {
 struct Part {
     name: Arc<str>,
     settings: StoreSettings,
+    metrics: Metrics,
     store: OnceLock<Opened>,
     waiting: Mutex<Waiting>,
 }
@@ -304,7 +305,9 @@ impl Part {
         let PartSettings { name, shards: held, store } = part;
         let layout = Some(Layout { shards, held, begin: false });
         let settings = StoreSettings { part: Some(name.clone()), layout, ..store };
-        Part { name, settings, store: OnceLock::new(), waiting: Mutex::default() }
+        let metrics = Metrics::of(Some(&name));
+        let (store, waiting) = (OnceLock::new(), Mutex::default());
+        Part { name, settings, metrics, store, waiting }
     }
 
     fn settings_to_begin(&self) -> StoreSettings {
@@ -341,7 +344,7 @@ impl Part {
                 "the database of this part can't be opened; trying again: {why}"
             );
             why.clone_into(&mut waiting.why);
-            Metrics::of(Some(&self.name)).healthy(false);
+            self.metrics.healthy(false);
         }
     }
 
@@ -385,12 +388,11 @@ impl Part {
     }
 
     fn refuse(&self, job: Job) {
-        let metrics = Metrics::of(Some(&self.name));
         for write in &job.writes {
             if let Write::Append(message) = write {
                 message.run.give_up();
             }
-            metrics.count(&Outcome::Retry);
+            self.metrics.count(&Outcome::Retry);
         }
         (job.done)(vec![Outcome::Retry; job.writes.len()]);
     }

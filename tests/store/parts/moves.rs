@@ -55,8 +55,8 @@ fn nth(user: &str, epoch: u32, n: u64) -> NewMessage {
         id,
         key: format!("{user}-{epoch}-{n}").into(),
         met_rule: Some(7),
-        archived: n % 2 == 0,
-        expiry: (n % 3 == 0).then(|| Expiry { at: at(50), rule: 2 }),
+        archived: n.is_multiple_of(2),
+        expiry: n.is_multiple_of(3).then(|| Expiry { at: at(50), rule: 2 }),
         stanza: "\u{1f4f1}".repeat(if n == 1 { 100_000 } else { 1 }).into(),
         ..message(user, n as i64)
     }
