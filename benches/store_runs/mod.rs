@@ -1,0 +1,6 @@
+//! The runs of the store's benchmark.
+
+pub mod appends;
+pub mod churn;
+pub mod crowd;
+pub mod reads;
