@@ -1,10 +1,11 @@
-//! Reads: which rows first, then the rows, so that no more is read than was asked for.
+//! Reads: which rows first, then the rows, so that no more is read than was asked for. Small rows
+//! are read at once.
 
 use entities::offline_message::{Column as C, Entity, Model};
 use sea_orm::sea_query::{Expr, ExprTrait, SimpleExpr};
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait,
-    FromQueryResult, PaginatorTrait, QueryFilter, QueryOrder, QueryResult, QuerySelect, QueryTrait,
+    FromQueryResult, Iterable, QueryFilter, QueryOrder, QueryResult, QuerySelect, QueryTrait,
     Select,
 };
 
@@ -17,8 +18,9 @@ use super::{metrics, row};
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, MessageId, bare};
 
-/// Rows that are looked at in one go when all are looked at.
-const SCAN: u64 = 1000;
+/// Rows that are looked at in one go when all are looked at: few, since what is too old among them
+/// is deleted in one transaction, which appends wait for.
+const SCAN: u64 = 250;
 
 /// Rows that are read one by one where the database is damaged.
 const DAMAGED: u64 = 64;
@@ -32,26 +34,34 @@ pub(super) async fn page(
     limit: PageLimit,
 ) -> Result<Vec<StoredMessage>, StoreError> {
     loop {
-        let ids = ids(&database, owner.as_ref(), &recipient, after, limit).await.map_err(failed)?;
-        let (Some(first), Some(last)) = (ids.first(), ids.last()) else {
-            return match owner {
-                Some(owner) if owner.is_fenced(&database).await.map_err(failed)? => {
-                    Err(StoreError::Fenced)
-                }
-                _ => Ok(Vec::new()),
-            };
+        let small = small(&database, owner.as_ref(), &recipient, after, limit);
+        let (last, rows) = match small.await.map_err(failed)? {
+            Small::Rows(last, rows) => (last, rows),
+            Small::Not => {
+                let sized = sized(&database, owner.as_ref(), &recipient, after, limit);
+                let Some(rows) = sized.await.map_err(failed)? else {
+                    return end(&database, owner.as_ref()).await;
+                };
+                rows
+            }
+            Small::End => return end(&database, owner.as_ref()).await,
         };
-        let all = Entity::find()
-            .filter(C::Recipient.eq(&*recipient))
-            .filter(C::Id.between(first.0, last.0))
-            .order_by_asc(C::Id);
-        let each = ids.iter().map(|id| (&*recipient, *id));
-        let rows = rows(&database, all, each).await.map_err(failed)?;
         let messages: Vec<StoredMessage> = rows.into_iter().filter_map(message).collect();
         if !messages.is_empty() {
             return Ok(messages);
         }
-        after = *last;
+        after = last;
+    }
+}
+
+/// There are no more, or not for a process that was fenced.
+async fn end(
+    database: &DatabaseConnection,
+    owner: Option<&Owner>,
+) -> Result<Vec<StoredMessage>, StoreError> {
+    match owner {
+        Some(owner) if owner.is_fenced(database).await.map_err(failed)? => Err(StoreError::Fenced),
+        _ => Ok(Vec::new()),
     }
 }
 
@@ -62,15 +72,8 @@ pub(super) async fn headers(
     mut after: MessageId,
     rows: usize,
 ) -> Result<Vec<Header>, StoreError> {
-    let most = u64::try_from(rows).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64);
     loop {
-        let next = Entity::find()
-            .select_only()
-            .columns([C::Recipient, C::Id, C::Sender, C::ExpiresAt])
-            .filter(C::Recipient.eq(&*recipient))
-            .filter(C::Id.gt(after.0))
-            .order_by_asc(C::Id)
-            .limit(most);
+        let next = header_rows(&recipient, after, rows);
         let found = query(&database, next).await.map_err(failed)?;
         let headers: Vec<Header> = found.iter().filter_map(header).collect();
         let last = found.last().and_then(|row| row.try_get("", "id").ok()).map(MessageId);
@@ -79,6 +82,12 @@ pub(super) async fn headers(
             _ => return Ok(headers),
         }
     }
+}
+
+fn header_rows(recipient: &str, after: MessageId, rows: usize) -> Select<Entity> {
+    let all = [C::Recipient, C::Id, C::Sender, C::ExpiresAt];
+    let next = Entity::find().select_only().columns(all);
+    after_id(next, None, recipient, after).limit(most(rows))
 }
 
 fn header(row: &QueryResult) -> Option<Header> {
@@ -102,28 +111,20 @@ pub(super) async fn usage(
     recipient: Bare,
     detail: Detail,
 ) -> Result<Usage, StoreError> {
-    let of_recipient = Entity::find().filter(C::Recipient.eq(&*recipient));
+    let sums = sums(database.get_database_backend(), &recipient, detail);
     if detail == Detail::Messages {
-        let messages = of_recipient.count(&database).await.map_err(failed)?;
-        return Ok(Usage { all: Amount { messages, bytes: 0 }, ..Usage::default() });
+        let count: Option<i64> = sums.into_tuple().one(&database).await.map_err(failed)?;
+        let all = amount(count.unwrap_or_default(), None);
+        return Ok(Usage { all, ..Usage::default() });
     }
-    let bigint = match database.get_database_backend() {
-        DbBackend::MySql => "signed",
-        _ => "bigint",
-    };
-    let sums = of_recipient
-        .select_only()
-        .expr_as(C::Id.count(), "messages")
-        .expr_as(C::Size.sum().cast_as(bigint), "bytes");
     if detail == Detail::Bytes {
         let sum: Option<(i64, Option<i64>)> =
             sums.into_tuple().one(&database).await.map_err(failed)?;
         let (messages, bytes) = sum.unwrap_or_default();
         return Ok(Usage { all: amount(messages, bytes), ..Usage::default() });
     }
-    let by_sender = sums.column(C::Sender).group_by(C::Sender);
     let rows: Vec<(i64, Option<i64>, String)> =
-        by_sender.into_tuple().all(&database).await.map_err(failed)?;
+        sums.into_tuple().all(&database).await.map_err(failed)?;
     let mut usage = Usage::default();
     for (messages, bytes, sender) in rows {
         let amount = amount(messages, bytes);
@@ -131,6 +132,23 @@ pub(super) async fn usage(
         usage.senders.entry(bare(&sender).into()).or_default().add(amount);
     }
     Ok(usage)
+}
+
+/// Of the rows of one recipient, which an index finds.
+fn sums(backend: DbBackend, recipient: &str, detail: Detail) -> Select<Entity> {
+    let count = Entity::find()
+        .select_only()
+        .expr_as(C::Id.count(), "messages")
+        .filter(C::Recipient.eq(recipient));
+    if detail == Detail::Messages {
+        return count;
+    }
+    let bigint = if backend == DbBackend::MySql { "signed" } else { "bigint" };
+    let sums = count.expr_as(C::Size.sum().cast_as(bigint), "bytes");
+    match detail {
+        Detail::Senders => sums.column(C::Sender).group_by(C::Sender),
+        _ => sums,
+    }
 }
 
 fn amount(messages: i64, bytes: Option<i64>) -> Amount {
@@ -170,7 +188,8 @@ pub(super) async fn due(
         let Some(last) = positions.last() else {
             return Ok(Vec::new());
         };
-        let all = expiring_after(&database, &from).filter(until_place(&database, last));
+        let backend = database.get_database_backend();
+        let all = expiring_after(backend, &from).filter(until_place(backend, last));
         let each = positions.iter().map(|position| (&*position.recipient, position.id));
         let rows = rows(&database, all, each).await.map_err(failed)?;
         let messages: Vec<DueMessage> = rows.into_iter().filter_map(due_message).collect();
@@ -186,7 +205,10 @@ pub(super) async fn next_due(
     database: DatabaseConnection,
     from: DuePosition,
 ) -> Result<Option<Timestamp>, StoreError> {
-    let first = expiring_after(&database, &from).select_only().column(C::ExpiresAt).limit(1);
+    let first = expiring_after(database.get_database_backend(), &from)
+        .select_only()
+        .column(C::ExpiresAt)
+        .limit(1);
     let at: Option<i64> = first.into_tuple().one(&database).await.map_err(failed)?;
     Ok(at.map(Timestamp::from_micros))
 }
@@ -200,26 +222,120 @@ pub(super) async fn older(
     from: Place,
     before: Timestamp,
 ) -> Result<(Vec<Place>, Option<Place>), StoreError> {
-    let rows: Vec<(String, i64, i64)> = Entity::find()
-        .select_only()
-        .columns([C::Recipient, C::Id, C::StoredAt])
-        .filter(beyond(
-            &database,
-            [C::Recipient, C::Id],
-            [Expr::value(&*from.0), Expr::value(from.1.0)],
-        ))
-        .order_by_asc(C::Recipient)
-        .order_by_asc(C::Id)
-        .limit(SCAN)
-        .into_tuple()
-        .all(&database)
-        .await
-        .map_err(failed)?;
+    let next = next_rows(database.get_database_backend(), &from);
+    let rows: Vec<(String, i64, i64)> = next.into_tuple().all(&database).await.map_err(failed)?;
     let place =
         |(recipient, id, _): &(String, i64, i64)| (Bare::from(&**recipient), MessageId(*id));
     let next = rows.last().map(place);
     let old = rows.iter().filter(|(_, _, stored_at)| *stored_at < before.as_micros());
     Ok((old.map(place).collect(), next))
+}
+
+/// The rows after a place, and when each was stored.
+fn next_rows(backend: DbBackend, from: &Place) -> Select<Entity> {
+    let key = [C::Recipient, C::Id];
+    Entity::find()
+        .select_only()
+        .columns([C::Recipient, C::Id, C::StoredAt])
+        .filter(beyond(backend, key, [Expr::value(&*from.0), Expr::value(from.1.0)]))
+        .order_by_asc(C::Recipient)
+        .order_by_asc(C::Id)
+        .limit(SCAN)
+}
+
+/// What was read without a look at the sizes before.
+enum Small {
+    /// Rows up to one that is larger than an even share of the limit; the last, and those that can
+    /// be read.
+    Rows(MessageId, Vec<Model>),
+    /// The first is larger, or there is damage to get round.
+    Not,
+    /// There are no more.
+    End,
+}
+
+/// The next messages, in one question: few pages have a large one.
+async fn small(
+    database: &DatabaseConnection,
+    owner: Option<&Owner>,
+    recipient: &str,
+    after: MessageId,
+    limit: PageLimit,
+) -> Result<Small, DbErr> {
+    let share = i64::try_from(limit.bytes / limit.rows.max(1)).unwrap_or(i64::MAX);
+    let next = small_rows(owner, recipient, after, limit.rows, share);
+    let rows = match query(database, next).await {
+        Err(error) if fault::fault(&error) == Fault::Damage => return Ok(Small::Not),
+        rows => rows?,
+    };
+    if rows.is_empty() {
+        return Ok(Small::End);
+    }
+    // A size that can't be read is a row that can't.
+    let is_small = |row: &&QueryResult| row.try_get("", "size").unwrap_or(0_i64) <= share;
+    let small: Vec<&QueryResult> = rows.iter().take_while(is_small).collect();
+    Ok(match small.last() {
+        Some(last) => {
+            let last = MessageId(last.try_get("", "id")?);
+            Small::Rows(last, small.into_iter().filter_map(model).collect())
+        }
+        None => Small::Not,
+    })
+}
+
+/// The next messages that stay within the limit, at least one: their sizes first. The last, and
+/// those that can be read; none: there are no more.
+async fn sized(
+    database: &DatabaseConnection,
+    owner: Option<&Owner>,
+    recipient: &str,
+    after: MessageId,
+    limit: PageLimit,
+) -> Result<Option<(MessageId, Vec<Model>)>, DbErr> {
+    let ids = ids(database, owner, recipient, after, limit).await?;
+    let (Some(first), Some(last)) = (ids.first(), ids.last()) else {
+        return Ok(None);
+    };
+    let all = Entity::find()
+        .filter(C::Recipient.eq(recipient))
+        .filter(C::Id.between(first.0, last.0))
+        .order_by_asc(C::Id);
+    let each = ids.iter().map(|id| (recipient, *id));
+    Ok(Some((*last, rows(database, all, each).await?)))
+}
+
+/// The next rows of a recipient; those larger than `share` without their stanzas.
+fn small_rows(
+    owner: Option<&Owner>,
+    recipient: &str,
+    after: MessageId,
+    rows: usize,
+    share: i64,
+) -> Select<Entity> {
+    let stanza = Expr::case(C::Size.lte(share), C::Stanza.into_expr());
+    let all = C::iter().filter(|column| !matches!(column, C::Stanza));
+    let next = Entity::find().select_only().columns(all).expr_as(stanza, "stanza");
+    after_id(next, owner, recipient, after).limit(most(rows))
+}
+
+/// Of these, the rows of the recipient after this id, if the owner may have them.
+fn after_id(
+    select: Select<Entity>,
+    owner: Option<&Owner>,
+    recipient: &str,
+    after: MessageId,
+) -> Select<Entity> {
+    let next =
+        select.filter(C::Recipient.eq(recipient)).filter(C::Id.gt(after.0)).order_by_asc(C::Id);
+    match owner {
+        Some(owner) => next.filter(owner.condition()),
+        None => next,
+    }
+}
+
+/// A number of rows as databases take it.
+fn most(rows: usize) -> u64 {
+    u64::try_from(rows).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64)
 }
 
 /// The ids of the next messages that stay within the limit.
@@ -230,15 +346,7 @@ async fn ids(
     after: MessageId,
     limit: PageLimit,
 ) -> Result<Vec<MessageId>, DbErr> {
-    let mut next = Entity::find()
-        .select_only()
-        .column(C::Id)
-        .filter(C::Recipient.eq(recipient))
-        .filter(C::Id.gt(after.0))
-        .order_by_asc(C::Id);
-    if let Some(owner) = owner {
-        next = next.filter(owner.condition());
-    }
+    let next = after_id(Entity::find().select_only().column(C::Id), owner, recipient, after);
     within(database, next, limit, |row| Ok(MessageId(row.try_get("", "id")?))).await
 }
 
@@ -249,10 +357,7 @@ async fn positions(
     until: Timestamp,
     limit: PageLimit,
 ) -> Result<Vec<DuePosition>, DbErr> {
-    let next = expiring_after(database, from)
-        .select_only()
-        .columns([C::ExpiresAt, C::Recipient, C::Id])
-        .filter(C::ExpiresAt.lte(until.as_micros()));
+    let next = expiring_by(database.get_database_backend(), from, until);
     let position = |row: &QueryResult| {
         let recipient: String = row.try_get("", "recipient")?;
         Ok(DuePosition {
@@ -264,6 +369,14 @@ async fn positions(
     within(database, next, limit, position).await
 }
 
+/// The places of those that expire after `from`, at `until` or before.
+fn expiring_by(backend: DbBackend, from: &DuePosition, until: Timestamp) -> Select<Entity> {
+    expiring_after(backend, from)
+        .select_only()
+        .columns([C::ExpiresAt, C::Recipient, C::Id])
+        .filter(C::ExpiresAt.lte(until.as_micros()))
+}
+
 /// The first rows of `next` whose stanzas stay within the limit, at least one. `next` selects
 /// what an index has, which may be whole where the table is damaged.
 async fn within<T>(
@@ -272,8 +385,7 @@ async fn within<T>(
     limit: PageLimit,
     read: impl Fn(&QueryResult) -> Result<T, DbErr>,
 ) -> Result<Vec<T>, DbErr> {
-    let most = u64::try_from(limit.rows).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64);
-    let sized = next.clone().column(C::Size).limit(most);
+    let sized = next.clone().column(C::Size).limit(most(limit.rows));
     let rows = match query(database, sized).await {
         Err(error) if fault::fault(&error) == Fault::Damage => {
             query(database, next.limit(DAMAGED)).await?
@@ -291,12 +403,12 @@ async fn within<T>(
 }
 
 /// All that expire after `from`, in that order.
-fn expiring_after(database: &DatabaseConnection, from: &DuePosition) -> Select<Entity> {
+fn expiring_after(backend: DbBackend, from: &DuePosition) -> Select<Entity> {
     Entity::find()
         .filter(C::ExpiresAt.is_not_null())
         // The second condition implies this one, but only this one finds its place in the index.
         .filter(C::ExpiresAt.gte(from.at.as_micros()))
-        .filter(beyond(database, POSITION, values(from)))
+        .filter(beyond(backend, POSITION, values(from)))
         .order_by_asc(C::ExpiresAt)
         .order_by_asc(C::Recipient)
         .order_by_asc(C::Id)
@@ -313,11 +425,11 @@ fn values(position: &DuePosition) -> [SimpleExpr; 3] {
 }
 
 /// At `last` or before, in the order in which messages expire.
-fn until_place(database: &DatabaseConnection, last: &DuePosition) -> SimpleExpr {
-    match database.get_database_backend() {
-        DbBackend::MySql => C::ExpiresAt
-            .lte(last.at.as_micros())
-            .and(beyond(database, POSITION, values(last)).not()),
+fn until_place(backend: DbBackend, last: &DuePosition) -> SimpleExpr {
+    match backend {
+        DbBackend::MySql => {
+            C::ExpiresAt.lte(last.at.as_micros()).and(beyond(backend, POSITION, values(last)).not())
+        }
         _ => tuple(POSITION).lte(Expr::tuple(values(last))),
     }
 }
@@ -325,11 +437,11 @@ fn until_place(database: &DatabaseConnection, last: &DuePosition) -> SimpleExpr 
 /// The columns, in this order, come after the values. MySQL finds no place in an index by a
 /// comparison of tuples; the others find none by its parts.
 fn beyond<const N: usize>(
-    database: &DatabaseConnection,
+    backend: DbBackend,
     columns: [C; N],
     values: [SimpleExpr; N],
 ) -> SimpleExpr {
-    if database.get_database_backend() != DbBackend::MySql {
+    if backend != DbBackend::MySql {
         return tuple(columns).gt(Expr::tuple(values));
     }
     // The last first: (a, b) > (x, y) is a > x OR (a = x AND b > y).
