@@ -529,3 +529,6 @@ fn set_aside(recipient: &str, id: MessageId, error: &str) {
 fn failed(error: DbErr) -> StoreError {
     if fault::is_closed(&error) { StoreError::Closed } else { StoreError::Read(error) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,9 @@
 mod facts;
 mod faults;
 mod fence;
+mod plans;
 mod proxy;
+mod slow;
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -72,9 +74,15 @@ impl Process {
 impl TestServer {
     /// A server of one's own; `size` is that of its disk, as `64m`.
     pub fn start(kind: Kind, size: Option<&str>) -> Self {
+        Self::start_with(kind, size, "")
+    }
+
+    /// One with options that its command understands.
+    pub fn start_with(kind: Kind, size: Option<&str>, options: &str) -> Self {
         let mut child = Command::new("tests/servers/serve.sh")
             .arg(kind.word())
             .args(size)
+            .env("SERVER_OPTIONS", options)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -101,6 +109,11 @@ impl TestServer {
             Kind::MariaDb => &MARIADB,
         };
         server.get_or_init(|| TestServer::start(kind, None))
+    }
+
+    /// Where it has its files.
+    pub fn folder(&self) -> &str {
+        &self.folder
     }
 
     pub fn kill(&self) {
