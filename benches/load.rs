@@ -222,7 +222,8 @@ impl Peer {
              [[servers]]\naddress = '{address}'\ncomponent = '{COMPONENT}'\nsecret = 's'\nhosts = ['{HOST}']\n",
         );
         std::fs::write(&config, text).expect("a configuration");
-        let node = Command::new(env!("CARGO_BIN_EXE_amphora"))
+        let built = env!("CARGO_BIN_EXE_amphora").into();
+        let node = Command::new(std::env::var_os("AMPHORA_BIN").unwrap_or(built))
             .args(["run", "--config"])
             .arg(&config)
             .stdin(Stdio::null())

@@ -20,6 +20,7 @@ use store_runs::appends::{self, Load};
 use store_runs::{churn, crowd, reads};
 use support::database::Place;
 use support::limit::{self, Rows};
+use support::process::Family;
 use support::report::Report;
 
 /// What is measured.
@@ -107,7 +108,8 @@ async fn round(args: &Args, report: &Report) {
         let place = Place::new(url).await;
         let store = open(&place).await;
         let count = args.rows.min(waiting * 800);
-        let load = Load { waiting, together, rows: Rows { count, ..args.rows() } };
+        let (rows, server) = (Rows { count, ..args.rows() }, Family::behind(&place.url));
+        let load = Load { waiting, together, rows, server };
         let figures = appends::run(store.clone(), load).await;
         figures.report(&format!("{waiting} waiting, {together} a job"), Some(limit), report);
         store.close().await;

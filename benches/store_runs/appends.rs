@@ -24,6 +24,8 @@ pub struct Load {
     /// Appends of a job.
     pub together: usize,
     pub rows: Rows,
+    /// The server, where there is one that can be seen.
+    pub server: Option<Family>,
 }
 
 /// What came of it.
@@ -33,6 +35,8 @@ pub struct Figures {
     pub waits: Vec<Duration>,
     /// Processor time of this process for an append.
     pub cpu: Duration,
+    /// The same of the server.
+    pub server_cpu: Duration,
 }
 
 impl Figures {
@@ -40,14 +44,22 @@ impl Figures {
         let ratio = limit.map(|limit| self.rate / limit);
         let beside = ratio.map(|ratio| format!(", {ratio:.2} of the limit")).unwrap_or_default();
         let (p50, p99) = (at(&self.waits, 0.5), at(&self.waits, 0.99));
-        let cpu = self.cpu.as_secs_f64() * 1e6;
+        let [cpu, server] = [self.cpu, self.server_cpu].map(|cpu| cpu.as_secs_f64() * 1e6);
         report.line(
             &format!("appends, {what}"),
             &format!(
-                "{:>8.0} rows/s, p50 {p50:.1} ms, p99 {p99:.1} ms, {cpu:.1} us each{beside}",
+                "{:>8.0} rows/s, p50 {p50:.1} ms, p99 {p99:.1} ms, {cpu:.1} us each here, \
+                 {server:.1} us the server{beside}",
                 self.rate
             ),
-            &[("rate", self.rate), ("p50", p50), ("p99", p99), ("ratio", ratio.unwrap_or(0.0))],
+            &[
+                ("rate", self.rate),
+                ("p50", p50),
+                ("p99", p99),
+                ("ratio", ratio.unwrap_or(0.0)),
+                ("cpu", cpu),
+                ("server_cpu", server),
+            ],
         );
     }
 }
@@ -87,11 +99,12 @@ pub async fn while_(
 }
 
 fn append(store: &SeaStore, load: Load, mut go_on: impl FnMut(usize) -> bool) -> Figures {
-    let Load { waiting, together, rows } = load;
+    let Load { waiting, together, rows, server } = load;
     let stanza = Bytes::from(vec![b'x'; rows.size]);
     let (tell, told) = mpsc::channel();
     let process = Family::of(std::process::id());
-    let (cpu, began) = (process.cpu(), Instant::now());
+    let spent = || [process.cpu(), server.map_or(Duration::ZERO, |server| server.cpu())];
+    let (before, began) = (spent(), Instant::now());
     let mut next = rows.first;
     let mut submit = || {
         let message = |n| Write::Append(message(&rows, n, &stanza));
@@ -118,9 +131,10 @@ fn append(store: &SeaStore, load: Load, mut go_on: impl FnMut(usize) -> bool) ->
         rate.get_or_insert_with(|| stored as f64 / began.elapsed().as_secs_f64());
         under_way -= 1;
     }
-    let cpu = (process.cpu() - cpu).div_f64((waits.len() * together) as f64);
+    let (after, stored) = (spent(), (waits.len() * together) as f64);
+    let [cpu, server_cpu] = [0, 1].map(|who| (after[who] - before[who]).div_f64(stored));
     waits.sort();
-    Figures { rate: rate.unwrap_or(0.0), waits, cpu }
+    Figures { rate: rate.unwrap_or(0.0), waits, cpu, server_cpu }
 }
 
 /// Stores side by side, each with its committer and in a database of its own: what more than one
@@ -135,13 +149,13 @@ pub async fn several(place: &Place, committers: usize, rows: &Rows, report: &Rep
             stores.push(Arc::new(store));
         }
         let (waiting, rows) = (1024 / count, Rows { count: rows.count / count, ..*rows });
-        let load = Load { waiting, together: 1, rows };
+        let load = Load { waiting, together: 1, rows, server: None };
         let runs = stores.iter().map(|store| run(store.clone(), load));
         let figures = futures::future::join_all(runs).await;
         let mut waits: Vec<Duration> = figures.iter().flat_map(|f| f.waits.clone()).collect();
         waits.sort();
         let rate = figures.iter().map(|figures| figures.rate).sum();
-        let figures = Figures { rate, waits, cpu: figures[0].cpu };
+        let figures = Figures { rate, waits, cpu: figures[0].cpu, server_cpu: Duration::ZERO };
         figures.report(&format!("1024 waiting, {count} committers"), None, report);
         for store in stores {
             store.close().await;

@@ -37,17 +37,19 @@ pub async fn run(place: &Place, count: usize, rows: &Rows, report: &Report) {
     let text = format!("{count:>8} rows in {took:.0} s, {size:.1} GB");
     report.line("rows before", &text, &[("rows", count as f64), ("gb", size)]);
     let store = open(place).await;
+    let server = Family::behind(&place.url);
     let mut first = count;
     for (waiting, count) in [(1024, rows.count), (64, rows.count / 4)] {
-        let load = Load { waiting, together: 1, rows: Rows { first, count, ..before } };
+        let load = Load { waiting, together: 1, rows: Rows { first, count, ..before }, server };
         let figures = appends::run(store.clone(), load).await;
         figures.report(&format!("{waiting} waiting, many rows"), None, report);
         first += 2 * count;
     }
     reads::hand_overs(&store, rows.size, report).await;
     look_ups(&store, &before, report).await;
-    retention(&store, Rows { first, ..before }, report).await;
-    let server = Family::behind(&place.url).map_or(0, |server| server.memory() / 1024);
+    let load = Load { waiting: 64, together: 1, rows: Rows { first, ..before }, server };
+    retention(&store, load, report).await;
+    let server = server.map_or(0, |server| server.memory() / 1024);
     let node = Family::of(std::process::id()).memory() / 1024;
     let text = format!("{node} MiB here, {server} MiB the server");
     report.line("memory", &text, &[("node", node as f64), ("server", server as f64)]);
@@ -81,8 +83,8 @@ async fn look_ups(store: &SeaStore, rows: &Rows, report: &Report) {
 }
 
 /// Appends at 64 waiting, without and with a round of retention beside them.
-async fn retention(store: &Arc<SeaStore>, rows: Rows, report: &Report) {
-    let load = Load { waiting: 64, together: 1, rows };
+async fn retention(store: &Arc<SeaStore>, load: Load, report: &Report) {
+    let rows = load.rows;
     let ends = Instant::now() + WITHOUT;
     let without = appends::while_(store.clone(), load, move |_| Instant::now() < ends).await;
     let first = rows.first + without.waits.len() + 64;

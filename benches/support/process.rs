@@ -5,6 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 /// A process and all below it.
+#[derive(Clone, Copy)]
 pub struct Family {
     root: u32,
 }
