@@ -94,7 +94,7 @@ pub async fn while_(
     go_on: impl FnMut(usize) -> bool + Send + 'static,
 ) -> Figures {
     // The answers come on a thread of the store; waiting for them must not hold up this one.
-    let appending = tokio::task::spawn_blocking(move || append(&*store, load, go_on));
+    let appending = tokio::task::spawn_blocking(move || append(&store, load, go_on));
     appending.await.expect("appends")
 }
 
