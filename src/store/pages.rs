@@ -245,10 +245,9 @@ fn next_rows(backend: DbBackend, from: &Place) -> Select<Entity> {
 
 /// What was read without a look at the sizes before.
 enum Small {
-    /// Rows up to one that is larger than an even share of the limit; the last, and those that can
-    /// be read.
+    /// The last row, and those that can be read.
     Rows(MessageId, Vec<Model>),
-    /// The first is larger, or there is damage to get round.
+    /// One is larger than an even share of the limit, or there is damage to get round.
     Not,
     /// There are no more.
     End,
@@ -268,19 +267,16 @@ async fn small(
         Err(error) if fault::fault(&error) == Fault::Damage => return Ok(Small::Not),
         rows => rows?,
     };
-    if rows.is_empty() {
-        return Ok(Small::End);
-    }
     // A size that can't be read is a row that can't.
-    let is_small = |row: &&QueryResult| row.try_get("", "size").unwrap_or(0_i64) <= share;
-    let small: Vec<&QueryResult> = rows.iter().take_while(is_small).collect();
-    Ok(match small.last() {
+    let is_large = |row: &QueryResult| row.try_get("", "size").unwrap_or(0_i64) > share;
+    match rows.last() {
+        Some(_) if rows.iter().any(is_large) => Ok(Small::Not),
         Some(last) => {
             let last = MessageId(last.try_get("", "id")?);
-            Small::Rows(last, small.into_iter().filter_map(model).collect())
+            Ok(Small::Rows(last, rows.iter().filter_map(model).collect()))
         }
-        None => Small::Not,
-    })
+        None => Ok(Small::End),
+    }
 }
 
 /// The next messages that stay within the limit, at least one: their sizes first. The last, and
