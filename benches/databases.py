@@ -170,6 +170,7 @@ def page(about, figures, churn, settings):
         "",
         f"Written by `benches/databases.py` on {about['date']}; medians of {settings['rounds']} round(s)."
         f"{note}",
+        *(["", settings["note"]] if settings.get("note") else []),
         "",
         "![Durable appends a second, by database, beside the limit](store.svg)",
         "",
