@@ -41,9 +41,9 @@ const CLOSE: Duration = Duration::from_secs(5);
 /// How often old marks are removed from the store.
 const PURGE: Duration = Duration::from_secs(60);
 
-/// In every so many of these rounds, messages past the retention go too: that looks at
-/// every row.
-const RETENTION_ROUNDS: u32 = 60;
+/// How long after a round messages past the retention are looked for again: that looks at every
+/// row.
+const RETENTION: Duration = Duration::from_secs(60 * 60);
 
 /// Why a node could not run.
 #[derive(Debug, thiserror::Error)]
@@ -212,7 +212,10 @@ impl Node {
         let (arbiters, shards) = start_shards(&settings, &context);
         let router = Router::new(shards).start();
         actix_rt::spawn(run_due_clock(store.clone(), router.clone(), clock.clone(), due_events));
-        actix_rt::spawn(purge(store.clone(), settings.store.retention, clock.clone()));
+        actix_rt::spawn(purge_marks(store.clone(), clock.clone()));
+        if let Some(retention) = settings.store.retention {
+            actix_rt::spawn(purge_messages(store.clone(), retention, clock.clone()));
+        }
 
         let (broadcasts, inbox) = BroadcastHandle::new();
         let context = BroadcastContext {
@@ -319,23 +322,31 @@ fn start_shards(
     (arbiters, shards)
 }
 
-/// Removes old marks, and messages older than the retention.
-async fn purge(store: Arc<dyn Store>, retention: Option<Duration>, clock: crate::store::Clock) {
-    for round in 0u32.. {
+/// Removes old marks.
+async fn purge_marks(store: Arc<dyn Store>, clock: crate::store::Clock) {
+    loop {
+        sleep(PURGE).await;
+        if let Err(error) = store.purge(None, clock()).await {
+            tracing::warn!("cannot remove old marks: {error}");
+        }
+    }
+}
+
+/// Removes messages older than the retention. Beside the marks: a round may take long.
+async fn purge_messages(store: Arc<dyn Store>, retention: Duration, clock: crate::store::Clock) {
+    loop {
         sleep(PURGE).await;
         let now = clock();
-        let looked_at = round % RETENTION_ROUNDS == 0;
-        let before = retention.filter(|_| looked_at).and_then(|retention| {
-            let micros = i64::try_from(retention.as_micros()).ok()?;
-            Some(crate::time::Timestamp::from_micros(now.as_micros().checked_sub(micros)?))
-        });
-        match store.purge(before, now).await {
+        let before = i64::try_from(retention.as_micros()).ok();
+        let before = before.and_then(|micros| now.as_micros().checked_sub(micros));
+        match store.purge(before.map(crate::time::Timestamp::from_micros), now).await {
             Ok(purged) if purged.messages > 0 => {
                 tracing::info!(messages = purged.messages, "removed messages past the retention");
             }
             Ok(_) => {}
-            Err(error) => tracing::warn!("cannot remove what is old: {error}"),
+            Err(error) => tracing::warn!("cannot remove messages past the retention: {error}"),
         }
+        sleep(RETENTION).await;
     }
 }
 

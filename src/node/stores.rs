@@ -82,36 +82,33 @@ fn parts(settings: &Settings, node: &str) -> Vec<PartSettings> {
         let shards = ShardSet::all(settings.processor.shards);
         return vec![PartSettings { name: "".into(), shards, store: alone(settings, node) }];
     }
-    let shards = settings.processor.shards;
-    settings.store.parts.iter().map(|part| part_of(part, shards, node)).collect()
+    settings.store.parts.iter().map(|part| part_of(part, node)).collect()
 }
 
 /// The one database that has all.
 fn alone(settings: &Settings, node: &str) -> StoreSettings {
     let config::StoreSettings { url, password, .. } = &settings.store;
-    let shards = settings.processor.shards;
     StoreSettings {
-        layout: Some(Layout::alone(shards)),
-        ..database(url, password.as_ref(), shards, node)
+        shards: settings.processor.shards,
+        layout: Some(Layout::alone(settings.processor.shards)),
+        ..database(url, password.as_ref(), node)
     }
 }
 
 /// A database that has some shards.
-fn part_of(part: &config::PartSettings, shards: u32, node: &str) -> PartSettings {
+fn part_of(part: &config::PartSettings, node: &str) -> PartSettings {
     PartSettings {
         name: part.name.as_str().into(),
         shards: part.shards.clone(),
-        store: database(&part.url, part.password.as_ref(), shards, node),
+        store: database(&part.url, part.password.as_ref(), node),
     }
 }
 
 fn database(
     url: &config::StoreUrl,
     password: Option<&config::Secret>,
-    shards: u32,
     node: &str,
 ) -> StoreSettings {
     let password = password.map(|secret| secret.expose().to_owned());
-    let node = node.to_owned();
-    StoreSettings { password, shards, node, ..StoreSettings::new(url.expose()) }
+    StoreSettings { password, node: node.to_owned(), ..StoreSettings::new(url.expose()) }
 }

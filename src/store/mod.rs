@@ -30,6 +30,7 @@ mod parts;
 mod place;
 mod plan;
 mod postgres;
+mod purge;
 mod queue;
 mod readers;
 mod remedy;
@@ -115,8 +116,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<Option<Timestamp>, StoreError>>;
 
     /// Removes marks that end before `marks_before`, and messages stored before
-    /// `stored_before`, in small batches between the other writes. Dropped, it stops after
-    /// the batch under way.
+    /// `stored_before`, in small batches between the other writes, with rests between them: a
+    /// round over many messages may take long. Dropped, it stops after the batch under way.
     fn purge(
         &self,
         stored_before: Option<Timestamp>,

@@ -231,7 +231,8 @@ pub(super) fn remedy_of(code: u16) -> &'static str {
 /// stands alone. (IGNORE would cut values off to fit; ON DUPLICATE KEY would take a conflict on
 /// the primary key for one on the key.)
 ///
-/// MySQL can't tell what it deleted: it is asked first.
+/// MySQL can't tell what it deleted: it is asked first. The index is named, since the optimizer
+/// prefers to look through a table that it believes to be small, and believes that for too long.
 pub(super) const WORDS: Words = Words {
     insert: (
         "INSERT INTO offline_message (recipient, id, `key`, sender, kind, size, stored_at, \
@@ -245,10 +246,13 @@ pub(super) const WORDS: Words = Words {
     ),
     find: Some((
         "SELECT recipient, id, `key`, met_rule, appended_at FROM offline_message \
-         WHERE (recipient, id) IN (",
+         FORCE INDEX (PRIMARY) WHERE (recipient, id) IN (",
         ") FOR UPDATE",
     )),
-    delete: ("DELETE FROM offline_message WHERE (recipient, id) IN (", ")"),
+    delete: (
+        "DELETE m FROM offline_message AS m FORCE INDEX (PRIMARY) WHERE (m.recipient, m.id) IN (",
+        ")",
+    ),
     purge_marks: "DELETE FROM mark WHERE until < ? ORDER BY until LIMIT ?",
 };
 

@@ -23,6 +23,10 @@ pub struct StoreSettings {
     /// The name of the node, for a server: a process of the same name supersedes this one, one
     /// of another name is refused while this one lives ("amphora").
     pub node: String,
+    /// What metrics call it, where it is one of several. None: they need not tell it from others.
+    pub part: Option<Arc<str>>,
+    /// Which shards it is to hold. None: nobody asks, and nothing is said in the database.
+    pub layout: Option<Layout>,
     /// By how many shards a server's database is divided (256). Another number than before divides
     /// it anew, unless another node has it.
     pub shards: u32,
@@ -30,10 +34,6 @@ pub struct StoreSettings {
     /// process that it succeeds, if any, then takes and gives them. If not, one node has the
     /// database with all shards (false).
     pub shared: bool,
-    /// What metrics call it, where it is one of several. None: they need not tell it from others.
-    pub part: Option<Arc<str>>,
-    /// Which shards it is to hold. None: nobody asks, and nothing is said in the database.
-    pub layout: Option<Layout>,
     /// How long an append may wait before it is answered `Retry` (5 s).
     pub append_limit: Duration,
     /// How long after an append its key is remembered though the row is gone (H, 10 min).
@@ -52,10 +52,10 @@ impl StoreSettings {
             url: url.into(),
             password: None,
             node: "amphora".to_owned(),
-            shards: 256,
-            shared: false,
             part: None,
             layout: None,
+            shards: 256,
+            shared: false,
             append_limit: Duration::from_secs(5),
             memory_of_keys: Duration::from_secs(10 * 60),
             readers: 2,

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A database server of its own for tests, in a folder of its own, on a free port.
 #
-#   tests/servers/serve.sh postgres|mariadb [SIZE [OPTION...]]
+#   tests/servers/serve.sh postgres|mariadb [SIZE]
 #
 # Prints 'ready PORT FOLDER' when it answers. Then it does what it reads, a word a line:
 #
@@ -10,7 +10,10 @@
 #
 # At the end of its input it stops the server and removes the folder, so that nothing is left
 # however the test ends. With a SIZE (as 64m) the folder is a disk in memory of that size; only
-# root can have that; an empty one is none. OPTIONS go to the server, over what is set here.
+# root can have that.
+#
+# SERVER_OPTIONS in the environment are given to the server after the script's own, and win: as
+# '--innodb-buffer-pool-size=1G', or '-c shared_buffers=1GB'.
 #
 # The servers sync as in earnest. Users: 'amphora' may make databases; 'postgres' or 'root' may
 # do all. Each has the password 'secret'. FOLDER/ca.pem signed the server's certificate, which
@@ -19,7 +22,7 @@ set -euo pipefail
 
 kind=$1
 size=${2:-}
-options=("${@:3}")
+read -r -a options <<<"${SERVER_OPTIONS:-}"
 password=secret
 server=''
 mounted=''

@@ -7,7 +7,7 @@ use amphora::store::{SeaStore, Store, StoreSettings};
 use super::facts::{refusal, says};
 use super::{Kind, ServerBed, TestServer, execute};
 
-async fn server(kind: Kind, options: &'static [&'static str]) -> TestServer {
+async fn server(kind: Kind, options: &'static str) -> TestServer {
     let start = move || TestServer::start_with(kind, None, options);
     tokio::task::spawn_blocking(start).await.expect("a server")
 }
@@ -31,8 +31,7 @@ async fn warnings(url: &str) -> String {
 
 #[tokio::test]
 async fn mariadb_with_other_settings() {
-    let server =
-        server(Kind::MariaDb, &["--log-bin=log", "--server-id=1", "--binlog-format=ROW"]).await;
+    let server = server(Kind::MariaDb, "--log-bin=log --server-id=1 --binlog-format=ROW").await;
     let bed = ServerBed::in_server(&server).await;
     let (settings, url) = (bed.bed.settings.clone(), bed.bed.settings.url.clone());
     let administrator = server.administrator(&bed.name).await;
@@ -81,8 +80,7 @@ async fn mariadb_with_other_settings() {
 /// The keys would not fit into its pages.
 #[tokio::test]
 async fn mariadb_with_small_pages() {
-    let options = &["--innodb-page-size=8k"];
-    let server = server(Kind::MariaDb, options).await;
+    let server = server(Kind::MariaDb, "--innodb-page-size=8k").await;
     let bed = ServerBed::in_server(&server).await;
     let text = refusal(bed.bed.settings.clone()).await;
     says(&text, &["innodb_page_size is 8192", "16384", &bed.name]);
@@ -90,7 +88,7 @@ async fn mariadb_with_small_pages() {
 
 #[tokio::test]
 async fn mariadb_without_doublewrite() {
-    let server = server(Kind::MariaDb, &["--innodb-doublewrite=0"]).await;
+    let server = server(Kind::MariaDb, "--innodb-doublewrite=0").await;
     let bed = ServerBed::in_server(&server).await;
     let text = warnings(&bed.bed.settings.url).await;
     says(&text, &["is not durable", "innodb_doublewrite is", "set innodb_doublewrite = ON"]);
@@ -98,7 +96,7 @@ async fn mariadb_without_doublewrite() {
 
 #[tokio::test]
 async fn postgres_that_does_not_sync() {
-    let server = server(Kind::Postgres, &["-c", "fsync=off", "-c", "full_page_writes=off"]).await;
+    let server = server(Kind::Postgres, "-c fsync=off -c full_page_writes=off").await;
     let bed = ServerBed::in_server(&server).await;
     let text = warnings(&bed.bed.settings.url).await;
     says(&text, &["fsync is off", "set fsync = on", "full_page_writes is off"]);
@@ -108,7 +106,7 @@ async fn postgres_that_does_not_sync() {
 
 #[tokio::test]
 async fn postgres_that_is_a_standby() {
-    let server = server(Kind::Postgres, &[]).await;
+    let server = server(Kind::Postgres, "").await;
     let bed = ServerBed::in_server(&server).await;
     SeaStore::open(bed.bed.settings.clone()).await.expect("opens").close().await;
     execute(&server.administrator("postgres").await, "CHECKPOINT").await;
