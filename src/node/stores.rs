@@ -89,6 +89,7 @@ fn parts(settings: &Settings, node: &str) -> Vec<PartSettings> {
 fn alone(settings: &Settings, node: &str) -> StoreSettings {
     let config::StoreSettings { url, password, .. } = &settings.store;
     StoreSettings {
+        shards: settings.processor.shards,
         layout: Some(Layout::alone(settings.processor.shards)),
         ..database(url, password.as_ref(), node)
     }

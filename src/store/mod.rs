@@ -7,8 +7,10 @@
 mod broadcast;
 mod broadcast_rows;
 mod committer;
+mod counter;
 mod error;
 mod fault;
+mod held;
 mod job;
 mod joint;
 mod lane;
@@ -16,10 +18,13 @@ mod layout;
 mod lock;
 mod message;
 mod metrics;
+mod moves;
 mod moving;
 mod mysql;
 mod nodelay;
 mod open;
+mod owner;
+mod ownership;
 mod pages;
 mod parts;
 mod place;
@@ -32,7 +37,10 @@ mod row;
 mod sea;
 mod server;
 mod settings;
+mod shards;
+mod sql;
 mod sqlite;
+mod start;
 mod statements;
 mod transaction;
 mod usage;
@@ -51,6 +59,7 @@ pub use job::{Done, Job, NewMessage, Outcome, Run, Write};
 pub use layout::Layout;
 pub use message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
 pub use moving::{Moved, move_messages};
+pub use ownership::{Holding, Incarnation, Member, MoveError, Ownership};
 pub use parts::{PartSettings, PartState, PartedStore};
 pub use place::{check_url, database_path, same_database, shown_url, url_has_password};
 pub use sea::SeaStore;
@@ -122,8 +131,9 @@ pub trait Store: Send + Sync + 'static {
         key: Key,
     ) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>>;
 
-    /// How often the database of a shard's messages was opened; ids made with it are greater
-    /// than all before. 0: it could not be opened yet.
+    /// How often the database of a shard's messages was opened, or a shard of it moved, when this
+    /// one became ours; ids made with it are greater than all before. 0: it is
+    /// another node's, or its database could not be opened yet.
     fn epoch(&self, shard: ShardId) -> u32;
 
     /// Whether the last transaction could be committed, or was refused for its own content.

@@ -62,11 +62,12 @@ pub async fn move_messages(
     old: Vec<StoreSettings>,
 ) -> Result<Moved, StoreError> {
     let mut databases = Vec::new();
+    let divided = |store| StoreSettings { shards, ..store };
     for part in parts {
-        databases.push(Database::open(part.store, Some(part.shards)).await?);
+        databases.push(Database::open(divided(part.store), Some(part.shards)).await?);
     }
     for settings in old {
-        databases.push(Database::open(settings, None).await?);
+        databases.push(Database::open(divided(settings), None).await?);
     }
     let moving = Moving { map: ShardMap::new(shards), databases };
     let moved = moving.run().await;
@@ -128,7 +129,9 @@ impl Database {
         for outcome in told.await.unwrap_or_else(|_| vec![Outcome::Retry]) {
             match outcome {
                 Outcome::Stored | Outcome::Already { .. } | Outcome::Done { .. } => {}
-                Outcome::Retry => return Err(self.failed(server::silent())),
+                Outcome::Retry | Outcome::NotMine => {
+                    return Err(self.failed(server::silent()));
+                }
                 Outcome::Refused(reason) => return Err(StoreError::Refused(reason)),
             }
         }

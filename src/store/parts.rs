@@ -304,7 +304,7 @@ impl Part {
     fn new(part: PartSettings, shards: u32) -> Self {
         let PartSettings { name, shards: held, store } = part;
         let layout = Some(Layout { shards, held, begin: false });
-        let settings = StoreSettings { part: Some(name.clone()), layout, ..store };
+        let settings = StoreSettings { part: Some(name.clone()), shards, layout, ..store };
         let metrics = Metrics::of(Some(&name));
         let (store, waiting) = (OnceLock::new(), Mutex::default());
         Part { name, settings, metrics, store, waiting }

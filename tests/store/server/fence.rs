@@ -18,6 +18,8 @@ on_each_server!(
     an_idle_node_shows_that_it_lives,
     a_process_that_stood_still_is_fenced,
     a_process_that_stood_still_within_a_transaction_is_fenced,
+    shards_are_taken_from_a_process_that_stood_still,
+    shards_are_taken_from_a_process_that_stood_still_within_a_transaction,
     what_a_killed_process_acknowledged_is_there,
     a_superseded_node_ends_with_a_code_of_its_own,
 );
@@ -96,6 +98,8 @@ async fn an_idle_node_shows_that_it_lives(at: ServerBed) {
 }
 
 const URL: &str = "AMPHORA_TEST_URL";
+/// Set: the child shares the database, and takes all shards.
+const SHARED: &str = "AMPHORA_TEST_SHARED";
 
 /// What a child says, line by line. It is read as it comes: a child whose pipe is full would
 /// stand still.
@@ -118,9 +122,14 @@ fn lines(of: ChildStdout) -> Lines {
 
 /// Runs the ignored test below in a process of its own.
 fn child(at: &ServerBed) -> (Child, Lines) {
+    child_with(at, &[])
+}
+
+fn child_with(at: &ServerBed, more: &[(&str, &str)]) -> (Child, Lines) {
     let mut child = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", "server::fence::appends_until_its_end", "--ignored", "--nocapture"])
         .env(URL, &at.bed.settings.url)
+        .envs(more.iter().copied())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -136,9 +145,13 @@ async fn appends_until_its_end() {
     let Ok(url) = std::env::var(URL) else {
         return;
     };
-    let settings =
-        StoreSettings { append_limit: Duration::from_secs(600), ..StoreSettings::new(url) };
+    let shared = std::env::var(SHARED).is_ok();
+    let append_limit = Duration::from_secs(600);
+    let settings = StoreSettings { append_limit, shared, ..StoreSettings::new(url) };
     let store = Arc::new(SeaStore::open(settings).await.unwrap());
+    if shared {
+        store.take(store.ownership().await.unwrap().shards).await.unwrap();
+    }
     let (tell, told) = mpsc::channel::<(i64, Outcome)>();
     let mut next = i64::from(store.epoch(ShardId(0))) << 32;
     let mut submit = || {
@@ -208,8 +221,7 @@ fn signal(child: &Child, signal: &str) {
 }
 
 /// The other goes on; then the first does, and can do no harm.
-async fn is_fenced(at: &ServerBed, mut child: Child, lines: Lines, mut told: Told) {
-    let second = at.bed.open().await;
+async fn is_fenced(second: Arc<dyn Store>, mut child: Child, lines: Lines, mut told: Told) {
     let after = MessageId::new(second.epoch(ShardId(0)), 0)
         .0
         .max(i64::from(second.epoch(ShardId(0))) << 32);
@@ -238,19 +250,23 @@ async fn is_fenced(at: &ServerBed, mut child: Child, lines: Lines, mut told: Tol
     second.close().await;
 }
 
-async fn a_process_that_stood_still_is_fenced(at: ServerBed) {
-    let (child, lines) = child(&at);
+/// Stops a child that appends.
+async fn stopped(at: &ServerBed, more: &[(&str, &str)]) -> (Child, Lines, Told) {
+    let (child, lines) = child_with(at, more);
     let mut told = Told::default();
     while told.stored.len() < 200 {
         assert!(told.hear(&lines), "the child ended by itself: {told:?}");
     }
     signal(&child, "-STOP");
-    is_fenced(&at, child, lines, told).await;
+    (child, lines, told)
 }
 
-/// The lock of a table stops it after it has updated its lane.
-async fn a_process_that_stood_still_within_a_transaction_is_fenced(at: ServerBed) {
-    let (child, lines) = child(&at);
+/// Stops it after it has updated its lane: by the lock of a table.
+async fn stopped_within_a_transaction(
+    at: &ServerBed,
+    more: &[(&str, &str)],
+) -> (Child, Lines, Told) {
+    let (child, lines) = child_with(at, more);
     let mut told = Told::default();
     while told.stored.len() < 50 {
         assert!(told.hear(&lines), "the child ended by itself: {told:?}");
@@ -277,7 +293,37 @@ async fn a_process_that_stood_still_within_a_transaction_is_fenced(at: ServerBed
     while value::<i64>(&administrator, &waiting).await == 0 {}
     signal(&child, "-STOP");
     execute(&other, let_go).await;
-    is_fenced(&at, child, lines, told).await;
+    (child, lines, told)
+}
+
+async fn a_process_that_stood_still_is_fenced(at: ServerBed) {
+    let (child, lines, told) = stopped(&at, &[]).await;
+    is_fenced(at.bed.open().await, child, lines, told).await;
+}
+
+async fn a_process_that_stood_still_within_a_transaction_is_fenced(at: ServerBed) {
+    let (child, lines, told) = stopped_within_a_transaction(&at, &[]).await;
+    is_fenced(at.bed.open().await, child, lines, told).await;
+}
+
+/// Another node takes all shards from the one that is believed dead.
+async fn taker(at: &ServerBed) -> Arc<dyn Store> {
+    let store = SeaStore::open(StoreSettings { shared: true, ..named(at, "b") }).await.unwrap();
+    let seen = store.ownership().await.unwrap();
+    let first = seen.members.iter().find(|member| member.incarnation.node == "amphora").unwrap();
+    assert!(!first.fenced, "it is taken from while it is not fenced");
+    store.take(seen.shards).await.unwrap();
+    Arc::new(store)
+}
+
+async fn shards_are_taken_from_a_process_that_stood_still(at: ServerBed) {
+    let (child, lines, told) = stopped(&at, &[(SHARED, "")]).await;
+    is_fenced(taker(&at).await, child, lines, told).await;
+}
+
+async fn shards_are_taken_from_a_process_that_stood_still_within_a_transaction(at: ServerBed) {
+    let (child, lines, told) = stopped_within_a_transaction(&at, &[(SHARED, "")]).await;
+    is_fenced(taker(&at).await, child, lines, told).await;
 }
 
 async fn what_a_killed_process_acknowledged_is_there(at: ServerBed) {
