@@ -1,5 +1,7 @@
 //! One node: the store, the shards, the router and the links, put together; and its end.
 
+mod stores;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -7,7 +9,6 @@ use std::time::Duration;
 
 use actix::{Actor, Addr};
 use actix_rt::{Arbiter, System};
-use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -22,9 +23,11 @@ use crate::http::{self, Health};
 use crate::link::{self, LinkContext, LinkSettings, Redirect, Stop};
 use crate::router::{Router, Settle, run_due_clock};
 use crate::shard::{self, Limits, Outbox, Over, Quotas, ShardActor, ShardContext};
-use crate::store::{SeaStore, Store, StoreError, StoreSettings, database_path};
+use crate::store::{Moved, Store, StoreError, StoreSettings, database_path};
 use crate::telemetry;
 use crate::words::ShardId;
+
+use stores::Stores;
 
 /// How long a node that stops waits for what it holds: twice the append limit.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -56,6 +59,9 @@ pub enum NodeError {
         "another process of this name, or one that found this one silent, has taken the database over: do not start this one again before that one has ended"
     )]
     Superseded,
+    /// The schema of this part is as it was: the part, and why.
+    #[error("the database of part '{0}' can't be opened: {1}")]
+    Away(String, String),
     /// The control socket can't be had.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -73,10 +79,28 @@ pub fn migrate(settings: &Settings) -> Result<(), NodeError> {
     System::new().block_on(async {
         // Not in the node's own name: that would supersede a node that runs.
         let node = format!("{}/migrate", settings.node.name);
-        let store = SeaStore::open(StoreSettings { node, ..store_settings(settings) }).await?;
-        store.close().await;
+        let stores = Stores::open(settings, &node).await?;
+        let away = stores.away();
+        stores.messages.close().await;
+        if let Some((part, why)) = away {
+            return Err(NodeError::Away(part.to_string(), why));
+        }
         tracing::info!("the schema is up to date");
         Ok(())
+    })
+}
+
+/// Brings each message into the database that the settings give its recipient's shard to, also
+/// from the databases of `old` settings.
+///
+/// # Errors
+///
+/// [`NodeError::Store`].
+pub fn move_messages(settings: &Settings, old: Option<&Settings>) -> Result<Moved, NodeError> {
+    System::new().block_on(async {
+        // Not in the node's own name: a node that runs must not lose its databases.
+        let node = format!("{}/move", settings.node.name);
+        Ok(stores::move_all(settings, old, &node).await?)
     })
 }
 
@@ -109,7 +133,10 @@ pub fn control_path(settings: &Settings) -> Result<Option<PathBuf>, NodeError> {
         ControlSocket::Off => None,
         ControlSocket::At(path) => Some(path.clone()),
         ControlSocket::Auto => {
-            let file = database_path(settings.store.url.expose())?;
+            let file = match settings.store.parts.is_empty() {
+                true => database_path(settings.store.url.expose())?,
+                false => None,
+            };
             let mut path =
                 file.unwrap_or_else(|| settings.node.name.clone().into()).into_os_string();
             path.push(".sock");
@@ -161,11 +188,9 @@ impl Node {
     async fn start(settings: Settings) -> Result<Node, NodeError> {
         let metrics = telemetry::start_metrics().map_err(|e| NodeError::Other(e.to_string()))?;
         let health = Health::new();
-        let opened = Arc::new(SeaStore::open(store_settings(&settings)).await?);
-        let superseded = opened.superseded().boxed();
-        let store: Arc<dyn Store> = opened.clone();
-        let checked = store.clone();
-        health.set_store(move || checked.healthy());
+        let stores = Stores::open(&settings, &settings.node.name).await?;
+        stores.report_to(&health);
+        let Stores { messages: store, broadcasts: kept, superseded, .. } = stores;
         let http = match settings.http.listen {
             Some(listen) => {
                 let http = http::serve(listen, health.clone(), metrics).map_err(NodeError::Http)?;
@@ -191,7 +216,7 @@ impl Node {
 
         let (broadcasts, inbox) = BroadcastHandle::new();
         let context = BroadcastContext {
-            broadcasts: opened,
+            broadcasts: kept,
             messages: store.clone(),
             outbox: outbox.clone(),
             clock: clock.clone(),
@@ -323,13 +348,6 @@ async fn wait_for_signal() -> Result<(), NodeError> {
         _ = interrupt.recv() => {}
     }
     Ok(())
-}
-
-fn store_settings(settings: &Settings) -> StoreSettings {
-    let password = settings.store.password.as_ref().map(|secret| secret.expose().to_owned());
-    let node = settings.node.name.clone();
-    let shards = settings.processor.shards;
-    StoreSettings { password, node, shards, ..StoreSettings::new(settings.store.url.expose()) }
 }
 
 fn quotas(settings: &config::QuotaSettings) -> Quotas {

@@ -12,17 +12,21 @@ mod error;
 mod fault;
 mod held;
 mod job;
+mod joint;
 mod lane;
+mod layout;
 mod lock;
 mod message;
 mod metrics;
 mod moves;
+mod moving;
 mod mysql;
 mod nodelay;
 mod open;
 mod owner;
 mod ownership;
 mod pages;
+mod parts;
 mod place;
 mod plan;
 mod postgres;
@@ -52,9 +56,12 @@ pub use broadcast::{
 };
 pub use error::StoreError;
 pub use job::{Done, Job, NewMessage, Outcome, Run, Write};
+pub use layout::Layout;
 pub use message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
+pub use moving::{Moved, move_messages};
 pub use ownership::{Holding, Incarnation, Member, MoveError, Ownership};
-pub use place::{check_url, database_path, shown_url, url_has_password};
+pub use parts::{PartSettings, PartState, PartedStore};
+pub use place::{check_url, database_path, same_database, shown_url, url_has_password};
 pub use sea::SeaStore;
 pub use settings::{Clock, StoreSettings};
 pub use usage::{Amount, Detail, Usage};
@@ -116,12 +123,17 @@ pub trait Store: Send + Sync + 'static {
         marks_before: Timestamp,
     ) -> BoxFuture<'static, Result<Purged, StoreError>>;
 
-    /// Whether a message of this key was stored, and may have been deleted since (rows and
+    /// Whether a message of this key was stored for a recipient, and may have been deleted since (rows and
     /// marks). `Some(rule)`: it was, with the rule that was met then.
-    fn find(&self, key: Key) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>>;
+    fn find(
+        &self,
+        recipient: Bare,
+        key: Key,
+    ) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>>;
 
     /// How often the database of a shard's messages was opened, or a shard of it moved, when this
-    /// one became ours; ids made with it are greater than all before. Zero: it is another node's.
+    /// one became ours; ids made with it are greater than all before. Zero: it is another node's,
+    /// or could not be opened yet.
     fn epoch(&self, shard: ShardId) -> u32;
 
     /// Whether the last transaction could be committed, or was refused for its own content.

@@ -17,10 +17,12 @@ use super::statements::Words;
 const PACKET: i64 = 16 * 1024 * 1024;
 
 /// The settings of the session that writes. `READ COMMITTED`: a batch looks rows up that
-/// nobody else writes, and locks no gaps. Strict: nothing is cut off to fit.
+/// nobody else writes, and locks no gaps. Strict: nothing is cut off to fit. Sorted by the whole of
+/// a JID, and not by its first 1,024 bytes.
 const WRITER: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', \
                       SESSION innodb_lock_wait_timeout = 1, \
                       SESSION lock_wait_timeout = 2, \
+                      SESSION max_sort_length = 3072, \
                       @amphora_writer = 1";
 
 /// The variables of these have other names in MariaDB before 11.1.
@@ -28,6 +30,9 @@ const TRANSACTIONS: &str = "SET SESSION TRANSACTION READ WRITE, ISOLATION LEVEL 
 
 /// For sessions that read.
 const READER: &str = "SET SESSION TRANSACTION READ ONLY, ISOLATION LEVEL READ COMMITTED";
+
+/// For them, too: pages and expiries go on where the last ended.
+const SORT: &str = "SET SESSION max_sort_length = 3072";
 
 fn port(server: &Server) -> u16 {
     server.port.unwrap_or(3306)
@@ -102,7 +107,8 @@ pub(super) fn readers(server: &Server, count: u32) -> DatabaseConnection {
         .after_connect(move |connection, _| {
             Box::pin(async move {
                 nodelay::set(port);
-                sea_orm::sqlx::raw_sql(READER).execute(connection).await.map(|_| ())
+                sea_orm::sqlx::raw_sql(READER).execute(&mut *connection).await?;
+                sea_orm::sqlx::raw_sql(SORT).execute(connection).await.map(|_| ())
             })
         })
         .connect_lazy_with(options(server));

@@ -18,6 +18,7 @@ use super::held::HeldNow;
 use super::job::{Done, Job, Outcome};
 use super::lane;
 use super::message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
+use super::metrics::Metrics;
 use super::moves::{self, Move, Moving};
 use super::open::Ready;
 use super::ownership::{Holding, Incarnation, Member, MoveError, Ownership};
@@ -54,7 +55,7 @@ impl SeaStore {
     /// Opens the database, makes it if it is not there, brings its tables up to date, and
     /// raises the epoch.
     pub async fn open(settings: StoreSettings) -> Result<SeaStore, StoreError> {
-        let shared = Arc::new(Shared::new());
+        let shared = Arc::new(Shared::new(Metrics::of(settings.part.as_ref())));
         let (sender, jobs) = mpsc::unbounded_channel();
         let (ending, ended) = watch::channel(false);
         let (tell, told) = oneshot::channel();
@@ -287,7 +288,11 @@ impl Store for SeaStore {
         })
     }
 
-    fn find(&self, key: Key) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>> {
+    fn find(
+        &self,
+        _: Bare,
+        key: Key,
+    ) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>> {
         Box::pin(self.readers.read(move |database| pages::find(database, key.clone())))
     }
 

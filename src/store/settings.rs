@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::layout::Layout;
 use crate::time::Timestamp;
 
 /// Tells the wall time.
@@ -29,6 +30,10 @@ pub struct StoreSettings {
     /// process that it succeeds, if any, then takes and gives them. If not, one node has the
     /// database with all shards (false).
     pub shared: bool,
+    /// What metrics call it, where it is one of several. None: they need not tell it from others.
+    pub part: Option<Arc<str>>,
+    /// Which shards it is to hold. None: nobody asks, and nothing is said in the database.
+    pub layout: Option<Layout>,
     /// How long an append may wait before it is answered `Retry` (5 s).
     pub append_limit: Duration,
     /// How long after an append its key is remembered though the row is gone (H, 10 min).
@@ -49,6 +54,8 @@ impl StoreSettings {
             node: "amphora".to_owned(),
             shards: 256,
             shared: false,
+            part: None,
+            layout: None,
             append_limit: Duration::from_secs(5),
             memory_of_keys: Duration::from_secs(10 * 60),
             readers: 2,
@@ -68,6 +75,7 @@ fn system_clock() -> Timestamp {
 impl fmt::Debug for StoreSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoreSettings")
+            .field("part", &self.part)
             .field("append_limit", &self.append_limit)
             .field("memory_of_keys", &self.memory_of_keys)
             .field("readers", &self.readers)

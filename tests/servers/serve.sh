@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A database server of its own for tests, in a folder of its own, on a free port.
 #
-#   tests/servers/serve.sh postgres|mariadb [SIZE]
+#   tests/servers/serve.sh postgres|mariadb [SIZE [OPTION...]]
 #
 # Prints 'ready PORT FOLDER' when it answers. Then it does what it reads, a word a line:
 #
@@ -10,7 +10,7 @@
 #
 # At the end of its input it stops the server and removes the folder, so that nothing is left
 # however the test ends. With a SIZE (as 64m) the folder is a disk in memory of that size; only
-# root can have that.
+# root can have that; an empty one is none. OPTIONS go to the server, over what is set here.
 #
 # The servers sync as in earnest. Users: 'amphora' may make databases; 'postgres' or 'root' may
 # do all. Each has the password 'secret'. FOLDER/ca.pem signed the server's certificate, which
@@ -19,6 +19,7 @@ set -euo pipefail
 
 kind=$1
 size=${2:-}
+options=("${@:3}")
 password=secret
 server=''
 mounted=''
@@ -114,7 +115,7 @@ start_postgres() {
     "${as_user[@]}" setpriv --pdeathsig QUIT "$bin/postgres" -D data -p "$port" \
         -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=300 \
         -c shared_buffers=64MB -c fsync=on -c ssl=on -c ssl_cert_file="$folder/server.pem" \
-        -c ssl_key_file="$folder/server.key" -c log_min_messages=warning \
+        -c ssl_key_file="$folder/server.key" -c log_min_messages=warning "${options[@]}" \
         </dev/null >>"$log" 2>&1 &
     server=$!
 }
@@ -129,8 +130,13 @@ sql_postgres() {
 users_postgres() { sql_postgres "CREATE ROLE amphora LOGIN CREATEDB PASSWORD '$password'"; }
 
 make_mariadb() {
+    local option page=()
+    for option in "${options[@]}"; do
+        case $option in --innodb-page-size=*) page=("$option") ;; esac
+    done
     run mariadb-install-db --no-defaults --datadir="$folder/data" --skip-test-db \
-        --auth-root-authentication-method=normal --innodb-log-file-size=32M >>"$log" 2>&1
+        --auth-root-authentication-method=normal --innodb-log-file-size=32M "${page[@]}" \
+        >>"$log" 2>&1
 }
 
 start_mariadb() {
@@ -139,7 +145,8 @@ start_mariadb() {
         --pid-file="$folder/pid" --tmpdir="$folder" --skip-name-resolve --max-connections=300 \
         --innodb-buffer-pool-size=64M --innodb-log-file-size=32M \
         --innodb-flush-log-at-trx-commit=1 --ssl-ca="$folder/ca.pem" \
-        --ssl-cert="$folder/server.pem" --ssl-key="$folder/server.key" </dev/null >>"$log" 2>&1 &
+        --ssl-cert="$folder/server.pem" --ssl-key="$folder/server.key" "${options[@]}" \
+        </dev/null >>"$log" 2>&1 &
     server=$!
 }
 

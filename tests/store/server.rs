@@ -8,6 +8,7 @@ mod load;
 mod proxy;
 mod random;
 mod shards;
+mod unfit;
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -55,7 +56,7 @@ impl Kind {
 pub struct TestServer {
     kind: Kind,
     port: u16,
-    folder: String,
+    pub folder: String,
     process: Mutex<Process>,
 }
 
@@ -76,9 +77,14 @@ impl Process {
 impl TestServer {
     /// A server of one's own; `size` is that of its disk, as `64m`.
     pub fn start(kind: Kind, size: Option<&str>) -> Self {
+        Self::start_with(kind, size, &[])
+    }
+
+    /// The same with options of the server's own.
+    pub fn start_with(kind: Kind, size: Option<&str>, options: &[&str]) -> Self {
         let mut child = Command::new("tests/servers/serve.sh")
-            .arg(kind.word())
-            .args(size)
+            .args([kind.word(), size.unwrap_or("")])
+            .args(options)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
