@@ -38,6 +38,7 @@ local VERSION = "0.1.0";
 local PROTOCOL = "1";
 local SWEEP = 0.25; -- seconds between two looks at everything that has a time
 local DAY = 24 * 60 * 60;
+local READ_BYTES = 32 * 1024; -- of the node's stream in a turn of the event loop; four times what a client gets
 local BATCH_BYTES = 64 * 1024; -- of elements for the node in one message
 
 local MAX_STANZA = 4 * 1024 * 1024 - 64 * 1024; -- bytes of a message that still fits into what a node reads
@@ -78,7 +79,7 @@ local options = {
 	window = number("window", 1024, 1);
 	window_bytes = number("window_bytes", 16 * 1024 * 1024, 1);
 	available_window = number("available_window", 256, 1);
-	session_window = number("session_window", 100, 1);
+	session_window = number("session_window", 400, 1);
 	gate_messages = number("gate_messages", 100, 1);
 	gate_bytes = number("gate_bytes", 1024 * 1024, 1);
 	held_messages = number("held_messages", 10000, 1);
@@ -280,6 +281,8 @@ local function greet(origin, stanza, greeting)
 	end
 	link_lost("it greeted again");
 	link.session = origin;
+	facts.send_at_once(origin.conn);
+	if origin.conn.set_mode then origin.conn:set_mode(READ_BYTES); end
 	link.node, link.security = greeting.attr.node or "?", greeting.attr.security;
 	link.window = math.max(1, math.min(options.window, tonumber(greeting.attr.window) or options.window));
 	link.actions, link.conditions = names_of(greeting, "action"), names_of(greeting, "condition");

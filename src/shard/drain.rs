@@ -13,7 +13,7 @@ use super::machine::{Machine, Pending};
 use super::recipient::{Held, OPEN_BATCHES, Recipient, Session};
 
 /// Items a batch.
-pub(super) const BATCH_ITEMS: usize = 50;
+pub(super) const BATCH_ITEMS: usize = 100;
 
 /// Bytes that the wrapping of one item in a hand-over adds to its stanza, at the most: the
 /// envelope of the message and of the item.

@@ -10,9 +10,10 @@ use super::input::Intercept;
 use super::quota::Used;
 use super::retrieve::Retrievals;
 
-/// Batches that one session may have unconfirmed: the next is sent before the first
-/// is confirmed, and a client's stream management queue is not overrun.
-pub const OPEN_BATCHES: usize = 2;
+/// Batches that one session may have unconfirmed: the next ones are sent before the first is
+/// confirmed, so that neither the client's way nor the link's stands still. What does not fit into
+/// a client's stream management queue waits in the interceptor.
+pub const OPEN_BATCHES: usize = 4;
 
 /// One recipient. Dropped as soon as nothing of it is needed.
 #[derive(Debug, Default)]
