@@ -144,6 +144,14 @@ function facts.has_rules(stanza)
 	return type ~= "error" and type ~= "groupchat" and not facts.is_from_room(stanza);
 end
 
+-- Does it carry rules, whether they are to be looked at or not?
+function facts.mentions_rules(stanza)
+	for _, tag in ipairs(stanza.tags) do
+		if is_amp(tag) then return true; end
+	end
+	return false;
+end
+
 -- The status of an answer to a rule; nil if it is none.
 function facts.notice_status(stanza)
 	for _, tag in ipairs(stanza.tags) do

@@ -11,7 +11,9 @@
 --   again, ever_sent                   may have been sent before; was sent at all
 --   verdict                            an answer that waits for those before it
 --   queued, blocked, paused, waiting   why it is not on its way; waiting: behind one at rules
---   spooled                            handle of the spool, if it is there
+--   spooled                            handle of the spool, where it is until it is resolved
+--   loaded                             it comes from there: it was in memory before a restart, or has left it
+--   plain                              it carries no rules, whatever they say
 --   settle                             somebody is told when it is resolved: amphora_broadcast.lib.lua
 
 local st = require "util.stanza";
@@ -376,6 +378,7 @@ return function (ctx)
 		local stanza = stanza_of(held);
 		bounced_count = bounced_count + 1;
 		leave(held);
+		if held.spooled then ctx.spool:delete(held.user.bare, held.spooled); end
 		if stanza then queue.bounce(stanza, "cancel", "service-unavailable"); end
 	end
 
@@ -461,11 +464,18 @@ return function (ctx)
 
 	local function too_large(stanza, bytes) return facts.too_large(stanza, bytes, ctx.max_stanza); end
 
+	-- In the spool before the server goes on, and so before its sender hears that it was accepted: then
+	-- the server may be killed. Where that can't be, for the disk or the spool is full, it is in memory
+	-- alone, as if it had come a moment later.
+	local function record(held)
+		if not held.spooled and not spool_full() then held.spooled = ctx.spool:append(held.user.bare, held); end
+	end
+
 	-- A message that waits at its stage goes to the link, or behind what the spool has for the user.
 	-- It stays in memory before others of its pair that are there.
 	function queue.admit(held)
 		if held.paused or held.waiting then return; end
-		if held.stage ~= "rules" and not held.spooled
+		if held.stage ~= "rules" and not held.loaded
 		and (ctx.spool:pending(held.user.bare, held.ord)
 			or (not held.next and (straight_to_spool() or memory_short()))) then
 			local pair = held.pair;
@@ -503,6 +513,7 @@ return function (ctx)
 			ord = new_ord(), may_see = facts.may_see_presence(user.username, from);
 			seen_at = time_now(), seen_gen = link.gen;
 		};
+		record(held);
 		insert(held);
 		if held.may_see then
 			queue.admit(held);
@@ -556,6 +567,7 @@ return function (ctx)
 		queue.hold_for_storage(bare, {
 			key = key, from = from, addressed = stanza.attr.to or bare, ord = own and routing.ord or nil;
 			stage = "offline", stamp = facts.timestamp(), archived = archived, xml = xml;
+			plain = not facts.mentions_rules(stanza);
 		}, stanza);
 		return true;
 	end
@@ -580,6 +592,7 @@ return function (ctx)
 		else
 			held.ord = new_ord();
 		end
+		record(held);
 		insert(held);
 		enter_storage_list(held);
 		held.waiting = first_rules ~= nil and first_rules.ord < held.ord or nil;
@@ -617,16 +630,26 @@ return function (ctx)
 		queue.hold_for_storage(bare, {
 			key = key, from = from, addressed = session_jid or stanza.attr.to or bare, again = true;
 			stage = "undelivered", stamp = stamp, archived = archived, xml = xml;
-			settle = ctx.broadcasts.is_key(key) or nil;
+			settle = ctx.broadcasts.is_key(key) or nil, plain = not facts.mentions_rules(stanza);
 		}, stanza);
 	end
 
-	-- A message that need not be intercepted, whose pair has something undecided before it.
-	function queue.must_follow(bare, from)
+	-- Will the server find nobody for it, so that it comes to be stored, behind what its pair has?
+	local function is_for_storage(stanza, bare)
+		local kind = stanza.attr.type;
+		if kind and kind ~= "chat" and kind ~= "normal" or ctx.forward.any() then return false; end
+		local user = bare_sessions[bare];
+		return not (user and user.top_resources) and not full_sessions[stanza.attr.to];
+	end
+
+	-- The pair of a message that need not be intercepted, if something undecided is before it.
+	function queue.must_follow(bare, from, stanza)
 		make_room();
 		local user = users[bare];
 		local pair = user and user.pairs[from];
-		return pair and (pair.tail or pair.free) and pair;
+		if not pair or not (pair.tail or pair.free) then return nil; end
+		if not pair.first_rules and not pair.free and pair.followers == 0 and is_for_storage(stanza, bare) then return nil; end
+		return pair;
 	end
 
 	function queue.follow(pair, stanza, bare)
@@ -659,7 +682,7 @@ return function (ctx)
 	function enqueue(held, is_urgent)
 		if held.queued or held.gone then return; end
 		held.queued = true;
-		if is_urgent or (held.stage == "rules" and not held.may_see and not held.spooled) then
+		if is_urgent or (held.stage == "rules" and not held.may_see and not held.loaded) then
 			urgent:push(held);
 		else
 			normal:push(held);
@@ -728,8 +751,8 @@ return function (ctx)
 		local user, now = held.user, time_now();
 		local rules = held.stage == "rules";
 		-- A right that was looked up when the message came counts for its first sending soon after. The
-		-- host's own messages need none.
-		if held.settle then
+		-- host's own messages need none, and nothing of one without rules depends on it.
+		if held.settle or (held.plain and not rules) then
 			held.may_see = true;
 		elseif not (rules and held.seen_at and held.seen_gen == link.gen and now - held.seen_at < 1) or held.ever_sent then
 			held.may_see = facts.may_see_presence(user.username, held.from);
@@ -833,7 +856,7 @@ return function (ctx)
 		end
 		-- It stays unresolved, as one at stage offline now.
 		unanswer(held);
-		if held.spooled then ctx.spool:replace(held.user.bare, held.spooled, held); end
+		if held.spooled then ctx.spool:replace(held.user.bare, held.spooled, held); else record(held); end
 		-- It goes out first, then those behind that waited for it.
 		local pair = held.pair;
 		if pair.last_sent == held.key then pair.last_sent = nil; end
@@ -848,7 +871,7 @@ return function (ctx)
 			if ctx.seats.can_take(seat) then
 				stanza = stanza or stanza_of(held);
 				if not stanza then break; end
-				if held.stage == "undelivered" or held.spooled then facts.add_delay(stanza, held.stamp); end
+				if held.stage == "undelivered" or held.loaded then facts.add_delay(stanza, held.stamp); end
 				under({ key = held.key, stamp = held.stamp }, stanza, function ()
 					if seat.session.send(stanza) then written = true; end
 				end);
@@ -1036,12 +1059,12 @@ return function (ctx)
 			pair.first_rules = nil; -- nobody waits behind it any more
 			while at do
 				local after = at.next;
-				at.spooled = nil;
 				if not at.gone then
 					leave(at);
 					if at.settle then ctx.broadcasts.settled(at.key, "discarded"); end
-					n = n + 1;
+					if not at.spooled then n = n + 1; end
 				end
+				at.spooled = nil;
 				at = after;
 			end
 			for _, follower in ipairs(pair.free or {}) do

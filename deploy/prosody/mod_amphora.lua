@@ -217,6 +217,7 @@ local pump = protect("sending to the node", function ()
 		retrieve.pump();
 		flush_out();
 	end
+	spool:pay();
 end);
 function ctx.schedule()
 	if scheduled then return; end
@@ -264,7 +265,7 @@ local function link_came()
 	module:add_feature(xmlns_offline);
 	local held = queue.held() + edge.held();
 	module:log("info", "Node %s is there at %s (%s); %d messages are held, %d are in the spool",
-		link.node, component, link.security or "?", held, spool.live);
+		link.node, component, link.security or "?", held, spool:waiting());
 	ctx.tell_removals();
 	queue.link_up();
 	edge.link_up();
@@ -492,7 +493,7 @@ local intake = protect("a message was looked at", function (event)
 		queue.intercept_rules(bare, stanza, from);
 		return true;
 	end
-	local pair = queue.must_follow(bare, from);
+	local pair = queue.must_follow(bare, from, stanza);
 	if pair then
 		queue.follow(pair, stanza, bare);
 		return true;
