@@ -774,7 +774,7 @@ return function (ctx)
 		xml[#xml + 1] = "</forwarded></intercept>";
 		window.sent(held, send);
 		held.pair.last_sent = held.key;
-		ctx.emit(t_concat(xml));
+		ctx.emit_intercept(t_concat(xml));
 		local after_it = held.next;
 		if after_it and after_it.blocked then
 			after_it.blocked = nil;
