@@ -15,18 +15,22 @@
 --   loaded                             it comes from there: it was in memory before a restart, or has left it
 --   plain                              it carries no rules, whatever they say
 --   settle                             somebody is told when it is resolved: amphora_broadcast.lib.lua
+--
+-- A message without rules that waits behind others of its pair ("follower") is no such table. For a
+-- user who is away it is in the spool as well, at stage `turn`: it becomes one when its turn comes.
 
 local st = require "util.stanza";
 local jid_node = require "util.jid".node;
 local time_now = require "util.time".now;
 local xpcall = require "util.xpcall".xpcall;
-local t_concat, t_sort = table.concat, table.sort;
+local t_concat, t_insert, t_sort = table.concat, table.insert, table.sort;
 
 local host = module.host;
 local host_session = prosody.hosts[host];
 local bare_sessions, full_sessions = prosody.bare_sessions, prosody.full_sessions;
 
 local RETRY_FIRST, RETRY_LAST = 0.25, 30; -- seconds a pair pauses after retry: doubled each time
+local TURNS = 100; -- messages without rules that leave the spool in one turn of the event loop
 
 return function (ctx)
 	local facts, link, options, window = ctx.facts, ctx.link, ctx.options, ctx.window;
@@ -289,9 +293,14 @@ return function (ctx)
 		return stanza;
 	end
 
-	local function go_on(follower)
-		fire_message(drop_follower(follower), { ord = follower.ord });
+	-- Where it comes to be held, that takes the place of what the spool has of it.
+	local function fire_follower(follower, stanza)
+		local context = { ord = follower.ord, spooled = follower.spooled };
+		fire_message(stanza, context);
+		if context.spooled then ctx.spool:delete(follower.pair.user.bare, context.spooled); end
 	end
+
+	local function go_on(follower) fire_follower(follower, drop_follower(follower)); end
 
 	local function run_free(pair)
 		while pair.free do
@@ -337,6 +346,9 @@ return function (ctx)
 		end
 	end
 
+	local take_turn;
+	local turns_taken = 0; -- in a row
+
 	-- The spool's next message of a user whose turn it is, back in its pair.
 	local function load_next()
 		while true do
@@ -348,7 +360,16 @@ return function (ctx)
 				ctx.spool:delete(user.bare, handle);
 				record, handle = ctx.spool:load(user.bare);
 			end
-			if record then
+			if record and record.stage == "turn" then
+				queue.drain(user.bare);
+				take_turn(user, record, handle);
+				turns_taken = turns_taken + 1;
+				if turns_taken >= TURNS or memory_short() then
+					turns_taken = 0;
+					ctx.schedule();
+					return nil;
+				end
+			elseif record then
 				local held = {
 					key = record.key, user = user, from = record.from, addressed = record.addressed;
 					stage = record.stage, stamp = record.stamp, archived = record.archived, xml = record.xml, bytes = #record.xml;
@@ -468,7 +489,13 @@ return function (ctx)
 	-- the server may be killed. Where that can't be, for the disk or the spool is full, it is in memory
 	-- alone, as if it had come a moment later.
 	local function record(held)
-		if not held.spooled and not spool_full() then held.spooled = ctx.spool:append(held.user.bare, held); end
+		local bare = held.user.bare;
+		if held.spooled then
+			ctx.spool:replace(bare, held.spooled, held);
+			if routing and routing.spooled == held.spooled then routing.spooled = nil; end
+		elseif not spool_full() then
+			held.spooled = ctx.spool:append(bare, held);
+		end
 	end
 
 	-- A message that waits at its stage goes to the link, or behind what the spool has for the user.
@@ -567,21 +594,24 @@ return function (ctx)
 		queue.hold_for_storage(bare, {
 			key = key, from = from, addressed = stanza.attr.to or bare, ord = own and routing.ord or nil;
 			stage = "offline", stamp = facts.timestamp(), archived = archived, xml = xml;
-			plain = not facts.mentions_rules(stanza);
+			plain = not facts.mentions_rules(stanza), spooled = own and routing.spooled or nil;
 		}, stanza);
 		return true;
 	end
 
+	-- False if it can't be held, and its sender was told, if he may know.
 	function queue.hold_for_storage(bare, held, stanza)
 		make_room();
 		held.bytes = #held.xml;
 		held.user = user_of(bare);
 		if too_large(stanza, held.bytes) then
 			if held.settle then return settle_lost(held); end
-			return bounce_stored(held.user, stanza, "modify", "policy-violation", "The message is too large to be stored");
+			bounce_stored(held.user, stanza, "modify", "policy-violation", "The message is too large to be stored");
+			return false;
 		elseif (spool_full() and (memory_short() or straight_to_spool())) or (ctx.spool.failing and memory_short()) then
 			if held.settle then return settle_lost(held); end
-			return bounce_stored(held.user, stanza, "wait", "resource-constraint", "The server can keep no more messages");
+			bounce_stored(held.user, stanza, "wait", "resource-constraint", "The server can keep no more messages");
+			return false;
 		end
 		local pair = pair_of(held.user, held.from);
 		local first_rules = pair.first_rules;
@@ -594,9 +624,10 @@ return function (ctx)
 		end
 		record(held);
 		insert(held);
-		enter_storage_list(held);
+		if held.loaded then enter_storage_list_first(held); else enter_storage_list(held); end
 		held.waiting = first_rules ~= nil and first_rules.ord < held.ord or nil;
 		queue.admit(held);
+		return true;
 	end
 
 	-- The server was told to go on with a message, and found nobody: the second stage.
@@ -652,6 +683,63 @@ return function (ctx)
 		return pair;
 	end
 
+	-- Behind what is before it in the pair's order, for what comes out of the spool may be older than
+	-- what is there.
+	local function enter_line(pair, follower)
+		local before = pair.tail;
+		local list;
+		while before and before.ord > follower.ord do before = before.prev; end
+		if before then
+			list = before.followers or {};
+			before.followers = list;
+		else
+			list = pair.free or {};
+			pair.free = list;
+		end
+		local at = #list + 1;
+		while at > 1 and list[at - 1].ord > follower.ord do at = at - 1; end
+		t_insert(list, at, follower);
+		local line = pair.line;
+		line:push(follower);
+		for i = line.last, line.first + 1, -1 do
+			if line[i - 1].ord <= line[i].ord then break; end
+			line[i - 1], line[i] = line[i], line[i - 1];
+		end
+		followers_count, followers_bytes = followers_count + 1, followers_bytes + follower.bytes;
+		pair.followers = pair.followers + 1;
+		waiting_order:push(follower);
+	end
+
+	-- A message that waited for its turn when the server died. If somebody is there for it by now, it
+	-- must not come behind what has come since: it is stored, and handed over before that.
+	function take_turn(user, from_spool, handle)
+		local stanza, err = facts.parse(from_spool.xml);
+		if not stanza then
+			module:log("error", "Held message %s can't be read: %s", from_spool.key, err);
+			return ctx.spool:delete(user.bare, handle);
+		end
+		if not is_for_storage(stanza, user.bare) then
+			local xml, archived = facts.seal(stanza, user.bare, from_spool.key);
+			local kept = queue.hold_for_storage(user.bare, {
+				key = from_spool.key, from = from_spool.from, addressed = from_spool.addressed, ord = from_spool.ord;
+				stage = "offline", stamp = from_spool.stamp, archived = archived, xml = xml;
+				again = true, loaded = true, spooled = handle;
+			}, stanza);
+			if not kept then ctx.spool:delete(user.bare, handle); end
+			return;
+		end
+		local pair = pair_of(user, from_spool.from);
+		local follower = {
+			stanza = stanza, bytes = #from_spool.xml, pair = pair, since = time_now(), ord = from_spool.ord, spooled = handle;
+		};
+		if pair.tail and pair.head.ord < follower.ord then
+			enter_line(pair, follower);
+		else
+			fire_follower(follower, stanza);
+			end_pair(pair);
+		end
+	end
+
 	function queue.follow(pair, stanza, bare)
 		if followers_count + held_count >= options.held_messages * 2
 		or followers_bytes + held_bytes >= options.held_bytes * 2 then
@@ -663,18 +751,13 @@ return function (ctx)
 		local follower = {
 			stanza = stanza, bytes = #tostring(stanza), pair = pair, since = time_now(), ord = new_ord();
 		};
-		local list;
-		if pair.tail then
-			list = pair.tail.followers or {};
-			pair.tail.followers = list;
-		else
-			list = pair.free;
+		if is_for_storage(stanza, bare) and not spool_full() then
+			follower.spooled = ctx.spool:append(bare, {
+				key = new_key(), stage = "turn", ord = follower.ord, stamp = facts.timestamp();
+				from = pair.from, addressed = stanza.attr.to, xml = facts.serialise(stanza);
+			});
 		end
-		list[#list + 1] = follower;
-		followers_count, followers_bytes = followers_count + 1, followers_bytes + follower.bytes;
-		pair.followers = pair.followers + 1;
-		pair.line:push(follower);
-		waiting_order:push(follower);
+		enter_line(pair, follower);
 	end
 
 	-- -------------------------------------------------------------------- sending
@@ -856,7 +939,7 @@ return function (ctx)
 		end
 		-- It stays unresolved, as one at stage offline now.
 		unanswer(held);
-		if held.spooled then ctx.spool:replace(held.user.bare, held.spooled, held); else record(held); end
+		record(held);
 		-- It goes out first, then those behind that waited for it.
 		local pair = held.pair;
 		if pair.last_sent == held.key then pair.last_sent = nil; end
