@@ -119,6 +119,7 @@ async def test_killed_with_rules_that_no_node_has_answered(prosody, node, client
             a.send_text(bob, str(n))
     await accepted(a, before + 40)
     await new_life(prosody, node)
+    await until(lambda: node.stored(bob) == 40, "all of them in the store")
     a, _ = await sender_of(prosody, clients, alice, "a")
     assert await all_for(prosody, clients, bob, 40) == [str(n) for n in range(40)]
     await a.ping()
