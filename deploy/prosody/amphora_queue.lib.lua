@@ -16,21 +16,21 @@
 --   plain                              it carries no rules, whatever they say
 --   settle                             somebody is told when it is resolved: amphora_broadcast.lib.lua
 --
--- A message without rules that waits behind others of its pair ("follower") is no such table. For a
--- user who is away it is in the spool as well, at stage `turn`: it becomes one when its turn comes.
+-- A message without rules that waits behind others of its pair is no such table: it is in
+-- amphora_turns.lib.lua.
 
 local st = require "util.stanza";
 local jid_node = require "util.jid".node;
 local time_now = require "util.time".now;
 local xpcall = require "util.xpcall".xpcall;
-local t_concat, t_insert, t_sort = table.concat, table.insert, table.sort;
+local t_concat, t_sort = table.concat, table.sort;
 
 local host = module.host;
 local host_session = prosody.hosts[host];
 local bare_sessions, full_sessions = prosody.bare_sessions, prosody.full_sessions;
 
 local RETRY_FIRST, RETRY_LAST = 0.25, 30; -- seconds a pair pauses after retry: doubled each time
-local TURNS = 100; -- messages without rules that leave the spool in one turn of the event loop
+local RESTORED = 100; -- messages without rules that leave the spool in one turn of the event loop
 
 return function (ctx)
 	local facts, link, options, window = ctx.facts, ctx.link, ctx.options, ctx.window;
@@ -40,15 +40,17 @@ return function (ctx)
 	local users = {};   -- bare JID -> user
 	local keys = {};    -- key -> held, those in memory
 	local held_count, held_bytes = 0, 0;
-	local followers_count, followers_bytes = 0, 0;
 	local next_seq = 0;
 	local paused = {};  -- pair -> true
 	local routing;      -- what is being routed right now, see below
 
 	local new_fifo = ctx.new_fifo;
 	local urgent, normal = new_fifo(), new_fifo();
-	local waiting_order = new_fifo(); -- plain messages that wait for their pair, oldest first
 	local draining = new_fifo();     -- users with a spool
+
+	local needs = {}; -- of the queue, by those who wait behind it
+	local turns = module:require "amphora_turns"(ctx, needs);
+	local run_free = turns.run_free;
 
 	-- -------------------------------------------------------------------- users and pairs
 
@@ -177,20 +179,7 @@ return function (ctx)
 		keys[held.key] = nil;
 		held_count, held_bytes = held_count - 1, held_bytes - held.bytes;
 		held.gone = true;
-		if held.followers then
-			if prev then
-				prev.followers = prev.followers or {};
-				for _, follower in ipairs(held.followers) do
-					prev.followers[#prev.followers + 1] = follower;
-				end
-			else
-				pair.free = pair.free or {};
-				for _, follower in ipairs(held.followers) do
-					pair.free[#pair.free + 1] = follower;
-				end
-			end
-			held.followers = nil;
-		end
+		turns.inherit(held);
 		if after and after.blocked then
 			after.blocked = nil;
 			enqueue(after);
@@ -283,35 +272,6 @@ return function (ctx)
 		return stanza;
 	end
 
-	local function drop_follower(follower)
-		local stanza = follower.stanza;
-		follower.done, follower.stanza = true, nil;
-		local line = follower.pair.line;
-		while not line:empty() and line:peek().done do line:pop(); end
-		follower.pair.followers = follower.pair.followers - 1;
-		followers_count, followers_bytes = followers_count - 1, followers_bytes - follower.bytes;
-		return stanza;
-	end
-
-	-- Where it comes to be held, that takes the place of what the spool has of it.
-	local function fire_follower(follower, stanza)
-		local context = { ord = follower.ord, spooled = follower.spooled };
-		fire_message(stanza, context);
-		if context.spooled then ctx.spool:delete(follower.pair.user.bare, context.spooled); end
-	end
-
-	local function go_on(follower) fire_follower(follower, drop_follower(follower)); end
-
-	local function run_free(pair)
-		while pair.free do
-			local free = pair.free;
-			pair.free = nil;
-			for _, follower in ipairs(free) do
-				if not follower.done then go_on(follower); end
-			end
-		end
-	end
-
 	-- -------------------------------------------------------------------- the spool
 
 	-- Without a node for so long, or with the server about to end, nothing is kept in memory.
@@ -320,8 +280,8 @@ return function (ctx)
 	end
 
 	local function memory_short()
-		return held_count + followers_count >= options.held_messages
-			or held_bytes + followers_bytes >= options.held_bytes;
+		return held_count + turns.count >= options.held_messages
+			or held_bytes + turns.bytes >= options.held_bytes;
 	end
 
 	local spooled_count, bounced_count = 0, 0;
@@ -346,8 +306,7 @@ return function (ctx)
 		end
 	end
 
-	local take_turn;
-	local turns_taken = 0; -- in a row
+	local restored = 0; -- of those that wait for their turn, in a row
 
 	-- The spool's next message of a user whose turn it is, back in its pair.
 	local function load_next()
@@ -362,10 +321,10 @@ return function (ctx)
 			end
 			if record and record.stage == "turn" then
 				queue.drain(user.bare);
-				take_turn(user, record, handle);
-				turns_taken = turns_taken + 1;
-				if turns_taken >= TURNS or memory_short() then
-					turns_taken = 0;
+				turns.restore(user, record, handle);
+				restored = restored + 1;
+				if restored >= RESTORED or memory_short() then
+					restored = 0;
 					ctx.schedule();
 					return nil;
 				end
@@ -665,99 +624,20 @@ return function (ctx)
 		}, stanza);
 	end
 
-	-- Will the server find nobody for it, so that it comes to be stored, behind what its pair has?
-	local function is_for_storage(stanza, bare)
-		local kind = stanza.attr.type;
-		if kind and kind ~= "chat" and kind ~= "normal" or ctx.forward.any() then return false; end
-		local user = bare_sessions[bare];
-		return not (user and user.top_resources) and not full_sessions[stanza.attr.to];
-	end
-
 	-- The pair of a message that need not be intercepted, if something undecided is before it.
 	function queue.must_follow(bare, from, stanza)
 		make_room();
 		local user = users[bare];
 		local pair = user and user.pairs[from];
-		if not pair or not (pair.tail or pair.free) then return nil; end
-		if not pair.first_rules and not pair.free and pair.followers == 0 and is_for_storage(stanza, bare) then return nil; end
-		return pair;
-	end
-
-	-- Behind what is before it in the pair's order, for what comes out of the spool may be older than
-	-- what is there.
-	local function enter_line(pair, follower)
-		local before = pair.tail;
-		local list;
-		while before and before.ord > follower.ord do before = before.prev; end
-		if before then
-			list = before.followers or {};
-			before.followers = list;
-		else
-			list = pair.free or {};
-			pair.free = list;
-		end
-		local at = #list + 1;
-		while at > 1 and list[at - 1].ord > follower.ord do at = at - 1; end
-		t_insert(list, at, follower);
-		local line = pair.line;
-		line:push(follower);
-		for i = line.last, line.first + 1, -1 do
-			if line[i - 1].ord <= line[i].ord then break; end
-			line[i - 1], line[i] = line[i], line[i - 1];
-		end
-		followers_count, followers_bytes = followers_count + 1, followers_bytes + follower.bytes;
-		pair.followers = pair.followers + 1;
-		waiting_order:push(follower);
-	end
-
-	-- A message that waited for its turn when the server died. If somebody is there for it by now, it
-	-- must not come behind what has come since: it is stored, and handed over before that.
-	function take_turn(user, from_spool, handle)
-		local stanza, err = facts.parse(from_spool.xml);
-		if not stanza then
-			module:log("error", "Held message %s can't be read: %s", from_spool.key, err);
-			return ctx.spool:delete(user.bare, handle);
-		end
-		if not is_for_storage(stanza, user.bare) then
-			local xml, archived = facts.seal(stanza, user.bare, from_spool.key);
-			local kept = queue.hold_for_storage(user.bare, {
-				key = from_spool.key, from = from_spool.from, addressed = from_spool.addressed, ord = from_spool.ord;
-				stage = "offline", stamp = from_spool.stamp, archived = archived, xml = xml;
-				again = true, loaded = true, spooled = handle;
-			}, stanza);
-			if not kept then ctx.spool:delete(user.bare, handle); end
-			return;
-		end
-		local pair = pair_of(user, from_spool.from);
-		local follower = {
-			stanza = stanza, bytes = #from_spool.xml, pair = pair, since = time_now(), ord = from_spool.ord, spooled = handle;
-		};
-		if pair.tail and pair.head.ord < follower.ord then
-			enter_line(pair, follower);
-		else
-			fire_follower(follower, stanza);
-			end_pair(pair);
-		end
+		return pair and turns.must_wait(pair, stanza, bare) and pair;
 	end
 
 	function queue.follow(pair, stanza, bare)
-		if followers_count + held_count >= options.held_messages * 2
-		or followers_bytes + held_bytes >= options.held_bytes * 2 then
-			queue.bounce(stanza, "wait", "resource-constraint");
-			return;
+		if turns.count + held_count >= options.held_messages * 2
+		or turns.bytes + held_bytes >= options.held_bytes * 2 then
+			return queue.bounce(stanza, "wait", "resource-constraint");
 		end
-		stanza = st.clone(stanza);
-		stanza.attr.to = stanza.attr.to or bare;
-		local follower = {
-			stanza = stanza, bytes = #tostring(stanza), pair = pair, since = time_now(), ord = new_ord();
-		};
-		if is_for_storage(stanza, bare) and not spool_full() then
-			follower.spooled = ctx.spool:append(bare, {
-				key = new_key(), stage = "turn", ord = follower.ord, stamp = facts.timestamp();
-				from = pair.from, addressed = stanza.attr.to, xml = facts.serialise(stanza);
-			});
-		end
-		enter_line(pair, follower);
+		turns.wait(pair, stanza, bare);
 	end
 
 	-- -------------------------------------------------------------------- sending
@@ -984,20 +864,6 @@ return function (ctx)
 		if held.gone then ctx.seats.check_user(held.user.bare); end
 	end
 
-	-- A message that the server is told to go on with may pass those of its pair that are being
-	-- stored, for then the gates are closed. It may not pass one that waits for them openly.
-	local function would_pass(held)
-		if held.pair.followers == 0 then return false; end
-		local at = held.prev;
-		while at do
-			for _, follower in ipairs(at.followers or {}) do
-				if not follower.done then return true; end
-			end
-			at = at.prev;
-		end
-		return false;
-	end
-
 	-- Carries out what can be carried out, in the pair's order.
 	function advance(pair)
 		if pair.busy then return; end
@@ -1006,7 +872,7 @@ return function (ctx)
 			local head, first_rules = pair.head, pair.first_rules;
 			if head and head.verdict and head.stage ~= "routing" then
 				carry_out(head);
-			elseif first_rules and first_rules.verdict and not would_pass(first_rules) then
+			elseif first_rules and first_rules.verdict and not turns.would_pass(first_rules) then
 				carry_out(first_rules);
 			else
 				break;
@@ -1118,16 +984,7 @@ return function (ctx)
 		if straight_to_spool() then
 			queue.spool_all(queue.stopping and "The server stops" or "No node");
 		end
-		while true do
-			local follower = waiting_order:peek();
-			if not follower then break; end
-			if not follower.done then
-				if now - follower.since < options.hold then break; end
-				go_on(follower);
-				advance(follower.pair);
-			end
-			waiting_order:pop();
-		end
+		turns.sweep(now);
 	end
 
 	-- -------------------------------------------------------------------- accounts removed
@@ -1150,10 +1007,7 @@ return function (ctx)
 				at.spooled = nil;
 				at = after;
 			end
-			for _, follower in ipairs(pair.free or {}) do
-				if not follower.done then drop_follower(follower); end
-			end
-			pair.free = nil;
+			turns.drop_free(pair);
 			paused[pair] = nil;
 		end
 		user.pairs = {};
@@ -1198,6 +1052,9 @@ return function (ctx)
 	end
 
 	function queue.held() return held_count, held_bytes; end
+
+	needs.fire_message, needs.advance, needs.pair_of, needs.end_pair = fire_message, advance, pair_of, end_pair;
+	needs.new_ord, needs.spool_full = new_ord, spool_full;
 
 	return queue;
 end

@@ -4,6 +4,7 @@
 -- The protocol is described in docs/intercept.md. What is where:
 --   mod_amphora.lua         options, the link, hooks into the server, discovery, load and unload
 --   amphora_queue.lib.lua   held messages: order, intercepts, verdicts
+--   amphora_turns.lib.lua   messages without rules that wait behind held ones
 --   amphora_edge.lib.lua    messages with rules on their way to another server
 --   amphora_servers.lib.lua what other servers support
 --   amphora_window.lib.lua  what a node has not answered
