@@ -2,7 +2,7 @@
 //!
 //! Intercepts are windowed by the interceptor, items of hand-overs here: at most
 //! [`ITEMS`] unconfirmed on the link; one not taken within [`PATIENCE`] counts in its
-//! session's own window only (four batches), so that slow clients do not hold up the rest.
+//! session's own window only (eight batches), so that slow clients do not hold up the rest.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub const ITEM_BYTES: usize = 2_048;
 /// After so long an unconfirmed item counts no more.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The hand-overs of a link. What waits is bounded by four batches for each session that
+/// The hand-overs of a link. What waits is bounded by eight batches for each session that
 /// the interceptor has announced (256 unanswered at most), and for each request of a user
 /// for his messages (8 of each user at most).
 #[derive(Debug, Default)]
