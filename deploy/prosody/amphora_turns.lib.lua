@@ -164,8 +164,9 @@ return function (ctx, own)
 		enter_line(pair, follower);
 	end
 
-	-- One that waited when the server died, out of the spool. If somebody is there for it by now, it
-	-- must not come behind what has come since: it is stored, and handed over before that.
+	-- One that waited when the server died, out of the spool. If somebody is there for it by now and
+	-- nothing with rules is before it, it must not come behind what has come since: it is stored, and
+	-- handed over before that.
 	function turns.restore(user, record, handle)
 		local bare = user.bare;
 		local stanza, err = facts.parse(record.xml);
@@ -173,17 +174,21 @@ return function (ctx, own)
 			module:log("error", "Held message %s can't be read: %s", record.key, err);
 			return ctx.spool:delete(bare, handle);
 		end
-		if not is_for_storage(stanza, bare) then
+		local pair = own.pair_of(user, record.from);
+		local behind_rules = pair.first_rules and pair.first_rules.ord < record.ord;
+		if not behind_rules and not is_for_storage(stanza, bare) then
 			local xml, archived = facts.seal(stanza, bare, record.key);
 			local kept = ctx.queue.hold_for_storage(bare, {
 				key = record.key, from = record.from, addressed = record.addressed, ord = record.ord;
 				stage = "offline", stamp = record.stamp, archived = archived, xml = xml;
 				again = true, loaded = true, spooled = handle;
 			}, stanza);
-			if not kept then ctx.spool:delete(bare, handle); end
+			if not kept then
+				ctx.spool:delete(bare, handle);
+				own.end_pair(pair);
+			end
 			return;
 		end
-		local pair = own.pair_of(user, record.from);
 		local follower = {
 			stanza = stanza, bytes = #record.xml, pair = pair, since = time_now(), ord = record.ord, spooled = handle;
 		};

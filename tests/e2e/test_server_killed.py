@@ -127,6 +127,24 @@ async def test_killed_with_rules_that_no_node_has_answered(prosody, node, client
     assert len(notices) == 10
 
 
+async def test_killed_and_the_recipient_is_there_first(prosody, node, clients):
+    """I3: he logs in before a node has looked at what was kept."""
+    alice, bob = prosody.people("alice", "bob")
+    a, before = await sender_of(prosody, clients, alice, "a")
+    node.signal(signal.SIGSTOP)
+    notify = amp(rule("notify", "deliver", "stored"))
+    for n in range(12):
+        a.send_xml(message(bob, str(n), payload=notify if n % 4 == 1 else ""))
+    await accepted(a, before + 12)
+    prosody.kill()
+    await asyncio.to_thread(prosody.start)
+    b = await clients.online(prosody, bob, raw=True, sm=True, acks=True)
+    node.signal(signal.SIGCONT)
+    await b.inbox.body_count(12)
+    await b.inbox.reply(b.send_text(bob, "end"))
+    assert b.inbox.bodies() == [*(str(n) for n in range(12)), "end"]
+
+
 async def test_nothing_is_left_after_verdicts(prosody, node, clients):
     """What has its verdict is not sent again by the next life, and the file gives its space back."""
     alice, bob = prosody.people("alice", "bob")
