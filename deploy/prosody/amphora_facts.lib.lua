@@ -45,14 +45,14 @@ end
 -- What is written goes out although the other side has not confirmed what came before (Nagle's
 -- algorithm): here each waits for the other's answer, and that would come 40 ms later. The event
 -- loop writes at the end of a turn, so there are no more packets by it than turns.
-function facts.send_at_once(conn)
-	if not conn or not conn.setoption or conn:setoption("tcp-nodelay", true) then return; end
+function facts.send_at_once(conn, on)
+	if not conn or not conn.setoption or conn:setoption("tcp-nodelay", on) then return; end
 	-- LuaSec's sockets do not pass the option on.
 	local inner = conn.conn;
 	pcall(function ()
 		local tcp = socket.tcp();
 		tcp:setfd(inner:getfd());
-		tcp:setoption("tcp-nodelay", true);
+		tcp:setoption("tcp-nodelay", on);
 		tcp:setfd(-1);
 	end);
 end

@@ -737,9 +737,7 @@ return function (ctx)
 		xml[#xml + 1] = "</forwarded></intercept>";
 		window.sent(held, send);
 		held.pair.last_sent = held.key;
-		-- A refusal must not tell by its time whether others are under way.
-		local emit = rules and not held.may_see and ctx.emit or ctx.emit_intercept;
-		emit(t_concat(xml));
+		ctx.emit_intercept(t_concat(xml));
 		local after_it = held.next;
 		if after_it and after_it.blocked then
 			after_it.blocked = nil;

@@ -196,7 +196,7 @@ return function (ctx)
 		seat.writing = true;
 		if seat.at_once ~= seat.session.conn and not seat.out:empty() then
 			seat.at_once = seat.session.conn;
-			facts.send_at_once(seat.at_once);
+			facts.send_at_once(seat.at_once, true);
 		end
 		local together = facts.write_together(seat.session);
 		local wrote = false;

@@ -40,7 +40,7 @@ local PROTOCOL = "1";
 local SWEEP = 0.25; -- seconds between two looks at everything that has a time
 local DAY = 24 * 60 * 60;
 local READ_BYTES = 32 * 1024; -- of the node's stream in a turn of the event loop; four times what a client gets
-local COLLECT = 0.02; -- seconds between two stanzas of intercepts that are not full
+local PROMPT = 0.25; -- seconds after the last element of a log-in
 local BATCH_BYTES = 64 * 1024; -- of elements for the node in one message
 
 local MAX_STANZA = 4 * 1024 * 1024 - 64 * 1024; -- bytes of a message that still fits into what a node reads
@@ -149,42 +149,40 @@ local function component_stream()
 	return env and env.connected and env.session or nil;
 end
 
-local out, out_bytes, out_urgent, out_at = {}, 0, false, 0;
+local out, out_bytes = {}, 0;
 
 local function flush_out()
 	if not out[1] then return; end
 	local xml = "<message from='"..host.."' to='"..component.."'>"..table.concat(out).."</message>";
-	out, out_bytes, out_urgent, out_at = {}, 0, false, time_now();
+	out, out_bytes = {}, 0;
 	if link.up then link.session.send(xml); end
 end
 
-local function collect(xml)
+-- An intercept. Elements for the node are collected, for a stanza costs more than an element in one.
+function ctx.emit_intercept(xml)
 	if out_bytes > 0 and out_bytes + #xml > BATCH_BYTES then flush_out(); end
 	out[#out + 1] = xml;
 	out_bytes = out_bytes + #xml;
-end
-
--- Elements for the node are collected, for a stanza costs more than an element in one.
-function ctx.emit(xml)
-	collect(xml);
-	out_urgent = true;
 	ctx.schedule();
 end
 
--- The same for an intercept. Under a flood each waits for others, COLLECT at most: what comes
--- together is one stanza for the server, and one transaction for the node.
-function ctx.emit_intercept(xml) collect(xml); end
+-- Anything of a log-in, which waits for each answer: for a while nothing on the link waits for the
+-- kernel. Intercepts alone are the better for it, for what comes together is one transaction.
+local prompt, prompt_at = false, 0;
+function ctx.emit(xml)
+	prompt_at = time_now();
+	if not prompt and link.up then
+		prompt = true;
+		facts.send_at_once(link.session.conn, true);
+	end
+	ctx.emit_intercept(xml);
+end
 
-local collecting = false;
-local function flush_if_due()
-	if not out[1] or collecting and not out_urgent then return; end
-	local wait = out_urgent and 0 or out_at + COLLECT - time_now();
-	if wait <= 0 or wait > COLLECT then return flush_out(); end -- or the clock was set back
-	collecting = true;
-	module:add_timer(wait, function ()
-		collecting = false;
-		flush_out();
-	end);
+local function end_prompt(now)
+	if prompt and link.up and (now - prompt_at >= PROMPT or now < prompt_at) then
+		prompt = false;
+		facts.send_at_once(link.session.conn, false);
+	end
 end
 
 -- A request to the node, behind what it was told before.
@@ -238,7 +236,7 @@ local pump = protect("sending to the node", function ()
 		second.pump();
 		if ctx.window.sent_count > sent then first, second = second, first; end
 		retrieve.pump();
-		flush_if_due();
+		flush_out();
 	end
 	spool:pay();
 end);
@@ -254,7 +252,7 @@ end
 local function link_lost(reason)
 	if not link.up then return; end
 	link.up, link.session, link.lost_at = false, nil, time_now();
-	out, out_bytes, out_urgent = {}, 0, false;
+	out, out_bytes = {}, 0;
 	module:remove_item("feature", xmlns_amp);
 	module:remove_item("feature", xmlns_offline);
 	local held = queue.held() + edge.held();
@@ -305,7 +303,7 @@ local function greet(origin, stanza, greeting)
 	end
 	link_lost("it greeted again");
 	link.session = origin;
-	facts.send_at_once(origin.conn);
+	prompt = false;
 	if origin.conn.set_mode then origin.conn:set_mode(READ_BYTES); end
 	link.node, link.security = greeting.attr.node or "?", greeting.attr.security;
 	link.window = math.max(1, math.min(options.window, tonumber(greeting.attr.window) or options.window));
@@ -686,6 +684,7 @@ local function sweep(now)
 		oldest = routed_order:peek();
 	end
 	spool:tidy();
+	end_prompt(now);
 	pump();
 end
 
