@@ -192,11 +192,13 @@ async fn what_waits_for_a_shard_that_moves_is_tried_elsewhere(at: ServerBed) {
     let waits = (append_one(&goes, 0, 2), append_one(&stays, 1, 3));
     execute(&other, let_go).await;
     giving.await.unwrap().unwrap();
-    let outcome = held_up.await.unwrap().remove(0);
+    // Both may have been in the transaction that was held up, or one, or none.
+    let outcomes = [held_up.await.unwrap().remove(0), waits.0.await.unwrap().remove(0)];
     b.ownership().await.unwrap();
     let there = ids(&*b, &goes).await;
-    assert_eq!(there.len(), usize::from(outcome == Outcome::Stored), "{outcome:?} {there:?}");
-    assert!(!waits.0.await.unwrap()[0].is_retry() || there.len() < 2);
+    let stored = outcomes.iter().filter(|outcome| **outcome == Outcome::Stored).count();
+    assert_eq!(there.len(), stored, "{outcomes:?} {there:?}");
+    assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Stored || outcome.is_retry()));
     assert_eq!(waits.1.await.unwrap(), [Outcome::Stored]);
     // After it, nothing of it is stored here.
     let late = submit(&*a, vec![append(&goes, 1 << 61), append(&stays, id(&a, 1, 9))]);
