@@ -252,6 +252,9 @@ impl Machine {
         ids: Vec<MessageId>,
         tell: Option<(LinkId, ToLink)>,
     ) {
+        if let Some(recipient) = self.recipients.get_mut(&user) {
+            recipient.deletions += 1;
+        }
         let write = Write::Delete { recipient: user.clone(), ids: ids.clone() };
         self.write(write, Pending::Taken { user, ids, tell });
     }
@@ -264,6 +267,7 @@ impl Machine {
         outcome: Outcome,
     ) {
         if let Some(recipient) = self.recipients.get_mut(&user) {
+            recipient.deletions = recipient.deletions.saturating_sub(1);
             if let Outcome::Done { rows } = outcome {
                 for id in ids {
                     recipient.gone(id);
@@ -280,6 +284,7 @@ impl Machine {
                 }
             }
         }
+        self.ask_usage(&user);
         self.forget_if_idle(&user);
     }
 }

@@ -67,12 +67,14 @@ pub struct Recipient {
     pub asking: Option<Key>,
     /// How much is stored; known only where a quota asks for it.
     pub used: Option<Used>,
-    /// How much is stored has to be asked, once no append is under way.
+    /// How much is stored has to be asked, once no append and no deletion is under way.
     pub wants_usage: bool,
     /// How much is stored was asked, and is not answered.
     pub question: Option<Question>,
     /// Appends that the store has not decided; counted only where there is a quota.
     pub appends: u32,
+    /// Deletions that the store has not carried out: room is about to be made.
+    pub deletions: u32,
     /// Sessions that are to get what is stored, in the order of their announcement.
     pub sessions: Vec<Session>,
     /// The session for which a page is being read, and after which id.

@@ -43,7 +43,8 @@ impl Machine {
             return Some(Room::Left);
         }
         let old = recipient.appends == 0 && now.since(used.read_at) >= RECOUNT;
-        if used.freed || old { None } else { Some(Room::Full(limits.over)) }
+        let anew = used.freed || old || recipient.deletions > 0;
+        if anew { None } else { Some(Room::Full(limits.over)) }
     }
 
     /// Lets an intercept wait, first of all, for what the store says about its recipient.
@@ -56,14 +57,16 @@ impl Machine {
         self.ask_usage(&user);
     }
 
-    /// Asks what is stored, once no append is under way, so that the answer has each of
-    /// them for certain. While somebody waits for it none begins.
-    fn ask_usage(&mut self, user: &Bare) {
+    /// Asks what is stored, once no append and no deletion is under way, so that the answer has
+    /// each of them for certain. While somebody waits for it no append begins.
+    pub(super) fn ask_usage(&mut self, user: &Bare) {
         let Some(limits) = self.settings.quotas.of(user) else {
             return;
         };
         let detail = limits.detail();
-        let may_ask = |recipient: &&mut Recipient| recipient.wants_usage && recipient.appends == 0;
+        let may_ask = |recipient: &&mut Recipient| {
+            recipient.wants_usage && recipient.appends == 0 && recipient.deletions == 0
+        };
         let Some(recipient) = self.recipients.get_mut(user).filter(may_ask) else {
             return;
         };

@@ -165,6 +165,7 @@ impl Machine {
         for (id, expires) in &rows {
             recipient.held.insert(*id, Held::Deleting { expires: *expires });
         }
+        recipient.deletions += 1;
         let ids: Vec<MessageId> = rows.into_iter().map(|(id, _)| id).collect();
         let write = Write::Delete { recipient: user.clone(), ids: ids.clone() };
         self.write(write, Pending::Removed { user: user.clone(), ids, retrieval: name.into() });

@@ -108,14 +108,24 @@ fn what_was_deleted_makes_room_at_once() {
     h.held(|_| {});
     h.used(1, 1);
     h.taken("s", 1, &[1], true);
-    assert_eq!(h.held(keyed("k2"))[0], "over quota, error", "it is not deleted yet");
-    h.outcome(1, Outcome::Done { rows: 1 });
-    assert_eq!(h.held(keyed("k3")), ["usage bob@h 2"]);
+    assert!(h.held(keyed("k2")).is_empty(), "it waits until that is deleted");
+    assert_eq!(h.outcome(1, Outcome::Done { rows: 1 }), ["1: deleted s 1", "usage bob@h 2"]);
     // The question may have been answered before the next deletion.
     h.taken("s", 2, &[2], true);
     h.outcome(2, Outcome::Done { rows: 1 });
     assert_eq!(h.used(2, 1), ["usage bob@h 3"]);
-    assert_eq!(h.used(3, 0), ["#3 append 1 k3"]);
+    assert_eq!(h.used(3, 0), ["#3 append 1 k2"]);
+}
+
+#[test]
+fn a_deletion_that_fails_holds_nobody_up() {
+    let mut h = History::with_quota(1);
+    h.held(|_| {});
+    h.used(1, 1);
+    h.taken("s", 1, &[1], true);
+    assert!(h.held(keyed("k2")).is_empty());
+    assert_eq!(h.outcome(1, Outcome::Refused("damage".to_owned())), ["usage bob@h 2"]);
+    assert_eq!(h.used(2, 1)[0], "over quota, error");
 }
 
 #[test]
