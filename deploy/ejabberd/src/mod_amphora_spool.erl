@@ -1,729 +1,268 @@
-%%% The spool: what the interceptor keeps on disk, so that it outlives the server.
+%%% The spool: what the interceptor keeps on disk, so that it outlives the server. Bounded.
 %%%
-%%% A folder of segments, text files of one record a line, each with a checksum, only ever appended
-%%% to. A torn or damaged line costs that line.
+%%% One process per virtual host, under the host's supervisor. What it says about users is read from
+%%% tables, without a call. A record is a map:
+%%%   key, stage (rules, offline or undelivered), ord (its place in the order of arrival, a number),
+%%%   stamp, archived (boolean), from, addressed (JIDs as text), el (the message, #xmlel{})
+%%% A handle is the record's key.
 %%%
-%%%   <sum> A <key> <bare> <ord> <stage> <stamp> <archived> <from> <addressed> <xml>   a message
-%%%   <sum> D <key>                                        it is settled
-%%%   <sum> R <bare> <stamp>                               an account was removed
-%%%   <sum> X <bare>                                       ... and a node knows it
-%%%
-%%% A later line A of the same key replaces the earlier one: the message is at another stage. Oldest
-%%% segments go first, once nothing in them is needed; what a few old messages keep is copied to the
-%%% end. So a line D always outlives the line A that it settles.
-%%%
-%%% What is written is with the operating system before the caller goes on: it survives the end of
-%%% ejabberd, however it ends, not a power cut in the seconds after. All lines of one call are one
-%%% write(2).
-%%%
-%%% A spool belongs to the process that opened it, and several may share one budget (new_budget/2).
-%%% A message in it is "in memory" from add/2 or load/2 to release/2 or done/2; load/2 gives those
-%%% that are not, in the order of their user's queue.
+%%% What several processes append at a time is one write, so that it can serve as the journal of
+%%% all that is held. append/3 returns when the operating system has it: it survives the end of
+%%% ejabberd, however it ends, not a power cut in the seconds after. That a record is settled is
+%%% written when there is nothing else to do, within a moment.
 
 -module(mod_amphora_spool).
 
--export([new_budget/2, folder/3, arrange/3, open/2, close/1]).
--export([add/2, done/2, release/2, flush/1, sync/1, tidy/1]).
--export([load/2, pending/2, pending/3, users/1, known/2]).
--export([delete_user/2, add_removal/3, removal_done/2, removals/1]).
--export([is_full/1, is_failing/1, count/1, bytes/1, max_ord/1]).
+-behaviour(gen_server).
 
--export_type([spool/0, entry/0, budget/0]).
+-export([
+    start_link/1,
+    pending/2, pending/3,
+    append/3,
+    load/2,
+    release/3,
+    replace/4,
+    delete/3,
+    delete_user/2,
+    keys/2, known/2,
+    users/1,
+    max_ord/1,
+    status/1,
+    sync/1,
+    add_removal/3,
+    remove_removal/2,
+    removals/1
+]).
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
--include_lib("kernel/include/logger.hrl").
+-include("fxml.hrl").
+-include("mod_amphora.hrl").
 
--define(SEGMENT_BYTES, 4194304). % a segment that is larger is followed by another
--define(SUFFIX, ".spool").
+-define(STORE, mod_amphora_spool_file).
+-define(BATCH, 256). % records in one write at most
+-define(TIDY, 1000). % milliseconds between two looks at what can be given back
+-define(MESSAGES, 2000000). % records at most: each takes some 250 bytes of memory
+-define(TIMEOUT, 60000). % milliseconds: a disk may be slow
 
--type entry() :: #{key := binary(),        % unique for ever
-                   bare := binary(),       % the user whose queue it is in
-                   ord := number(),        % place in that queue
-                   stage := rules | offline | undelivered,
-                   stamp := binary(),      % XEP-0082, when the server received it
-                   archived := boolean(),
-                   from := binary(),
-                   addressed := binary(),
-                   xml := iodata()}.       % load/2 gives a binary
+-type handle() :: binary().
+-type spooled() :: map().
+-export_type([handle/0, spooled/0]).
 
--type budget() :: {counters:counters_ref(), Bytes :: pos_integer(), Messages :: pos_integer()}.
-
--record(spool, {
-    dir :: file:filename_all(),
-    budget :: budget(),
-    live :: ets:tid(),          % {Key, Bare, Ord, Segment, Offset, Size}
-    pending :: ets:tid(),       % {{Bare, Ord, Key}}: those that are not in memory
-    removals = #{} :: #{binary() => binary()},
-    segments = #{} :: #{pos_integer() => {Bytes :: non_neg_integer(), Live :: non_neg_integer()}},
-    first = 1 :: pos_integer(), % number of the oldest segment
-    current = 0 :: non_neg_integer(),
-    fd :: undefined | file:fd(),
-    size = 0 :: non_neg_integer(),     % bytes of the current segment
-    reader :: undefined | {pos_integer(), file:fd()},
-    owed = [] :: iolist(),      % lines that are needed only after a restart
-    live_bytes = 0 :: non_neg_integer(),
-    total_bytes = 0 :: non_neg_integer(),
-    max_ord = 0 :: number(),
-    failing = false :: boolean(),
-    escapes :: binary:cp()
+-record(state, {
+    host :: binary(),
+    spool :: ?STORE:spool(),
+    appending = [] :: [{{pid(), term()}, ?STORE:entry()}] % newest first, and who waits for it
 }).
 
--opaque spool() :: #spool{}.
+%% ------------------------------------------------------------------------------ interface
 
-%% ------------------------------------------------------------------------------ open, close
+%% Opens the files and reads them once. {error, Reason} ends the start of the module.
+-spec start_link(binary()) -> {ok, pid()} | {error, term()}.
+start_link(Host) ->
+    gen_server:start_link({local, name(Host)}, ?MODULE, Host, []).
 
-%% What all spools of a host may hold together: bytes of lines, and messages.
--spec new_budget(pos_integer(), pos_integer()) -> budget().
-new_budget(Bytes, Messages) ->
-    {counters:new(2, []), Bytes, Messages}.
+name(Host) -> gen_mod:get_module_proc(Host, ?MODULE).
 
-%% The folder of one of so many spools of a host.
--spec folder(file:filename_all(), non_neg_integer(), pos_integer()) -> file:filename_all().
-folder(Dir, Index, Count) ->
-    filename:join(Dir, io_lib:format("~b-of-~b", [Index, Count])).
+%% {tables, counters of bytes, messages and failures, limit of bytes}
+shared(Host) -> persistent_term:get({?MODULE, Host}).
 
-%% Before the spools of a host are opened: if there were another number of them at the last start,
-%% what those hold moves to where IndexOf says that its user's spool is now. Killed in between, it
-%% is done again: a key is in a spool once.
--spec arrange(file:filename_all(), pos_integer(), fun((binary()) -> non_neg_integer())) -> ok | {error, binary()}.
-arrange(Dir, Count, IndexOf) ->
-    Right = [lists:flatten(io_lib:format("~b-of-~b", [Index, Count])) || Index <- lists:seq(0, Count - 1)],
-    case filelib:wildcard("*-of-*", unicode:characters_to_list(iolist_to_binary([Dir]))) -- Right of
-        [] -> ok;
-        Old -> move_spools([filename:join(Dir, Name) || Name <- lists:sort(Old)], Dir, Count, IndexOf)
-    end.
+tables(Host) -> element(1, shared(Host)).
 
-move_spools([], _Dir, _Count, _IndexOf) ->
-    ok;
-move_spools([Old | Rest], Dir, Count, IndexOf) ->
-    Budget = new_budget(1, 1), % nothing is refused here
-    case open(Old, Budget) of
-        {ok, Spool} ->
-            Moved = move_users(users(Spool), Spool, Dir, Count, IndexOf),
-            close(Spool),
-            case Moved of
-                ok -> _ = file:del_dir_r(Old), move_spools(Rest, Dir, Count, IndexOf);
-                {error, _} = Error -> Error
-            end;
-        {error, _} = Error ->
-            Error
-    end.
+call(Host, Request) -> gen_server:call(name(Host), Request, ?TIMEOUT).
 
-move_users(Users, Spool, Dir, Count, IndexOf) ->
-    Removals = maps:keys(removals(Spool)),
-    Targets = lists:usort([IndexOf(Bare) || Bare <- Users ++ Removals]),
-    lists:foldl(
-        fun(Index, ok) -> move_to([Bare || Bare <- Users, IndexOf(Bare) =:= Index],
-                                  maps:filter(fun(Bare, _) -> IndexOf(Bare) =:= Index end, removals(Spool)),
-                                  Spool, folder(Dir, Index, Count));
-           (_Index, Error) -> Error
-        end, ok, Targets).
+%% Is anything there for the user that is not loaded (or was released)?
+-spec pending(binary(), binary()) -> boolean().
+pending(Host, Bare) ->
+    ?STORE:next_pending(Bare, tables(Host)) =/= none.
 
-move_to(Users, Removals, Spool, Folder) ->
-    case open(Folder, new_budget(1, 1)) of
-        {ok, Target} ->
-            Told = maps:fold(fun add_removal/3, Target, Removals),
-            Filled = lists:foldl(fun(Bare, {ok, Filling}) -> move_user(Bare, Spool, Filling);
-                                    (_Bare, Failed) -> Failed
-                                 end, {ok, Told}, Users),
-            finish_move(Filled);
-        {error, _} = Error ->
-            Error
-    end.
-
-move_user(Bare, Spool, Target) ->
-    case load(Bare, Spool) of
-        {ok, Entry, Loaded} ->
-            case add([Entry], Target) of
-                {ok, Added} -> move_user(Bare, close_reader(Loaded), Added);
-                Error -> Error
-            end;
-        {none, _} ->
-            {ok, Target};
-        {error, _} ->
-            {{error, problem(Spool#spool.dir, eio)}, Target}
-    end.
-
-finish_move({ok, Target}) ->
-    {Result, Synced} = sync(Target),
-    close(Synced),
-    Result;
-finish_move({Error, Target}) ->
-    close(Target),
-    Error.
-
-%% Reads what is in the folder, which is made if it is not there. An error names the file.
--spec open(file:filename_all(), budget()) -> {ok, spool()} | {error, binary()}.
-open(Dir, Budget) ->
-    Spool = #spool{dir = Dir, budget = Budget,
-                   live = ets:new(amphora_spool, [set, private]),
-                   pending = ets:new(amphora_spool_pending, [ordered_set, private]),
-                   escapes = binary:compile_pattern([<<"\\">>, <<"\t">>, <<"\n">>, <<"\r">>])},
-    case filelib:ensure_dir(filename:join(Dir, "x")) of
-        ok -> open_segments(Spool, segment_numbers(Dir));
-        {error, Reason} -> {error, problem(Dir, Reason)}
-    end.
-
-open_segments(Spool, []) ->
-    start_segment(Spool, 1);
-open_segments(Spool, [First | _] = Numbers) ->
-    case scan(Numbers, Spool#spool{first = First}) of
-        {ok, Scanned} -> start_segment(drop_dead(count_live(Scanned)), lists:last(Numbers) + 1);
-        {error, _} = Error -> Error
-    end.
-
-segment_numbers(Dir) ->
-    Names = filelib:wildcard("*" ?SUFFIX, unicode:characters_to_list(iolist_to_binary([Dir]))),
-    lists:sort(lists:flatmap(
-        fun(Name) ->
-            try [list_to_integer(filename:basename(Name, ?SUFFIX))]
-            catch error:badarg -> []
-            end
-        end, Names)).
-
-path(#spool{dir = Dir}, Number) ->
-    filename:join(Dir, io_lib:format("~8..0b" ?SUFFIX, [Number])).
-
-start_segment(Spool, Number) ->
-    Path = path(Spool, Number),
-    case file:open(Path, [raw, binary, append]) of
-        {ok, Fd} ->
-            First = case map_size(Spool#spool.segments) of
-                        0 -> Number;
-                        _ -> Spool#spool.first
-                    end,
-            {ok, Spool#spool{fd = Fd, current = Number, size = 0, first = First,
-                             segments = (Spool#spool.segments)#{Number => {0, 0}}}};
-        {error, Reason} ->
-            {error, problem(Path, Reason)}
-    end.
-
-%% Writes what is owed and closes. What is in memory stays in the spool, for the next start.
--spec close(spool()) -> ok.
-close(Spool) ->
-    {_, #spool{fd = Fd, live = Live, pending = Pending, budget = {Counters, _, _}} = Closed} = flush(Spool),
-    counters:sub(Counters, 1, Closed#spool.live_bytes),
-    counters:sub(Counters, 2, ets:info(Live, size)),
-    close_file(Fd),
-    close_reader(Closed),
-    ets:delete(Live),
-    ets:delete(Pending),
-    ok.
-
-close_file(undefined) -> ok;
-close_file(Fd) -> _ = file:close(Fd), ok.
-
-close_reader(#spool{reader = {_, Fd}} = Spool) ->
-    _ = file:close(Fd),
-    Spool#spool{reader = undefined};
-close_reader(Spool) ->
-    Spool.
-
-problem(Path, Reason) ->
-    iolist_to_binary([Path, ": ", file:format_error(Reason)]).
-
-%% ------------------------------------------------------------------------------ reading it all
-
-scan([], Spool) ->
-    {ok, Spool};
-scan([Number | Rest], Spool) ->
-    Path = path(Spool, Number),
-    case file:read_file(Path) of
-        {ok, Bytes} ->
-            Segments = (Spool#spool.segments)#{Number => {byte_size(Bytes), 0}},
-            Scanned = scan_lines(Bytes, 0, Number, [], Spool#spool{segments = Segments}),
-            scan(Rest, Scanned#spool{total_bytes = Scanned#spool.total_bytes + byte_size(Bytes)});
-        {error, Reason} ->
-            {error, problem(Path, Reason)}
-    end.
-
-scan_lines(Bytes, Offset, Number, Bad, Spool) ->
-    case binary:match(Bytes, <<"\n">>, [{scope, {Offset, byte_size(Bytes) - Offset}}]) of
-        {End, 1} ->
-            Size = End + 1 - Offset,
-            case take_line(fields(binary:part(Bytes, Offset, Size - 1)), Number, Offset, Size, Spool) of
-                bad -> scan_lines(Bytes, End + 1, Number, [binary:part(Bytes, Offset, Size) | Bad], Spool);
-                Taken -> scan_lines(Bytes, End + 1, Number, Bad, Taken)
-            end;
-        nomatch when Offset < byte_size(Bytes) ->
-            Rest = binary:part(Bytes, Offset, byte_size(Bytes) - Offset),
-            set_aside(Spool, Number, [[Rest, "\n"] | Bad]);
-        nomatch ->
-            set_aside(Spool, Number, Bad)
-    end.
-
-%% A line that can't be read is kept beside the file: someone may want to look at it.
-set_aside(Spool, _Number, []) ->
-    Spool;
-set_aside(Spool, Number, Bad) ->
-    Path = path(Spool, Number),
-    Beside = iolist_to_binary([Path, ".bad"]),
-    _ = filelib:is_regular(Beside) orelse file:write_file(Beside, lists:reverse(Bad)),
-    ?LOG_WARNING("Amphora: ~ts: ~b torn or damaged lines were left out and copied to ~ts",
-                 [Path, length(Bad), Beside]),
-    Spool.
-
-take_line([<<"A">>, Key, Bare, Ord, _Stage, _Stamp, _Archived, _From, _Addressed, _Xml], Number, Offset, Size, Spool) ->
-    case parse_ord(Ord) of
-        error ->
-            bad;
-        Place ->
-            ets:insert(Spool#spool.live, {unescape(Key), unescape(Bare), Place, Number, Offset, Size}),
-            Spool#spool{max_ord = max(Place, Spool#spool.max_ord)}
-    end;
-take_line([<<"D">>, Key], _Number, _Offset, _Size, Spool) ->
-    ets:delete(Spool#spool.live, unescape(Key)),
-    Spool;
-take_line([<<"R">>, Bare, Stamp], _Number, _Offset, _Size, #spool{removals = Removals} = Spool) ->
-    Spool#spool{removals = Removals#{unescape(Bare) => unescape(Stamp)}};
-take_line([<<"X">>, Bare], _Number, _Offset, _Size, #spool{removals = Removals} = Spool) ->
-    Spool#spool{removals = maps:remove(unescape(Bare), Removals)};
-take_line(_Fields, _Number, _Offset, _Size, _Spool) ->
-    bad.
-
-%% After the scan: counts what is left, none of which is in memory.
-count_live(#spool{live = Live, pending = Pending, budget = {Counters, _, _}} = Spool) ->
-    {Segments, Bytes} =
-        ets:foldl(
-            fun({Key, Bare, Ord, Number, _, Size}, {Segments, Bytes}) ->
-                ets:insert(Pending, {{Bare, Ord, Key}}),
-                {add_live(Number, 1, Segments), Bytes + Size}
-            end, {Spool#spool.segments, 0}, Live),
-    counters:add(Counters, 1, Bytes),
-    counters:add(Counters, 2, ets:info(Live, size)),
-    Spool#spool{segments = Segments, live_bytes = Bytes}.
-
-add_live(Number, N, Segments) ->
-    maps:update_with(Number, fun({Bytes, Count}) -> {Bytes, Count + N} end, Segments).
-
-%% ------------------------------------------------------------------------------ lines
-
-line(Fields) ->
-    Body = iolist_to_binary(lists:join(<<"\t">>, Fields)),
-    [integer_to_binary(erlang:crc32(Body), 16), <<"\t">>, Body, <<"\n">>].
-
-%% The fields of a line without its end; none if its checksum is wrong.
-fields(Line) ->
-    case binary:split(Line, <<"\t">>) of
-        [Sum, Body] ->
-            case integer_to_binary(erlang:crc32(Body), 16) of
-                Sum -> binary:split(Body, <<"\t">>, [global]);
-                _ -> []
-            end;
-        _ ->
-            []
-    end.
-
-message_line(#{key := Key, bare := Bare, ord := Ord, stage := Stage, stamp := Stamp, archived := Archived,
-               from := From, addressed := Addressed, xml := Xml}, #spool{escapes = Cp}) ->
-    line([<<"A">>, escape(Key, Cp), escape(Bare, Cp), format_ord(Ord), atom_to_binary(Stage, utf8),
-          escape(Stamp, Cp), case Archived of true -> <<"1">>; false -> <<"0">> end, escape(From, Cp),
-          escape(Addressed, Cp), escape(iolist_to_binary(Xml), Cp)]).
-
-escape(Bin, Cp) ->
-    case binary:match(Bin, Cp) of
-        nomatch -> Bin;
-        _ -> << <<(escape_byte(B))/binary>> || <<B>> <= Bin >>
-    end.
-
-escape_byte($\\) -> <<"\\\\">>;
-escape_byte($\t) -> <<"\\t">>;
-escape_byte($\n) -> <<"\\n">>;
-escape_byte($\r) -> <<"\\r">>;
-escape_byte(B) -> <<B>>.
-
-unescape(Bin) ->
-    case binary:match(Bin, <<"\\">>) of
-        nomatch -> binary:copy(Bin);
-        _ -> unescape(Bin, <<>>)
-    end.
-
-unescape(<<"\\t", Rest/binary>>, Acc) -> unescape(Rest, <<Acc/binary, "\t">>);
-unescape(<<"\\n", Rest/binary>>, Acc) -> unescape(Rest, <<Acc/binary, "\n">>);
-unescape(<<"\\r", Rest/binary>>, Acc) -> unescape(Rest, <<Acc/binary, "\r">>);
-unescape(<<"\\\\", Rest/binary>>, Acc) -> unescape(Rest, <<Acc/binary, "\\">>);
-unescape(<<B, Rest/binary>>, Acc) -> unescape(Rest, <<Acc/binary, B>>);
-unescape(<<>>, Acc) -> Acc.
-
-format_ord(Ord) when is_integer(Ord) -> integer_to_binary(Ord);
-format_ord(Ord) when is_float(Ord) -> float_to_binary(Ord, [{decimals, 6}, compact]).
-
-parse_ord(Bin) ->
-    try binary_to_integer(Bin)
-    catch error:badarg ->
-        try binary_to_float(Bin)
-        catch error:badarg -> error
-        end
-    end.
-
-%% ------------------------------------------------------------------------------ writing
-
-%% Writes whole lines, and what is owed before them. Gives the offset of the first.
-write(Lines, #spool{size = Size} = Spool) when Size >= ?SEGMENT_BYTES ->
-    case next_segment(Spool) of
-        {ok, Next} -> write_here(Lines, Next);
-        {error, _} = Error -> {Error, Spool}
-    end;
-write(Lines, #spool{fd = undefined} = Spool) ->
-    case next_segment(Spool) of
-        {ok, Next} -> write_here(Lines, Next);
-        {error, Reason} -> {{error, Reason}, note_failure(Reason, Spool)}
-    end;
-write(Lines, Spool) ->
-    write_here(Lines, Spool).
-
-write_here(Lines, #spool{fd = Fd, owed = Owed, size = Size, current = Current, segments = Segments} = Spool) ->
-    Before = lists:reverse(Owed),
-    case file:write(Fd, [Before, Lines]) of
-        ok ->
-            Written = iolist_size(Before) + iolist_size(Lines),
-            Grown = maps:update_with(Current, fun({Bytes, Live}) -> {Bytes + Written, Live} end, Segments),
-            {{ok, Size + iolist_size(Before)},
-             note_success(Spool#spool{owed = [], size = Size + Written, segments = Grown,
-                                      total_bytes = Spool#spool.total_bytes + Written})};
-        {error, Reason} ->
-            Why = problem(path(Spool, Current), Reason),
-            {{error, Why}, note_failure(Why, cut_torn(Spool))}
-    end.
-
-%% Half a line may have been written. If it can't be cut off, another segment is begun: a torn line
-%% is harmless at the end of a file.
-cut_torn(#spool{fd = Fd, size = Size, current = Current} = Spool) ->
-    Cut = case file:open(path(Spool, Current), [raw, binary, read, write]) of
-              {ok, Whole} ->
-                  Done = file:position(Whole, Size) =:= {ok, Size} andalso file:truncate(Whole) =:= ok,
-                  _ = file:close(Whole),
-                  Done;
-              {error, _} ->
-                  false
-          end,
-    case Cut of
-        true -> Spool;
-        false -> close_file(Fd), Spool#spool{fd = undefined}
-    end.
-
-next_segment(#spool{fd = Fd, current = Current} = Spool) ->
-    case start_segment(Spool, Current + 1) of
-        {ok, Next} -> close_file(Fd), {ok, Next};
-        {error, _} = Error -> Error
-    end.
-
-note_failure(_Reason, #spool{failing = true} = Spool) ->
-    Spool;
-note_failure(Reason, Spool) ->
-    ?LOG_ERROR("Amphora: the spool can't be written: ~ts", [Reason]),
-    Spool#spool{failing = true}.
-
-note_success(#spool{failing = true} = Spool) ->
-    ?LOG_NOTICE("Amphora: ~ts can be written again", [Spool#spool.dir]),
-    Spool#spool{failing = false};
-note_success(Spool) ->
-    Spool.
-
-%% Adds messages, which count as in memory, in one write; all of them or none. One whose key is
-%% there already is replaced. Whether there is room is the caller's question: is_full/1.
--spec add([entry()], spool()) -> {ok, spool()} | {{error, binary()}, spool()}.
-add([], Spool) ->
-    {ok, Spool};
-add(Entries, Spool) ->
-    Lines = [message_line(Entry, Spool) || Entry <- Entries],
-    case write(Lines, Spool) of
-        {{ok, Offset}, Written} -> {ok, note_added(Entries, Lines, Offset, Written)};
-        {{error, _}, _} = Error -> Error
-    end.
-
-note_added([], [], _Offset, Spool) ->
-    Spool;
-note_added([#{key := Key, bare := Bare, ord := Ord} | Entries], [Line | Lines], Offset, Spool) ->
-    Size = iolist_size(Line),
-    #spool{live = Live, current = Current, segments = Segments, max_ord = Max} = Forgotten = forget(Key, Spool),
-    ets:insert(Live, {Key, Bare, Ord, Current, Offset, Size}),
-    count(1, Size, Forgotten),
-    note_added(Entries, Lines, Offset + Size,
-               Forgotten#spool{segments = add_live(Current, 1, Segments), max_ord = max(Max, Ord),
-                               live_bytes = Forgotten#spool.live_bytes + Size}).
-
-count(Messages, Bytes, #spool{budget = {Counters, _, _}}) ->
-    counters:add(Counters, 1, Bytes),
-    counters:add(Counters, 2, Messages).
-
-%% Takes a key out of the tables, not out of the file.
-forget(Key, #spool{live = Live, pending = Pending} = Spool) ->
-    case ets:take(Live, Key) of
-        [{_, Bare, Ord, Number, _, Size}] ->
-            ets:delete(Pending, {Bare, Ord, Key}),
-            count(-1, -Size, Spool),
-            Spool#spool{segments = add_live(Number, -1, Spool#spool.segments),
-                        live_bytes = Spool#spool.live_bytes - Size};
-        [] ->
-            Spool
-    end.
-
-%% The message is settled. The line that says so is written with the next ones, or by flush/1.
--spec done(binary(), spool()) -> spool().
-done(Key, #spool{live = Live} = Spool) ->
-    case ets:member(Live, Key) of
-        true -> owe([<<"D">>, escape(Key, Spool#spool.escapes)], forget(Key, Spool));
-        false -> Spool
-    end.
-
-owe(Fields, #spool{owed = Owed} = Spool) ->
-    Spool#spool{owed = [line(Fields) | Owed]}.
-
-%% The message is no more in memory: from now on load/2 gives it.
--spec release(binary(), spool()) -> spool().
-release(Key, #spool{live = Live, pending = Pending} = Spool) ->
-    case ets:lookup(Live, Key) of
-        [{_, Bare, Ord, _, _, _}] -> ets:insert(Pending, {{Bare, Ord, Key}});
-        [] -> ok
-    end,
-    Spool.
-
-%% Writes what is owed. After an error it is still owed.
--spec flush(spool()) -> {ok, spool()} | {{error, binary()}, spool()}.
-flush(#spool{owed = []} = Spool) ->
-    {ok, Spool};
-flush(Spool) ->
-    case write([], Spool) of
-        {{ok, _}, Written} -> {ok, Written};
-        {{error, _}, _} = Error -> Error
-    end.
-
-%% Flushes, and waits until the disk has it.
--spec sync(spool()) -> {ok, spool()} | {{error, binary()}, spool()}.
-sync(Spool) ->
-    case flush(Spool) of
-        {ok, #spool{fd = Fd, current = Current} = Flushed} ->
-            case Fd =:= undefined orelse file:datasync(Fd) of
-                {error, Reason} -> {{error, problem(path(Flushed, Current), Reason)}, Flushed};
-                _ -> {ok, Flushed}
-            end;
-        Error ->
-            Error
-    end.
-
-%% ------------------------------------------------------------------------------ reading
-
-%% The user's oldest message that is not in memory; it is from now on. After an error it is not,
-%% and nothing of that user's can be had for now.
--spec load(binary(), spool()) -> {ok, entry(), spool()} | {none, spool()} | {error, spool()}.
-load(Bare, #spool{pending = Pending} = Spool) ->
-    case next_pending(Bare, Spool) of
-        {_, Ord, Key} = Place ->
-            case read(Key, Spool) of
-                {ok, Entry, Read} ->
-                    ets:delete(Pending, Place),
-                    {ok, Entry#{ord := Ord}, Read};
-                {damaged, Read} ->
-                    ?LOG_ERROR("Amphora: message ~ts for ~ts is damaged in the spool and left out", [Key, Bare]),
-                    load(Bare, done(Key, Read));
-                {error, Reason} ->
-                    ?LOG_ERROR("Amphora: the spool can't be read, its messages stay in it: ~ts", [Reason]),
-                    {error, Spool}
-            end;
-        none ->
-            {none, Spool}
-    end.
-
-next_pending(Bare, #spool{pending = Pending}) ->
-    case ets:next(Pending, {Bare, -1.0e300, <<>>}) of % before any place
-        {Bare, _, _} = Place -> Place;
-        _ -> none
-    end.
-
-read(Key, #spool{live = Live} = Spool) ->
-    [{_, _, _, Number, Offset, Size}] = ets:lookup(Live, Key),
-    case read_line(Number, Offset, Size, Spool) of
-        {ok, Line, Read} ->
-            case fields(Line) of
-                [<<"A">> | Fields] -> {ok, entry(Fields), Read};
-                _ -> {damaged, Read}
-            end;
-        {eof, Read} ->
-            {damaged, Read};
-        {error, _} = Error ->
-            Error
-    end.
-
-read_line(Number, Offset, Size, Spool) ->
-    case reader(Number, Spool) of
-        {ok, Fd, Read} ->
-            case file:pread(Fd, Offset, Size - 1) of
-                {ok, Line} -> {ok, Line, Read};
-                eof -> {eof, Read};
-                {error, Reason} -> {error, problem(path(Spool, Number), Reason)}
-            end;
-        {error, Reason} ->
-            {error, problem(path(Spool, Number), Reason)}
-    end.
-
-reader(Number, #spool{reader = {Number, Fd}} = Spool) ->
-    {ok, Fd, Spool};
-reader(Number, Spool) ->
-    Closed = close_reader(Spool),
-    case file:open(path(Spool, Number), [raw, binary, read]) of
-        {ok, Fd} -> {ok, Fd, Closed#spool{reader = {Number, Fd}}};
-        {error, _} = Error -> Error
-    end.
-
-entry([Key, Bare, Ord, Stage, Stamp, Archived, From, Addressed, Xml]) ->
-    #{key => unescape(Key), bare => unescape(Bare), ord => parse_ord(Ord), stage => stage(Stage),
-      stamp => unescape(Stamp), archived => Archived =:= <<"1">>, from => unescape(From),
-      addressed => unescape(Addressed), xml => unescape(Xml)}.
-
-stage(<<"rules">>) -> rules;
-stage(<<"undelivered">>) -> undelivered;
-stage(_) -> offline.
-
-%% Are there messages of the user's that are not in memory?
--spec pending(binary(), spool()) -> boolean().
-pending(Bare, Spool) ->
-    next_pending(Bare, Spool) =/= none.
-
-%% ... and before that place in his queue?
--spec pending(binary(), number(), spool()) -> boolean().
-pending(Bare, Ord, Spool) ->
-    case next_pending(Bare, Spool) of
+%% The same, and it comes before `Ord`.
+-spec pending(binary(), binary(), number()) -> boolean().
+pending(Host, Bare, Ord) ->
+    case ?STORE:next_pending(Bare, tables(Host)) of
         {_, First, _} -> First < Ord;
         none -> false
     end.
 
-%% The users of whom something is not in memory.
--spec users(spool()) -> [binary()].
-users(#spool{pending = Pending}) ->
-    users(ets:first(Pending), Pending).
-
-users('$end_of_table', _Pending) -> [];
-users({Bare, _, _}, Pending) -> [Bare | users(ets:next(Pending, {Bare, past_numbers, <<>>}), Pending)].
-
-%% Is the message in the spool, in memory or not?
--spec known(binary(), spool()) -> boolean().
-known(Key, #spool{live = Live}) ->
-    ets:member(Live, Key).
-
-%% ------------------------------------------------------------------------------ accounts
-
-%% Forgets all messages of a user. Gives their number.
--spec delete_user(binary(), spool()) -> {non_neg_integer(), spool()}.
-delete_user(Bare, #spool{live = Live} = Spool) ->
-    Keys = ets:select(Live, [{{'$1', Bare, '_', '_', '_', '_'}, [], ['$1']}]),
-    {length(Keys), lists:foldl(fun done/2, Spool, Keys)}.
-
-%% An account was removed, and no node has confirmed that yet.
--spec add_removal(binary(), binary(), spool()) -> spool().
-add_removal(Bare, Stamp, #spool{removals = Removals, escapes = Cp} = Spool) ->
-    owe([<<"R">>, escape(Bare, Cp), escape(Stamp, Cp)], Spool#spool{removals = Removals#{Bare => Stamp}}).
-
--spec removal_done(binary(), spool()) -> spool().
-removal_done(Bare, #spool{removals = Removals, escapes = Cp} = Spool) ->
-    case maps:is_key(Bare, Removals) of
-        true -> owe([<<"X">>, escape(Bare, Cp)], Spool#spool{removals = maps:remove(Bare, Removals)});
-        false -> Spool
+%% Durable when it returns. A record appended is loaded (its holder has it) until it is released.
+%% Whether there is room is for the caller to ask: status/1.
+-spec append(binary(), binary(), spooled()) -> {ok, handle()} | {error, term()}.
+append(Host, Bare, #{key := Key} = Record) ->
+    case call(Host, {append, entry(Bare, Record)}) of
+        ok -> {ok, Key};
+        {error, _} = Error -> Error
     end.
 
--spec removals(spool()) -> #{binary() => Stamp :: binary()}.
-removals(#spool{removals = Removals}) -> Removals.
+entry(Bare, #{el := El} = Record) ->
+    Entry = maps:with([key, stage, ord, stamp, archived, from, addressed], Record),
+    Entry#{bare => Bare, xml => fxml:element_to_binary(El)}.
 
-%% ------------------------------------------------------------------------------ numbers
-
-%% Is there no room for another message, in any spool of this budget?
--spec is_full(spool()) -> boolean().
-is_full(#spool{budget = {Counters, Bytes, Messages}}) ->
-    counters:get(Counters, 1) >= Bytes orelse counters:get(Counters, 2) >= Messages.
-
-%% Did the last write fail?
--spec is_failing(spool()) -> boolean().
-is_failing(#spool{failing = Failing}) -> Failing.
-
-%% Messages in it, in memory or not.
--spec count(spool()) -> non_neg_integer().
-count(#spool{live = Live}) -> ets:info(Live, size).
-
-%% Bytes of their lines.
--spec bytes(spool()) -> non_neg_integer().
-bytes(#spool{live_bytes = Bytes}) -> Bytes.
-
-%% The greatest place that a message in it ever had.
--spec max_ord(spool()) -> number().
-max_ord(#spool{max_ord = Max}) -> Max.
-
-%% ------------------------------------------------------------------------------ giving back space
-
-%% Called now and then: flushes, and gives back the space of what is settled. Of what is live at
-%% most one segment is copied.
--spec tidy(spool()) -> spool().
-tidy(Spool) ->
-    case flush(Spool) of
-        {ok, Flushed} -> compact(drop_dead(Flushed));
-        {{error, _}, Failed} -> Failed
-    end.
-
-%% Deletes the oldest segments as long as nothing in them is needed. What is said of removed
-%% accounts is said again in the current segment first.
-drop_dead(#spool{first = First, current = Current, segments = Segments} = Spool) ->
-    case Segments of
-        #{First := {Bytes, 0}} when First =/= Current ->
-            case repeat_removals(Spool) of
-                {ok, Repeated} -> drop_dead(delete_segment(First, Bytes, Repeated));
-                {error, Failed} -> Failed
+%% The user's next record, by ord.
+-spec load(binary(), binary()) -> {spooled(), handle()} | none.
+load(Host, Bare) ->
+    case pending(Host, Bare) andalso call(Host, {load, Bare}) of
+        {ok, #{key := Key, xml := Xml} = Entry} ->
+            case fxml_stream:parse_element(Xml) of
+                #xmlel{} = El ->
+                    {(maps:without([bare, xml], Entry))#{el => El}, Key};
+                {error, Reason} ->
+                    logger:error("Amphora: message ~ts for ~ts can't be read, it is left out: ~p", [Key, Bare, Reason]),
+                    delete(Host, Bare, Key),
+                    load(Host, Bare)
             end;
         _ ->
-            Spool
+            none
     end.
 
-delete_segment(Number, Bytes, #spool{segments = Segments} = Spool) ->
-    Closed = case Spool#spool.reader of
-                 {Number, _} -> close_reader(Spool);
-                 _ -> Spool
-             end,
-    _ = file:delete(path(Spool, Number)),
-    Rest = maps:remove(Number, Segments),
-    Closed#spool{segments = Rest, total_bytes = Spool#spool.total_bytes - Bytes, first = next_first(Number + 1, Rest)}.
+%% Its holder has it no more: it is loaded again in its turn.
+-spec release(binary(), binary(), handle()) -> ok.
+release(Host, _Bare, Key) ->
+    call(Host, {release, Key}).
 
-next_first(Number, Segments) when map_size(Segments) > 0, not is_map_key(Number, Segments) ->
-    next_first(Number + 1, Segments);
-next_first(Number, _Segments) ->
-    Number.
+%% It is at another stage now. The handle stays. If that can't be written, it is asked about once
+%% more after a restart.
+-spec replace(binary(), binary(), handle(), spooled()) -> ok.
+replace(Host, Bare, _Key, Record) ->
+    _ = append(Host, Bare, Record),
+    ok.
 
-repeat_removals(#spool{removals = Removals} = Spool) when map_size(Removals) =:= 0 ->
-    {ok, Spool};
-repeat_removals(#spool{fd = undefined} = Spool) ->
-    {error, Spool}; % it is being opened: the next tidy/1 does it
-repeat_removals(#spool{removals = Removals, escapes = Cp} = Spool) ->
-    Lines = [line([<<"R">>, escape(Bare, Cp), escape(Stamp, Cp)]) || {Bare, Stamp} <- maps:to_list(Removals)],
-    case write(Lines, Spool) of
-        {{ok, _}, Written} -> {ok, Written};
-        {{error, _}, Failed} -> {error, Failed}
+-spec delete(binary(), binary(), handle()) -> ok.
+delete(Host, _Bare, Key) ->
+    gen_server:cast(name(Host), {delete, Key}).
+
+%% All of a user's; how many.
+-spec delete_user(binary(), binary()) -> non_neg_integer().
+delete_user(Host, Bare) ->
+    call(Host, {delete_user, Bare}).
+
+-spec keys(binary(), binary()) -> #{binary() => true}.
+keys(Host, Bare) ->
+    maps:from_list([{Key, true} || Key <- ?STORE:keys(Bare, tables(Host))]).
+
+%% Is a record of that key there, loaded or not?
+-spec known(binary(), binary()) -> boolean().
+known(Host, Key) ->
+    ?STORE:known(Key, tables(Host)).
+
+%% Those with something pending.
+-spec users(binary()) -> [binary()].
+users(Host) ->
+    ?STORE:users(tables(Host)).
+
+%% The highest ord that was ever there.
+-spec max_ord(binary()) -> number().
+max_ord(Host) ->
+    call(Host, max_ord).
+
+%% size: bytes of what is live; limit: of them, which counts as reached with too many messages as
+%% well; live: messages; failing: the last write failed
+-spec status(binary()) -> #{size := integer(), limit := integer(), live := integer(), failing := boolean()}.
+status(Host) ->
+    {_, Counters, Bytes} = shared(Host),
+    Live = counters:get(Counters, 2),
+    Size = case Live >= ?MESSAGES of
+               true -> max(Bytes, counters:get(Counters, 1));
+               false -> counters:get(Counters, 1)
+           end,
+    #{size => Size, limit => Bytes, live => Live, failing => counters:get(Counters, 3) =/= 0}.
+
+%% Waits until the disk has what was appended.
+-spec sync(binary()) -> ok | {error, binary()}.
+sync(Host) ->
+    call(Host, sync).
+
+-spec add_removal(binary(), binary(), binary()) -> ok.
+add_removal(Host, Bare, Stamp) ->
+    call(Host, {add_removal, Bare, Stamp}).
+
+-spec remove_removal(binary(), binary()) -> ok.
+remove_removal(Host, Bare) ->
+    call(Host, {remove_removal, Bare}).
+
+%% Bare JID and time of the removal of accounts that no node has confirmed.
+-spec removals(binary()) -> [{binary(), binary()}].
+removals(Host) ->
+    call(Host, removals).
+
+%% ------------------------------------------------------------------------------ the process
+
+init(Host) ->
+    process_flag(trap_exit, true), % so that what is owed is written at the end
+    Dir = filename:join([mnesia:system_info(directory), "amphora", Host]),
+    case ?STORE:open(Dir) of
+        {ok, Spool} ->
+            Counters = counters:new(3, []),
+            persistent_term:put({?MODULE, Host}, {?STORE:tables(Spool), Counters, mod_amphora:opt(Host, spool_limit)}),
+            erlang:send_after(?TIDY, self(), tidy),
+            {ok, count(#state{host = Host, spool = Spool})};
+        {error, Reason} ->
+            {stop, Reason}
     end.
 
-%% More than half of the files is of no use: the messages of the oldest segment move to the end.
-compact(#spool{total_bytes = Total, live_bytes = Live, first = First, current = Current} = Spool)
-    when First =/= Current, Total > 2 * Live + 2 * ?SEGMENT_BYTES ->
-    drop_dead(copy_segment(First, Spool));
-compact(Spool) ->
-    Spool.
+handle_call({append, Entry}, From, #state{appending = Appending} = State) when length(Appending) < ?BATCH ->
+    {noreply, State#state{appending = [{From, Entry} | Appending]}, 0};
+handle_call({append, Entry}, From, State) ->
+    {noreply, (write(State))#state{appending = [{From, Entry}]}, 0};
+handle_call(Request, _From, State) ->
+    {Reply, Handled} = handle(Request, write(State)),
+    {reply, Reply, count(Handled), 0}.
 
-copy_segment(Number, #spool{live = Live} = Spool) ->
-    Places = ets:select(Live, [{{'$1', '_', '_', Number, '$2', '$3'}, [], [{{'$2', '$3', '$1'}}]}]),
-    copy_lines(lists:sort(Places), [], Number, Spool).
-
-copy_lines([], Moves, _Number, Spool) ->
-    Lines = [[Line, "\n"] || {_, Line} <- lists:reverse(Moves)],
-    case write(Lines, Spool) of
-        {{ok, Offset}, Written} -> move(lists:reverse(Moves), Offset, Written);
-        {{error, _}, Failed} -> Failed
+handle({load, Bare}, #state{spool = Spool} = State) ->
+    case ?STORE:load(Bare, Spool) of
+        {ok, Entry, Loaded} -> {{ok, Entry}, State#state{spool = Loaded}};
+        {Nothing, Loaded} -> {Nothing, State#state{spool = Loaded}}
     end;
-copy_lines([{Offset, Size, Key} | Rest], Moves, Number, Spool) ->
-    case read_line(Number, Offset, Size, Spool) of
-        {ok, Line, Read} when byte_size(Line) =:= Size - 1 -> copy_lines(Rest, [{Key, Line} | Moves], Number, Read);
-        {error, Reason} -> note_failure(Reason, Spool);
-        _ -> copy_lines(Rest, Moves, Number, done(Key, close_reader(Spool)))
-    end.
+handle({release, Key}, #state{spool = Spool} = State) ->
+    {ok, State#state{spool = ?STORE:release(Key, Spool)}};
+handle({delete_user, Bare}, #state{spool = Spool} = State) ->
+    {Count, Deleted} = ?STORE:delete_user(Bare, Spool),
+    {Count, State#state{spool = Deleted}};
+handle(max_ord, #state{spool = Spool} = State) ->
+    {?STORE:max_ord(Spool), State};
+handle(sync, #state{spool = Spool} = State) ->
+    {Result, Synced} = ?STORE:sync(Spool),
+    {Result, State#state{spool = Synced}};
+handle({add_removal, Bare, Stamp}, #state{spool = Spool} = State) ->
+    {_, Told} = ?STORE:flush(?STORE:add_removal(Bare, Stamp, Spool)),
+    {ok, State#state{spool = Told}};
+handle({remove_removal, Bare}, #state{spool = Spool} = State) ->
+    {ok, State#state{spool = ?STORE:removal_done(Bare, Spool)}};
+handle(removals, #state{spool = Spool} = State) ->
+    {maps:to_list(?STORE:removals(Spool)), State}.
 
-move([], _Offset, Spool) ->
-    Spool;
-move([{Key, Line} | Rest], Offset, #spool{live = Live, current = Current, segments = Segments} = Spool) ->
-    Size = byte_size(Line) + 1,
-    [{_, _, _, Old, _, _}] = ets:lookup(Live, Key),
-    ets:update_element(Live, Key, [{4, Current}, {5, Offset}]),
-    move(Rest, Offset + Size,
-         Spool#spool{segments = add_live(Current, 1, add_live(Old, -1, Segments))}).
+handle_cast({delete, Key}, State) ->
+    #state{spool = Spool} = Written = write(State),
+    {noreply, Written#state{spool = ?STORE:done(Key, Spool)}, 0};
+handle_cast(_Other, State) ->
+    {noreply, State, 0}.
+
+handle_info(timeout, State) ->
+    #state{spool = Spool} = Written = write(State),
+    {_, Flushed} = ?STORE:flush(Spool),
+    {noreply, count(Written#state{spool = Flushed})};
+handle_info(tidy, State) ->
+    #state{spool = Spool} = Written = write(State),
+    erlang:send_after(?TIDY, self(), tidy),
+    {noreply, count(Written#state{spool = ?STORE:tidy(Spool)})};
+handle_info(_Other, State) ->
+    {noreply, State, 0}.
+
+terminate(_Reason, State) ->
+    #state{spool = Spool} = write(State),
+    ?STORE:close(Spool).
+
+%% Writes what is to be appended, and answers who waits for it.
+write(#state{appending = []} = State) ->
+    State;
+write(#state{appending = Appending, spool = Spool} = State) ->
+    InOrder = lists:reverse(Appending),
+    {Result, Added} = ?STORE:add([Entry || {_, Entry} <- InOrder], Spool),
+    Written = count(State#state{spool = Added, appending = []}),
+    lists:foreach(fun({From, _}) -> gen_server:reply(From, Result) end, InOrder),
+    Written.
+
+count(#state{host = Host, spool = Spool} = State) ->
+    {_, Counters, _} = shared(Host),
+    counters:put(Counters, 1, ?STORE:bytes(Spool)),
+    counters:put(Counters, 2, ?STORE:count(Spool)),
+    counters:put(Counters, 3, case ?STORE:is_failing(Spool) of true -> 1; false -> 0 end),
+    State.

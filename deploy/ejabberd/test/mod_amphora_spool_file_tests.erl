@@ -1,6 +1,6 @@
 %%% What the spool keeps, over kills, torn lines and its own cleaning.
 
--module(mod_amphora_spool_tests).
+-module(mod_amphora_spool_file_tests).
 
 -compile([export_all, nowarn_export_all]). % EUnit runs what ends in _test
 
@@ -9,7 +9,7 @@
 -define(assertEqual(Expected, What), equal(Expected, What)).
 -define(assertMatch(Pattern, What), Pattern = What).
 
--define(SPOOL, mod_amphora_spool).
+-define(SPOOL, mod_amphora_spool_file).
 
 equal(Same, Same) -> ok;
 equal(Expected, What) -> error({expected, Expected, got, What}).
@@ -23,10 +23,8 @@ with_folder(Test) ->
     Dir = folder(),
     try Test(Dir) after file:del_dir_r(Dir) end.
 
-open(Dir) -> open(Dir, ?SPOOL:new_budget(1000000000, 1000000)).
-
-open(Dir, Budget) ->
-    {ok, Spool} = ?SPOOL:open(Dir, Budget),
+open(Dir) ->
+    {ok, Spool} = ?SPOOL:open(Dir),
     Spool.
 
 entry(N) -> entry(N, <<"bob@example.org">>).
@@ -47,7 +45,7 @@ load_all(Bare, Spool) ->
         {none, _} -> []
     end.
 
-files(Dir) -> lists:sort(filelib:wildcard(filename:join(Dir, "*.spool"))).
+files(Dir) -> lists:sort(filelib:wildcard(filename:join(Dir, "*.log"))).
 
 survives_a_kill_test() ->
     with_folder(fun(Dir) ->
@@ -58,19 +56,18 @@ survives_a_kill_test() ->
 in_memory_until_released_test() ->
     with_folder(fun(Dir) ->
         Spool = add([entry(1), entry(2)], open(Dir)),
-        ?assertNot(?SPOOL:pending(<<"bob@example.org">>, Spool)),
-        ?assertEqual([], ?SPOOL:users(Spool)),
+        ?assertEqual(none, ?SPOOL:next_pending(<<"bob@example.org">>, ?SPOOL:tables(Spool))),
+        ?assertEqual([], ?SPOOL:users(?SPOOL:tables(Spool))),
         Released = ?SPOOL:release(<<"t-2">>, Spool),
-        ?assertEqual([<<"bob@example.org">>], ?SPOOL:users(Released)),
-        ?assertNot(?SPOOL:pending(<<"bob@example.org">>, 2, Released)),
-        ?assert(?SPOOL:pending(<<"bob@example.org">>, 2.5, Released)),
+        ?assertEqual([<<"bob@example.org">>], ?SPOOL:users(?SPOOL:tables(Released))),
+        ?assertMatch({_, 2, <<"t-2">>}, ?SPOOL:next_pending(<<"bob@example.org">>, ?SPOOL:tables(Released))),
         ?assertEqual([entry(2)], load_all(<<"bob@example.org">>, Released))
     end).
 
 settled_is_gone_test() ->
     with_folder(fun(Dir) ->
         Spool = ?SPOOL:done(<<"t-1">>, add([entry(1), entry(2)], open(Dir))),
-        ?assertNot(?SPOOL:known(<<"t-1">>, Spool)),
+        ?assertNot(?SPOOL:known(<<"t-1">>, ?SPOOL:tables(Spool))),
         {ok, _} = ?SPOOL:flush(Spool),
         ?assertEqual([entry(2)], load_all(<<"bob@example.org">>, open(Dir)))
     end).
@@ -130,52 +127,21 @@ an_empty_spool_keeps_no_files_test() ->
         ok = ?SPOOL:close(Again)
     end).
 
-a_budget_is_shared_and_given_back_test() ->
-    with_folder(fun(Dir) ->
-        Budget = ?SPOOL:new_budget(1000000, 2),
-        One = add([entry(1)], open(filename:join(Dir, "a"), Budget)),
-        Two = open(filename:join(Dir, "b"), Budget),
-        ?assertNot(?SPOOL:is_full(Two)),
-        Full = add([entry(2)], Two),
-        ?assert(?SPOOL:is_full(One)),
-        ?assertNot(?SPOOL:is_full(?SPOOL:done(<<"t-2">>, Full))),
-        ok = ?SPOOL:close(One)
-    end).
-
 removed_accounts_test() ->
     with_folder(fun(Dir) ->
         Spool = add([entry(1), entry(2), entry(3, <<"carol@example.org">>)], open(Dir)),
         {2, Deleted} = ?SPOOL:delete_user(<<"bob@example.org">>, Spool),
         {ok, _} = ?SPOOL:flush(?SPOOL:add_removal(<<"bob@example.org">>, <<"s">>, Deleted)),
         Again = open(Dir),
-        ?assertEqual([<<"carol@example.org">>], ?SPOOL:users(Again)),
+        ?assertEqual([<<"carol@example.org">>], ?SPOOL:users(?SPOOL:tables(Again))),
         ?assertEqual(#{<<"bob@example.org">> => <<"s">>}, ?SPOOL:removals(Again)),
         {ok, _} = ?SPOOL:flush(?SPOOL:removal_done(<<"bob@example.org">>, Again)),
         ?assertEqual(#{}, ?SPOOL:removals(open(Dir)))
     end).
 
-another_number_of_spools_test() ->
-    with_folder(fun(Dir) ->
-        Users = [<<"u", (integer_to_binary(N))/binary, "@example.org">> || N <- lists:seq(1, 20)],
-        Index = fun(Count) -> fun(Bare) -> erlang:phash2(Bare, Count) end end,
-        lists:foreach(fun({N, Bare}) ->
-            Folder = ?SPOOL:folder(Dir, (Index(2))(Bare), 2),
-            Spool = add([entry(N, Bare), entry(N + 100, Bare)], open(Folder)),
-            ok = ?SPOOL:close(?SPOOL:add_removal(Bare, <<"s">>, Spool))
-        end, lists:zip(lists:seq(1, 20), Users)),
-        ok = ?SPOOL:arrange(Dir, 3, Index(3)),
-        ok = ?SPOOL:arrange(Dir, 3, Index(3)),
-        lists:foreach(fun({N, Bare}) ->
-            Spool = open(?SPOOL:folder(Dir, (Index(3))(Bare), 3)),
-            ?assertEqual([entry(N, Bare), entry(N + 100, Bare)], load_all(Bare, Spool)),
-            ?assert(maps:is_key(Bare, ?SPOOL:removals(Spool)))
-        end, lists:zip(lists:seq(1, 20), Users)),
-        ?assertNot(filelib:is_dir(?SPOOL:folder(Dir, 0, 2)))
-    end).
-
 what_cannot_be_written_is_told_test() ->
     with_folder(fun(Dir) ->
-        {error, Text} = ?SPOOL:open("/proc/amphora", ?SPOOL:new_budget(1, 1)),
+        {error, Text} = ?SPOOL:open("/proc/amphora"),
         ?assertMatch({match, _}, re:run(Text, "/proc/amphora")),
         ok = ?SPOOL:close(open(Dir))
     end).
