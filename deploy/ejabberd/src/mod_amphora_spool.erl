@@ -17,6 +17,7 @@
 
 -export([
     start_link/1,
+    folder/1,
     pending/2, pending/3,
     append/3,
     load/2,
@@ -60,6 +61,10 @@
 -spec start_link(binary()) -> {ok, pid()} | {error, term()}.
 start_link(Host) ->
     gen_server:start_link({local, name(Host)}, ?MODULE, Host, []).
+
+%% Where the files of a host are.
+-spec folder(binary()) -> file:filename_all().
+folder(Host) -> filename:join([mnesia:system_info(directory), "amphora", Host]).
 
 name(Host) -> gen_mod:get_module_proc(Host, ?MODULE).
 
@@ -187,8 +192,7 @@ removals(Host) ->
 
 init(Host) ->
     process_flag(trap_exit, true), % so that what is owed is written at the end
-    Dir = filename:join([mnesia:system_info(directory), "amphora", Host]),
-    case ?STORE:open(Dir) of
+    case ?STORE:open(folder(Host)) of
         {ok, Spool} ->
             Counters = counters:new(3, []),
             persistent_term:put({?MODULE, Host}, {?STORE:tables(Spool), Counters, mod_amphora:opt(Host, spool_limit)}),
