@@ -556,9 +556,18 @@ max_ord(#spool{max_ord = Max}) -> Max.
 -spec tidy(spool()) -> spool().
 tidy(Spool) ->
     case flush(Spool) of
-        {ok, Flushed} -> compact(drop_dead(Flushed));
+        {ok, Flushed} -> compact(drop_dead(renew(Flushed)));
         {{error, _}, Failed} -> Failed
     end.
+
+%% With nothing in it, it begins anew.
+renew(#spool{live_bytes = 0, size = Size} = Spool) when Size > 0, Spool#spool.fd =/= undefined ->
+    case next_segment(Spool) of
+        {ok, Next} -> Next;
+        {error, _} -> Spool
+    end;
+renew(Spool) ->
+    Spool.
 
 %% Deletes the oldest segments as long as nothing in them is needed. What is said of removed
 %% accounts is said again in the current segment first.
