@@ -24,7 +24,7 @@ FORWARDED = "{urn:xmpp:mam:2}result/{urn:xmpp:forward:0}forwarded/{jabber:client
 @pytest.fixture
 def prosody(workshop):
     """A server of its own for each test: a domain has the users that the test makes."""
-    return workshop.prosody()
+    return workshop.server()
 
 
 @pytest.fixture
