@@ -1,24 +1,17 @@
 """An ejabberd of our own: one Erlang VM in a folder, with free ports, and no epmd."""
 
-import atexit
-import functools
 import itertools
 import json
 import os
-import shutil
 import socket
 import struct
-import subprocess
-import tempfile
 from pathlib import Path
 
+from .erlang import beams, erlang, libraries
 from .ports import S2S, free_address, free_port
 from .process import Process
-from .prosody import COMPONENT, HOST, PASSWORD, ROOT, SECRET
+from .prosody import COMPONENT, HOST, PASSWORD, SECRET
 from .waiting import accepts, wait_for
-
-SOURCES = ROOT / "deploy" / "ejabberd"
-TESTS = ROOT / "tests" / "e2e" / "modules"
 
 #: Long enough for a start that repairs tables after a kill.
 START = 180
@@ -27,62 +20,6 @@ START = 180
 VM = "+K true +S 1:1 +SDcpu 1:1 +SDio 2 +A 1 +sbwt none +sbwtdcpu none +sbwtdio none"
 
 _numbers = itertools.count(1)
-
-
-def libraries():
-    """The folder that holds ejabberd's application, as Debian installs it."""
-    found = sorted(Path("/usr/lib").glob("*/ejabberd-*/ebin"))
-    if not found:
-        raise FileNotFoundError("ejabberd is missing")
-    return found[-1].parents[1]
-
-
-def includes():
-    """Where the headers are that a module of ejabberd's includes."""
-    ours = sorted(libraries().glob("ejabberd-*/include"))
-    others = sorted(Path("/usr/lib/erlang/lib").glob("p1_*/include"))
-    return [*ours, *others]
-
-
-def compile_erlang(sources, folder):
-    """Compile these files into the folder; a warning is an error."""
-    ebins = sorted(libraries().glob("ejabberd-*/ebin"))
-    command = ["erlc", "-Werror", "+debug_info", "-o", str(folder)]
-    for include in includes():
-        command += ["-I", str(include)]
-    for ebin in ebins:
-        command += ["-pa", str(ebin)]
-    done = subprocess.run(
-        [*command, "-pa", str(folder), *map(str, sources)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "ERL_LIBS": str(libraries())},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@functools.cache
-def beams():
-    """A folder with what the sources compile to, made once for each process that tests."""
-    folder = Path(tempfile.mkdtemp(prefix="amphora-beams-"))
-    folder.chmod(0o755)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    compile_erlang([*sorted(SOURCES.rglob("*.erl")), *sorted(TESTS.glob("*.erl"))], folder)
-    return folder
-
-
-def erlang(value):
-    """A Python value as an Erlang term; a string is a binary."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, str):
-        return "<<" + ",".join(map(str, value.encode())) + ">>"
-    if isinstance(value, tuple):
-        return "{" + ",".join(map(erlang, value)) + "}"
-    return "[" + ",".join(map(erlang, value)) + "]"
 
 
 class Ejabberd:
