@@ -26,8 +26,9 @@ def pytest_addoption(parser):
 
 
 def pytest_generate_tests(metafunc):
-    """Each test that has a workshop runs once over each server."""
-    if "workshop" not in metafunc.fixturenames:
+    """Each test that has a workshop, or asks for the `kind`, runs once over each server."""
+    names = [name for name in ("workshop", "kind") if name in metafunc.fixturenames]
+    if not names:
         return
     wanted = metafunc.config.getoption("--server")
     only = {mark.args[0]: mark.args[1] for mark in metafunc.definition.iter_markers("only")}
@@ -37,7 +38,8 @@ def pytest_generate_tests(metafunc):
         if wanted not in (kind, "both"):
             continue
         kinds.append(pytest.param(kind, marks=marks, id=kind))
-    metafunc.parametrize("workshop", kinds, indirect=True, scope="module")
+    indirect = names[:1] == ["workshop"]
+    metafunc.parametrize(names[0], kinds, indirect=indirect, scope="module")
 
 
 def pytest_sessionstart(session):
