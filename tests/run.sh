@@ -101,7 +101,7 @@ make_plt() {
 
 # Lines longer than this, tabs and blanks at the end of a line are what erlfmt never leaves;
 # erlfmt itself is not in Debian.
-ERLANG_WIDTH=110
+ERLANG_WIDTH=120
 
 check_erlang_layout() {
     local files=(deploy/ejabberd/src/*.[eh]rl tests/e2e/modules/*.erl) problems
