@@ -10,7 +10,8 @@ Without a step all of them run, in this order; the first that fails ends the run
 
   scripts   shellcheck over the scripts
   lua       luacheck over the interceptor for Prosody
-  erlang    the interceptor for ejabberd: compiled with warnings as errors, layout, dialyzer
+  erlang    the interceptor for ejabberd: layout, compiled with warnings as errors,
+            unit tests, dialyzer
   lint      cargo fmt --check, cargo clippy with warnings as errors
   unit      cargo test over the whole workspace
   e2e       build the command, then pytest over tests/e2e: real Prosody, ejabberd, node and clients
@@ -104,7 +105,7 @@ make_plt() {
 ERLANG_WIDTH=120
 
 check_erlang_layout() {
-    local files=(deploy/ejabberd/src/*.[eh]rl tests/e2e/modules/*.erl) problems
+    local files=(deploy/ejabberd/{src,test}/*.[eh]rl tests/e2e/modules/*.erl) problems
     problems=$(awk -v width=$ERLANG_WIDTH '
         /\t/ { print FILENAME ":" FNR ": a tab" }
         /[ ]$/ { print FILENAME ":" FNR ": a blank at the end" }
@@ -112,18 +113,32 @@ check_erlang_layout() {
     [ -z "$problems" ] || die "the layout of Erlang files" "$problems"
 }
 
+# The tests of modules that need no server, in deploy/ejabberd/test.
+run_eunit() {
+    local tests=(deploy/ejabberd/test/*_tests.erl) names=() file
+    deploy/ejabberd/compile.sh "$1/tests" "${tests[@]}"
+    for file in "${tests[@]}"; do
+        names+=("$(basename "$file" .erl)")
+    done
+    (cd "$1" && erl -noinput -pa ebin tests -eval "
+        case eunit:test([$(IFS=, && echo "${names[*]}")]) of ok -> halt(0); _ -> halt(1) end.")
+}
+
 step_erlang() {
     local plt
     need_ejabberd
     need dialyzer erlang-dialyzer
+    ls -d /usr/lib/erlang/lib/eunit-* >/dev/null 2>&1 || apt_install erlang-eunit
     make_work
     begin "layout of the Erlang files"
     check_erlang_layout
     begin "erlc deploy/ejabberd"
-    deploy/ejabberd/compile.sh "$work/erlang"
+    deploy/ejabberd/compile.sh "$work/erlang/ebin"
+    begin "eunit deploy/ejabberd/test"
+    run_eunit "$work/erlang"
     begin "dialyzer deploy/ejabberd"
     plt=$(make_plt)
-    dialyzer --quiet --plt "$plt" -Wunmatched_returns -r "$work/erlang"
+    dialyzer --quiet --plt "$plt" -Wunmatched_returns -r "$work/erlang/ebin"
 }
 
 need_component() {
