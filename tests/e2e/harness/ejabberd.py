@@ -16,8 +16,8 @@ from .waiting import accepts, wait_for
 #: Long enough for a start that repairs tables after a kill.
 START = 180
 
-#: Short on everything that costs memory or time at the start: many of them run at a time.
-VM = "+K true +S 1:1 +SDcpu 1:1 +SDio 2 +A 1 +sbwt none +sbwtdcpu none +sbwtdio none"
+#: A VM that is short of all that costs memory or time at the start: many run at a time.
+SMALL = "+K true +S 1:1 +SDcpu 1:1 +SDio 2 +A 1 +sbwt none +sbwtdcpu none +sbwtdio none"
 
 _numbers = itertools.count(1)
 
@@ -30,7 +30,8 @@ class Ejabberd:
     `components`: more domains whose components may connect, with their secrets.
     `hosts`: more virtual hosts with the interceptor, with the domains of their nodes.
     `modules`: more modules of the hosts, of ejabberd's or from tests/e2e/modules.
-    `postgres`: where mod_offline stores, instead of mnesia.
+    `sql`: the database where mod_offline stores, instead of mnesia, as ejabberd's options.
+    `vm`: the arguments of the Erlang VM.
     `link`: the domain that a node connects as.
     """
 
@@ -52,7 +53,8 @@ class Ejabberd:
         components=None,
         hosts=None,
         modules=(),
-        postgres=None,
+        sql=None,
+        vm=SMALL,
         link=COMPONENT,
         settings=None,
     ):
@@ -68,7 +70,8 @@ class Ejabberd:
         self.rooms = rooms
         self.hosts = dict(hosts or {})
         self.modules = list(modules)
-        self.postgres = postgres
+        self.sql = dict(sql or {})
+        self.vm = vm
         self.link = link
         #: what a test changes in the file: module or section -> its settings, or None: without it
         self.settings = dict(settings or {})
@@ -107,7 +110,7 @@ class Ejabberd:
                 "max_ack_queue": 5000,
             },
             "mod_offline": {
-                "db_type": "sql" if self.postgres else "mnesia",
+                "db_type": "sql" if self.sql else "mnesia",
                 "access_max_user_messages": "max_user_offline_messages",
             },
         }
@@ -177,14 +180,12 @@ class Ejabberd:
             "shaper_rules": {"max_user_sessions": 1000, "max_user_offline_messages": "infinity"},
             "modules": self._modules(),
         }
-        if self.postgres:
-            config |= self.postgres.ejabberd_settings()
         if self.hosts and self.module:
             config["append_host_config"] = {
                 host: {"modules": {"mod_amphora": self._interceptor(component)}}
                 for host, component in self.hosts.items()
             }
-        return config | self.settings.get("global", {})
+        return config | self.sql | self.settings.get("global", {})
 
     def write_config(self):
         """Write the settings file. JSON is YAML."""
@@ -232,7 +233,7 @@ class Ejabberd:
     def _arguments(self):
         # without epmd, which would outlive the tests; nodes of a cluster have the same port at
         # addresses of their own
-        words = f"-noinput {VM} -start_epmd false -erl_epmd_port {self.distribution}"
+        words = f"-noinput {self.vm} -start_epmd false -erl_epmd_port {self.distribution}"
         words += f" -name {self.node_name} -setcookie {self.cookie} -kernel inet_dist_use_interface"
         interface = "{" + self.address.replace(".", ",") + "}"
         mnesia = ["-mnesia", "dir", f'"{self.dir / "mnesia"}"']
@@ -317,7 +318,7 @@ class Ejabberd:
             calls.append(f"harness:account({names},{roster})")
         if calls:
             # kill -9 is to find them on the disk
-            self.erl(",".join([*calls, "mnesia:sync_log()"]))
+            self.erl(",".join([*calls, "ok = dets:sync(passwd)", "ok = dets:sync(roster)"]))
 
     def spool_files(self):
         """The files of the interceptor's spool."""
