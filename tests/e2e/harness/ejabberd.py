@@ -32,7 +32,8 @@ class Ejabberd:
     `modules`: more modules of the hosts, of ejabberd's or from tests/e2e/modules.
     `sql`: the database where mod_offline stores, instead of mnesia, as ejabberd's options.
     `vm`: the arguments of the Erlang VM.
-    `link`: the domain that a node connects as.
+    `links`: the domains that nodes connect as, the same on all servers of a cluster.
+    `cluster`: a server that runs, whose cluster this one joins when it first starts.
     """
 
     kind = "ejabberd"
@@ -55,7 +56,8 @@ class Ejabberd:
         modules=(),
         sql=None,
         vm=SMALL,
-        link=COMPONENT,
+        links=(COMPONENT,),
+        cluster=None,
         settings=None,
     ):
         self.dir = Path(folder)
@@ -72,7 +74,7 @@ class Ejabberd:
         self.modules = list(modules)
         self.sql = dict(sql or {})
         self.vm = vm
-        self.link = link
+        self.links = list(links)
         #: what a test changes in the file: module or section -> its settings, or None: without it
         self.settings = dict(settings or {})
         self.address = free_address()
@@ -81,6 +83,9 @@ class Ejabberd:
         self.components = {d.replace("{host}", self.host): secret for d, secret in named}
         self.c2s, self.component_port, self.distribution = (free_port() for _ in range(3))
         self.cookie = f"amphora{self.distribution}"
+        self._join = cluster
+        if cluster:
+            self.distribution, self.cookie = cluster.distribution, cluster.cookie
         self.process = None
         self._pending = []
         (self.dir / "mnesia").mkdir(parents=True, exist_ok=True)
@@ -124,16 +129,16 @@ class Ejabberd:
             modules["mod_s2s_dialback"] = {}
         modules |= {f"mod_{name}": {} for name in self.modules}
         if self.module:
-            modules["mod_amphora"] = self._interceptor(self.link)
+            modules["mod_amphora"] = self._interceptor(*self.links)
         modules.update({k: v for k, v in self.settings.items() if k.startswith("mod_")})
         return {name: value for name, value in modules.items() if value is not None}
 
-    def _interceptor(self, component):
+    def _interceptor(self, *components):
         options = {key.removeprefix("amphora_"): value for key, value in self.options.items()}
-        return {"components": [component], **options}
+        return {"components": list(components), **options}
 
     def _listeners(self):
-        secrets = {COMPONENT: SECRET, self.link: SECRET, **self.components}
+        secrets = {**dict.fromkeys(self.links, SECRET), **self.components}
         secrets |= {component: SECRET for component in self.hosts.values()}
         c2s = {
             "ip": "127.0.0.1",
@@ -207,6 +212,10 @@ class Ejabberd:
         """Start it, again on the same data if it ran before, and wait until it listens."""
         self.spawn()
         wait_for(self._is_up, f"ejabberd to listen (see {self.dir})", START)
+        if self._join:
+            first, self._join = self._join, None
+            assert self.erl(f"ejabberd_cluster:join('{first.node_name}')") == "ok"
+            wait_for(self._is_up, "ejabberd to listen in the cluster", START)
         pending, self._pending = self._pending, []
         self._write_accounts(pending)
         return self
