@@ -21,14 +21,14 @@ mod_options(_Host) -> [].
 mod_doc() -> #{}.
 
 relay(#message{to = To} = Message) ->
-    case xmpp:get_subtag(Message, #xmlel{name = <<"relay">>, attrs = [{<<"xmlns">>, <<"urn:example:relay">>}]}) of
-        #xmlel{attrs = Attrs} ->
-            {_, Next} = lists:keyfind(<<"to">>, 1, Attrs),
-            Silent = lists:keyfind(<<"silent">>, 1, Attrs) == {<<"silent">>, <<"true">>},
-            Copy = Message#message{from = jid:remove_resource(To), to = jid:decode(Next)},
+    case [Attrs || #xmlel{name = <<"relay">>, attrs = Attrs} <- xmpp:get_els(Message)] of
+        [Attrs] ->
+            Silent = fxml:get_attr_s(<<"silent">>, Attrs) == <<"true">>,
+            Next = jid:decode(fxml:get_attr_s(<<"to">>, Attrs)),
+            Copy = Message#message{from = jid:remove_resource(To), to = Next},
             _ = mod_amphora_edge:relay(To#jid.lserver, Copy, Silent),
             drop;
-        _ ->
+        [] ->
             Message
     end;
 relay(Stanza) ->
