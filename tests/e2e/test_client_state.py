@@ -62,6 +62,7 @@ async def test_a_notification_waits(prosody, node, clients):
     assert texts == ["notify", "important"]
 
 
+@pytest.mark.only("prosody", "mod_client_state of ejabberd has no such option")
 async def test_a_server_that_lets_notifications_through(workshop, clients):
     """`csi_important_payloads` is how an operator has it otherwise."""
     server = workshop.server(options={"csi_important_payloads": [f"{{{AMP}}}amp"]})

@@ -381,7 +381,7 @@ async def test_loaded_while_the_node_is_connected(workshop, clients, admin):
     await admin(prosody, "unload")
     await admin(prosody, "load")
     await until(lambda: prosody.log.count("Node n1 is there") == 2, "the second greeting")
-    assert prosody.log.count("successfully authenticated") == 1
+    assert prosody.log.count(prosody.LINKED) == 1
     a = await clients.online(prosody, alice, "desk")
     await all_stored(a, bob, "x")
     b = await clients.online(prosody, bob)

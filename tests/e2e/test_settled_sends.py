@@ -209,7 +209,7 @@ async def test_over_a_lost_link(prosody):
         await intercept(node, "send-e-2", "rules")
         verdict(node, "send-e-2", "rules", "deliver")
         await intercept(node, "send-e-2", "offline")
-    await until(lambda: "1 messages are in the spool" in prosody.log, "the spool")
+    await until(lambda: "send-e-2" in prosody.spooled(), "the spool")
     async with Component(prosody) as node:
         await node.greet()
         first, second = send(node, "send-e-1", bob, again=True), send(node, "send-e-2", carol, again=True)

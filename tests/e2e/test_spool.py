@@ -207,7 +207,6 @@ async def wait_for_spool(prosody, count):
     """Wait until the spool on disk holds so many messages."""
 
     def spooled():
-        files = prosody.spool_files()
-        return sum(path.read_text(errors="replace").count("<body>") for path in files) >= count
+        return prosody.spooled().count("<body>") >= count
 
     await until(spooled, f"{count} messages in the spool")

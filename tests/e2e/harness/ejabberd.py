@@ -37,6 +37,8 @@ class Ejabberd:
     """
 
     kind = "ejabberd"
+    #: What the log says when a component has connected.
+    LINKED = "Accepted external component"
 
     def __init__(
         self,
@@ -247,7 +249,7 @@ class Ejabberd:
         interface = "{" + self.address.replace(".", ",") + "}"
         mnesia = ["-mnesia", "dir", f'"{self.dir / "mnesia"}"']
         ready = f'harness:start("{self.dir / "control"}").'
-        start = ["-pa", str(beams()), "-s", "ejabberd", "-eval", ready]
+        start = ["-ejabberd", "quiet", "true", "-pa", str(beams()), "-s", "ejabberd", "-eval", ready]
         return [*words.split(), interface, *mnesia, *start]
 
     def _is_up(self):
@@ -332,6 +334,10 @@ class Ejabberd:
     def spool_files(self):
         """The files of the interceptor's spool."""
         return self.dir.rglob("amphora_spool*")
+
+    def spooled(self):
+        """All that is written in them."""
+        return "".join(path.read_text(errors="replace") for path in self.spool_files())
 
     def stored_offline(self, user):
         """How many messages mod_offline holds for him."""

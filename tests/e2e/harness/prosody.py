@@ -91,6 +91,8 @@ class Prosody:
     """
 
     kind = "prosody"
+    #: What the log says when a component has connected.
+    LINKED = "successfully authenticated"
 
     def __init__(
         self,
@@ -249,6 +251,10 @@ class Prosody:
     def spool_files(self):
         """The files of the interceptor's spool."""
         return (self.dir / "data").rglob("amphora_spool*")
+
+    def spooled(self):
+        """All that is written in them."""
+        return "".join(path.read_text(errors="replace") for path in self.spool_files())
 
     def stored_offline(self, user):
         """How many messages Prosody's own offline storage holds for him."""
