@@ -132,11 +132,12 @@ handle_info({iq_reply, Answer, {ask, From}}, State) ->
 handle_info({listed, Ref, Names}, #state{listing = {loading, {Ref, Down}, Waiting}} = State) ->
     erlang:demonitor(Down, [flush]),
     Listed = State#state{listing = {Names, mod_amphora:now_ms()}},
-    [page(IQ, Element, Names) || {IQ, Element} <- lists:reverse(Waiting)],
+    lists:foreach(fun({IQ, Element}) -> page(IQ, Element, Names) end, lists:reverse(Waiting)),
     {noreply, Listed};
 handle_info({'DOWN', Ref, process, _, Reason}, #state{listing = {loading, {_, Ref}, Waiting}, host = Host} = State) ->
     ?LOG_ERROR("Amphora: the accounts of ~ts can't be listed: ~p", [Host, Reason]),
-    [refuse(IQ, xmpp:err_internal_server_error(<<"The accounts can't be listed now">>, <<"en">>)) || {IQ, _} <- Waiting],
+    Error = xmpp:err_internal_server_error(<<"The accounts can't be listed now">>, <<"en">>),
+    lists:foreach(fun({IQ, _}) -> refuse(IQ, Error) end, Waiting),
     {noreply, State#state{listing = none}};
 handle_info(sweep, State) ->
     erlang:send_after(?SWEEP, self(), sweep),
@@ -148,7 +149,7 @@ handle_info(_Other, State) ->
 %% What is held has gone to the spool, or is held no more: whoever waits asks again.
 terminate(_Reason, State) ->
     #state{waiting = Waiting} = Final = drain(State),
-    [put_off(IQ, <<"The module is unloaded">>) || {IQ, _} <- maps:values(Waiting)],
+    lists:foreach(fun({IQ, _}) -> put_off(IQ, <<"The module is unloaded">>) end, maps:values(Waiting)),
     keep(Final).
 
 %% What the queue said by now.
@@ -311,8 +312,10 @@ list(IQ, Element, #state{listing = Listing, host = Host} = State) ->
     end.
 
 can_list(Host) ->
-    lists:any(fun(Module) -> {module, _} = code:ensure_loaded(Module), erlang:function_exported(Module, get_users, 2) end,
-              ejabberd_auth:auth_modules(Host)).
+    lists:any(fun(Module) ->
+                  _ = code:ensure_loaded(Module),
+                  erlang:function_exported(Module, get_users, 2)
+              end, ejabberd_auth:auth_modules(Host)).
 
 load(Host) ->
     Self = self(),

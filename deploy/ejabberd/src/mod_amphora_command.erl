@@ -38,7 +38,8 @@ items(Acc, From, #jid{lserver = Host}, _Lang) ->
     case is_admin(Host, From) of
         true ->
             Before = case Acc of {result, Items} -> Items; _ -> [] end,
-            {result, Before ++ [#disco_item{jid = jid:make(Host), node = Node, name = name(Node)} || Node <- [?SEND, ?LIST]]};
+            Ours = [#disco_item{jid = jid:make(Host), node = Node, name = name(Node)} || Node <- [?SEND, ?LIST]],
+            {result, Before ++ Ours};
         false ->
             Acc
     end.
@@ -160,7 +161,8 @@ text(Var, Fields) -> iolist_to_binary(lists:join("\n", maps:get(Var, Fields, [])
 
 %% What is wrong with the fields, each under its label.
 flaws(Host, Fields) ->
-    Wrong = lists:append([flaw(Var, Host, Fields) || Var <- [<<"to">>, <<"recipients">>, <<"body">>, <<"expire">>, <<"rate">>]]),
+    Vars = [<<"to">>, <<"recipients">>, <<"body">>, <<"expire">>, <<"rate">>],
+    Wrong = lists:append([flaw(Var, Host, Fields) || Var <- Vars]),
     [[label(Var), ": ", Text] || {Var, Text} <- Wrong].
 
 flaw(<<"to">> = Var, _Host, Fields) ->
@@ -235,7 +237,8 @@ utc(Seconds) -> list_to_binary(calendar:system_time_to_rfc3339(Seconds, [{offset
 start(Host, From, Fields, Request) ->
     {ok, Expires} = expiry(first(<<"expire">>, Fields)),
     Everyone = [{<<"everyone">>, <<"true">>} || first(<<"to">>, Fields) =:= <<"everyone">>],
-    Attrs = [{<<"action">>, <<"start">>}, {<<"expires">>, Expires}, {<<"rate">>, integer_to_binary(rate(Fields))}] ++ Everyone,
+    Rate = integer_to_binary(rate(Fields)),
+    Attrs = [{<<"action">>, <<"start">>}, {<<"expires">>, Expires}, {<<"rate">>, Rate}] ++ Everyone,
     Children = [cdata(<<"subject">>, Subject) || Subject <- [text(<<"subject">>, Fields)], Subject =/= <<>>] ++
         [cdata(<<"body">>, text(<<"body">>, Fields))] ++
         [#xmlel{name = <<"recipient">>, attrs = [{<<"jid">>, Jid}]} || Jid <- maps:get(<<"recipients">>, Fields, [])],
@@ -292,7 +295,7 @@ actions() -> [<<"status">>, <<"pause">>, <<"resume">>, <<"cancel">>].
 act(Host, From, Action, Id, Request) ->
     case one(mod_amphora_broadcast:ask(Host, set, [{<<"action">>, Action}, {<<"id">>, Id}], [])) of
         {ok, Broadcast} ->
-            Action =:= <<"status">> orelse ?LOG_INFO("Amphora: ~ts: ~ts broadcast ~ts", [jid:encode(From), Action, Id]),
+            _ = Action =:= <<"status">> orelse ?LOG_INFO("Amphora: ~ts: ~ts broadcast ~ts", [jid:encode(From), Action, Id]),
             respond(Request, completed, [{info, <<"Broadcast ", (progress(Broadcast))/binary>>}], undefined);
         {error, Why} ->
             list_again(Host, Request, [{error, Why}])

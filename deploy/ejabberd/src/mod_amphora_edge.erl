@@ -191,7 +191,8 @@ handle_info({amphora_links, Links}, State) ->
     {noreply, pump(links(Links, State))};
 handle_info({iq_reply, Answer, {amphora_disco, Domain}}, #state{servers = Servers} = State) ->
     {Supports, Waiting, Learned} = mod_amphora_servers:answer(Domain, Answer, Servers),
-    {noreply, pump(lists:foldl(fun(Id, Acc) -> consulted(Id, Supports, Acc) end, State#state{servers = Learned}, Waiting))};
+    Told = lists:foldl(fun(Id, Acc) -> consulted(Id, Supports, Acc) end, State#state{servers = Learned}, Waiting),
+    {noreply, pump(Told)};
 handle_info(sweep, State) ->
     erlang:send_after(?SWEEP, self(), sweep),
     {noreply, pump(sweep(mod_amphora:now_ms(), State))};
@@ -220,7 +221,8 @@ take(Message, Session, #state{host = Host} = State) ->
                     State;
                 false ->
                     Held = new_held(Message, Session, mod_amphora_xml:bytes(El), State),
-                    admit(Held#held{key = mod_amphora:new_key(Host, edge), stamp = mod_amphora_xml:stamp(), el = El}, State)
+                    Key = mod_amphora:new_key(Host, edge),
+                    admit(Held#held{key = Key, stamp = mod_amphora_xml:stamp(), el = El}, State)
             end
     end.
 
@@ -332,7 +334,8 @@ window(#state{links = Links, host = Host}) ->
 
 send(Id, #state{held = All, host = Host, outstanding = Outstanding} = State) ->
     case All of
-        #{Id := #held{verdict = undefined, link = undefined, supports = Supports, pair = {_, Bare}} = Held} when Supports =/= unknown ->
+        #{Id := #held{verdict = undefined, link = undefined, supports = Supports, pair = {_, Bare}} = Held}
+          when Supports =/= unknown ->
             Link = mod_amphora_link:of_user(mod_amphora:ctx(Host), Bare, State#state.links),
             mod_amphora_link:emit(Link, [intercept(Held)]),
             {_, Component} = Link#link.id,
@@ -445,7 +448,8 @@ go_on(#held{state = #{lserver := Host} = Session, message = Message, key = Key})
                     undefined -> Message;
                     _ -> mod_amphora_xml:address_rules(Message)
                 end,
-    case ejabberd_hooks:run_fold(user_send_packet, Host, {xmpp:put_meta(Addressed, amphora_edge, passed), Session}, []) of
+    Passed = xmpp:put_meta(Addressed, amphora_edge, passed),
+    case ejabberd_hooks:run_fold(user_send_packet, Host, {Passed, Session}, []) of
         {drop, _} ->
             ok;
         {Packet, _} ->
@@ -510,7 +514,8 @@ give_back(Why, #state{held = All, stopping = Stopping} = State) ->
     Back = [Held || #held{follows = false} = Held <- maps:values(All), Stopping orelse Held#held.key =/= undefined],
     case Back of
         [] -> ok;
-        _ -> ?LOG_INFO("Amphora: ~ts: ~b messages with rules for other servers go back to their senders", [Why, length(Back)])
+        _ -> ?LOG_INFO("Amphora: ~ts: ~b messages with rules for other servers go back to their senders",
+                       [Why, length(Back)])
     end,
     Given = lists:foldl(fun(Held, Acc) ->
                             update(Held#held{verdict = unavailable, sends = []}, Acc)

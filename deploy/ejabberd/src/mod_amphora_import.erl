@@ -159,6 +159,6 @@ empty(User, Mod, Host, Count) ->
         [] ->
             ?LOG_INFO("Amphora: ~b offline messages of ~ts@~ts moved into the spool", [Count, User, Host]);
         _ ->
-            ?LOG_ERROR("Amphora: ~b offline messages of ~ts@~ts were copied into the spool, but can't be deleted where they "
-                       "were. They come again after a restart unless somebody deletes them", [Count, User, Host])
+            ?LOG_ERROR("Amphora: ~b offline messages of ~ts@~ts were copied into the spool, but can't be deleted where "
+                       "they were. They come again after a restart unless somebody deletes them", [Count, User, Host])
     end.

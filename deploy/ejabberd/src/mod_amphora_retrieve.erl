@@ -155,8 +155,8 @@ process_items(IQ) -> mod_disco:process_sm_iq_items(IQ).
 
 encoded(#iq{sub_els = Els} = IQ) -> IQ#iq{sub_els = [xmpp:encode(El) || El <- Els]}.
 
-request(#iq{from = #jid{luser = User, lserver = Host, lresource = Resource}, to = #jid{luser = User, lserver = Host}} = IQ, Fetches) ->
-    case ejabberd_sm:get_session_pid(User, Host, Resource) of
+request(#iq{from = #jid{luser = User, lserver = Host} = From, to = #jid{luser = User, lserver = Host}} = IQ, Fetches) ->
+    case ejabberd_sm:get_session_pid(User, Host, From#jid.lresource) of
         none ->
             refuse(IQ, unavailable(<<"The storage is not there now">>));
         Pid ->
@@ -217,9 +217,9 @@ handle_info(_Other, State) ->
     {noreply, State}.
 
 terminate(_Reason, #state{requests = Requests}) ->
-    [ejabberd_router:route(refuse(IQ, unavailable(<<"The storage went away">>)))
-     || #request{state = What, iq = IQ} <- maps:values(Requests), What =:= waiting orelse What =:= asked],
-    ok.
+    Left = [IQ || #request{state = What, iq = IQ} <- maps:values(Requests), What =:= waiting orelse What =:= asked],
+    Error = unavailable(<<"The storage went away">>),
+    lists:foreach(fun(IQ) -> ejabberd_router:route(refuse(IQ, Error)) end, Left).
 
 with(Name, #state{requests = Requests} = State, What) ->
     case Requests of
@@ -234,10 +234,12 @@ put_request(#request{name = Name} = Request, #state{requests = Requests} = State
 
 flaw(#iq{from = From, sub_els = [El]}, #state{users = Users, total = Total, links = Links}) ->
     Waiting = maps:get(bare(From), Users, 0),
-    case {Links, mod_amphora_xml:deeper_than(El, ?MAX_DEPTH - 1) orelse byte_size(fxml:element_to_binary(El)) > ?REQUEST_BYTES} of
-        {[], _} ->
+    Large = mod_amphora_xml:deeper_than(El, ?MAX_DEPTH - 1) orelse
+        byte_size(fxml:element_to_binary(El)) > ?REQUEST_BYTES,
+    case Links of
+        [] ->
             unavailable(<<"The storage is not there now">>);
-        {_, true} ->
+        _ when Large ->
             xmpp:err_policy_violation(<<"The request is too large: ask for fewer messages at once">>, <<"en">>);
         _ when Waiting >= ?USER_REQUESTS; Total >= ?HOST_REQUESTS ->
             xmpp:err_resource_constraint(<<"Too many requests for offline messages are under way">>, <<"en">>);
@@ -285,7 +287,8 @@ ask(#request{name = Name, jid = JID, bare = Bare, iq = IQ} = Request, #state{hos
     %% behind what the node was told before
     xmpp_stream_in:send(Stream, #xmlel{
         name = <<"iq">>,
-        attrs = [{<<"type">>, <<"get">>}, {<<"id">>, <<?PREFIX, Name/binary>>}, {<<"from">>, Host}, {<<"to">>, Component}],
+        attrs = [{<<"type">>, <<"get">>}, {<<"id">>, <<?PREFIX, Name/binary>>},
+                 {<<"from">>, Host}, {<<"to">>, Component}],
         children = [mod_amphora_xml:el(<<"retrieve">>, [{<<"session">>, Name}, {<<"jid">>, JID}], [Forwarded])]
     }),
     put_request(Request#request{state = asked, at = mod_amphora:now_ms(), link = Link}, State).
@@ -314,7 +317,8 @@ tell_end(#request{last = Last} = Request, State) ->
     Request#request{ended = mod_amphora:now_ms(), batches = #{}}.
 
 %% Puts it back, unless nothing of it need be known any more.
-keep_or_forget(#request{state = over, ended = undefined, batches = Batches, name = Name}, #state{requests = Requests} = State)
+keep_or_forget(#request{state = over, ended = undefined, batches = Batches, name = Name},
+               #state{requests = Requests} = State)
   when map_size(Batches) =:= 0 ->
     State#state{requests = maps:remove(Name, Requests)};
 keep_or_forget(Request, State) ->
@@ -413,7 +417,7 @@ shown(Element, #state{requests = Requests, host = Host} = State) ->
         _ when is_binary(Name), is_binary(Batch) ->
             Unknown = [mod_amphora_xml:el(<<"taken">>, [{<<"for">>, <<>>}, {<<"session">>, Name}, {<<"batch">>, Batch},
                                                         {<<"ids">>, <<>>}, {<<"ended">>, <<"true">>}])],
-            [mod_amphora_link:emit(Link, Unknown) || Link <- State#state.links],
+            lists:foreach(fun(Link) -> mod_amphora_link:emit(Link, Unknown) end, State#state.links),
             State;
         _ ->
             ?LOG_WARNING("Amphora: a hand-over without session or batch was left out", []),
@@ -426,7 +430,8 @@ messages(Host, #request{iq = #iq{from = #jid{luser = User}}, jid = JID}, Element
         Id = mod_amphora_xml:attr(<<"id">>, Item),
         case item_message(Item) of
             {ok, #message{from = From} = Message} when is_binary(Id) ->
-                [named(Message, Id, Host, stamp(Item)) || From =:= undefined orelse not mod_amphora_facts:is_blocked(User, Host, From)];
+                [named(Message, Id, Host, stamp(Item))
+                 || From =:= undefined orelse not mod_amphora_facts:is_blocked(User, Host, From)];
             _ ->
                 ?LOG_ERROR("Amphora: item ~ts for ~ts can't be read", [Id, JID]),
                 []
@@ -523,7 +528,8 @@ sweep(Now, #state{requests = Requests, host = Host} = State) ->
 look(#request{state = asked, batches = Batches} = Request, Now, Timeout, Repeat, State) ->
     case [Batch || #batch{pending = N} = Batch <- maps:values(Batches), N > 0] of
         [] when Now - Request#request.at >= Timeout ->
-            ?LOG_WARNING("Amphora: ~ts: no answer about offline messages within ~b s", [Request#request.jid, Timeout div 1000]),
+            ?LOG_WARNING("Amphora: ~ts: no answer about offline messages within ~b s",
+                         [Request#request.jid, Timeout div 1000]),
             fail(tell_end(Request, State), <<"The storage does not answer, ask again">>, State);
         [] ->
             put_request(again(Request, Now, Repeat, State), State);

@@ -58,7 +58,7 @@ start_or_wait(Domain, #servers{host = Host, under_way = N} = Servers) ->
 -spec answer(binary(), #iq{} | timeout, servers()) -> {boolean(), [term()], servers()}.
 answer(Domain, Answer, #servers{host = Host, known = Known, asking = Asking, under_way = N} = Servers) ->
     Supports = lists_amp(Domain, Answer),
-    ?LOG_DEBUG("Amphora: ~ts ~ts rules", [Domain, case Supports of true -> "supports"; false -> "does not support" end]),
+    ?LOG_DEBUG("Amphora: ~ts ~ts rules", [Domain, case Supports of true -> supports; false -> "does not support" end]),
     Lasts = mod_amphora:opt(Host, case Supports of true -> disco_cache; false -> disco_retry end),
     Now = mod_amphora:now_ms(),
     {Waiting, Others} = case maps:take(Domain, Asking) of

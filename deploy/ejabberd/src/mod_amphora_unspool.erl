@@ -14,7 +14,8 @@
 
 start(Host, _Opts) ->
     case gen_mod:is_loaded(Host, mod_amphora) of
-        true -> {error, <<"mod_amphora_unspool: mod_amphora is loaded, and has the spool. Remedy: take it out of the modules of ", Host/binary>>};
+        true -> {error, <<"mod_amphora_unspool: mod_amphora is loaded, and has the spool. "
+                          "Remedy: take it out of the modules of ", Host/binary>>};
         false -> unspool(Host)
     end.
 
@@ -38,7 +39,8 @@ unspool(Host) ->
             Users = mod_amphora_spool_file:users(mod_amphora_spool_file:tables(Spool)),
             {Moved, Left, Done} = lists:foldl(fun(Bare, Acc) -> user(Host, Bare, Acc) end, {0, 0, Spool}, Users),
             mod_amphora_spool_file:close(mod_amphora_spool_file:tidy(Done)),
-            ?LOG_NOTICE("Amphora: ~b messages moved to the offline messages of ~ts, ~b stay in the spool", [Moved, Host, Left]),
+            ?LOG_NOTICE("Amphora: ~b messages moved to the offline messages of ~ts, ~b stay in the spool",
+                        [Moved, Host, Left]),
             ok;
         {error, Text} ->
             {error, Text}

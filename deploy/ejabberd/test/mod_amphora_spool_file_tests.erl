@@ -15,7 +15,8 @@ equal(Same, Same) -> ok;
 equal(Expected, What) -> error({expected, Expected, got, What}).
 
 folder() ->
-    Dir = filename:join(["/tmp", "amphora-spool-" ++ os:getpid() ++ integer_to_list(erlang:unique_integer([positive]))]),
+    Number = integer_to_list(erlang:unique_integer([positive])),
+    Dir = filename:join("/tmp", "amphora-spool-" ++ os:getpid() ++ "-" ++ Number),
     ok = filelib:ensure_dir(filename:join(Dir, "x")),
     Dir.
 
