@@ -21,14 +21,7 @@ SMS = "sms.example.org"
 GATEWAY = "gw.example.net"
 
 #: The users of another network as a host, and the component that leads there.
-OTHERS = """
-VirtualHost "%s"
-  modules_enabled = { "amphora" }
-  amphora_components = { "%s" }
-Component "%s"
-  component_secret = "%s"
-"""
-PHONES = OTHERS % (SMS, COMPONENT, GATEWAY, SECRET)
+PHONES = {"hosts": {SMS: COMPONENT}, "components": {GATEWAY: SECRET}}
 
 
 def entries(*pairs):
@@ -59,7 +52,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(workshop):
     """A closed network, where everybody may use every rule."""
-    prosody = workshop.prosody(extra=PHONES)
+    prosody = workshop.server(**PHONES)
     pairs = [tuple(prosody.people("bob", "carol")) for _ in range(8)]
     frank, dave = prosody.people("frank", "dave")
     nobody = f"nobody@{HOST}"
@@ -246,7 +239,7 @@ async def test_order(site, clients):
 async def test_a_loop_of_two_nodes_goes_round_once(workshop, clients):
     """Each sends on to the other: the message stays where it came from."""
     second = "amp.sms.example.org"
-    prosody = workshop.prosody(extra=OTHERS % (SMS, second, second, SECRET))
+    prosody = workshop.server(hosts={SMS: second})
     alice, bob = prosody.people("alice", "bob")
     there = f"bob@{SMS}"
     workshop.node(prosody, security="none", more=entries((bob, there)))
@@ -308,7 +301,7 @@ async def test_whom_he_blocks_reaches_nobody(site, clients):
 async def test_while_the_node_is_away_over_reloads_and_restarts(workshop, clients, admin):
     """What was said last holds until a node says something else."""
     # without a node, a new session waits so long for what may be stored for it
-    prosody = workshop.prosody(options={"amphora_hold": 1, "amphora_gate_limit": 0})
+    prosody = workshop.server(options={"amphora_hold": 1, "amphora_gate_limit": 0})
     alice, bob, carol = prosody.people("alice", "bob", "carol")
     node = workshop.node(prosody, security="none", more=entries((bob, carol)))
     a = await clients.online(prosody, alice, "desk")
@@ -352,7 +345,7 @@ async def test_while_the_node_is_away_over_reloads_and_restarts(workshop, client
 
 async def test_what_is_held_when_it_begins_or_ends_is_decided_anew(workshop, clients):
     """A message that waits for a node is decided by what that node says."""
-    prosody = workshop.prosody()
+    prosody = workshop.server()
     alice, bob, carol = prosody.people("alice", "bob", "carol")
     node = workshop.node(prosody, security="none")
     a = await clients.online(prosody, alice, "desk")
@@ -386,7 +379,7 @@ async def greet(component, *elements):
 
 async def test_his_sessions_change_nothing_while_a_node_decides(workshop, clients):
     """R33: it is asked once, and its verdict holds though he has come online meanwhile."""
-    prosody = workshop.prosody()
+    prosody = workshop.server()
     alice, bob, carol = prosody.people("alice", "bob", "carol")
     a = await clients.online(prosody, alice, "desk")
     async with Component(prosody) as node:
@@ -404,7 +397,7 @@ async def test_his_sessions_change_nothing_while_a_node_decides(workshop, client
 
 async def test_what_a_node_saw_is_sent_on_out_of_the_spool(workshop, clients):
     """I1: held at rules, kept over a restart, and decided by the next node."""
-    prosody = workshop.prosody()
+    prosody = workshop.server()
     alice, bob, carol = prosody.people("alice", "bob", "carol")
     a = await clients.online(prosody, alice, "desk")
     async with Component(prosody) as first:
@@ -425,7 +418,7 @@ async def test_what_a_node_saw_is_sent_on_out_of_the_spool(workshop, clients):
 
 async def test_entries_that_make_no_sense_are_left_out(workshop, clients):
     """Of another host, of no address, of several at once: and the others hold."""
-    prosody = workshop.prosody(options={"amphora_gate_limit": 0})
+    prosody = workshop.server(options={"amphora_gate_limit": 0})
     alice, bob, carol = prosody.people("alice", "bob", "carol")
     a = await clients.online(prosody, alice, "desk")
     b = await clients.online(prosody, bob, "phone")
@@ -449,7 +442,7 @@ async def test_entries_that_make_no_sense_are_left_out(workshop, clients):
 
 async def test_at_strict_an_entry_tells_a_stranger_nothing(workshop, clients):
     """R69, R72: the refusal is the same with an entry and without, online or away."""
-    prosody = workshop.prosody(extra=PHONES)
+    prosody = workshop.server(**PHONES)
     eve, bob, carol = prosody.people("eve", "bob", "carol", friends=False)
     plain = prosody.people("plain", friends=False)[0]
     friend, fred, hugo = prosody.people("friend", "fred", "hugo")
@@ -492,7 +485,7 @@ async def test_at_strict_an_entry_tells_a_stranger_nothing(workshop, clients):
 @pytest.fixture(scope="module")
 def two(workshop):
     """Two servers that talk to each other. The first sends on to the second."""
-    near, far = workshop.prosody(s2s=True), workshop.prosody(s2s=True)
+    near, far = workshop.server(s2s=True), workshop.server(s2s=True)
     (bob,), (carol,) = near.people("bob"), far.people("carol")
     workshop.node(near, host=near.host, security="none", more=entries((bob, carol)))
     workshop.node(far, host=far.host, security="none")
@@ -563,7 +556,7 @@ async def test_from_another_server_to_another_server(two, clients):
 
 def test_bad_settings_are_refused_with_a_remedy(workshop):
     """A node does not start on entries that lead nowhere or in a circle."""
-    prosody = workshop.prosody(start=False)
+    prosody = workshop.server(start=False)
     node = workshop.node(
         prosody,
         start=False,
@@ -578,7 +571,7 @@ def test_bad_settings_are_refused_with_a_remedy(workshop):
 
 def test_a_thousand_entries_fit_into_a_greeting(workshop):
     """I6: as many as the settings take, the server takes."""
-    prosody = workshop.prosody()
+    prosody = workshop.server()
     many = [(f"user-{n}-{'x' * 60}@{HOST}", f"user-{n}-{'y' * 60}@example.net") for n in range(1000)]
     node = workshop.node(prosody, more=entries(*many))
     node.wait_log("host greeted")
@@ -587,7 +580,7 @@ def test_a_thousand_entries_fit_into_a_greeting(workshop):
 
 async def test_to_a_server_that_knows_nothing_of_rules(workshop, clients):
     """R23, R25: a message with rules comes back, from where it was sent to; one without goes on."""
-    near, far = workshop.prosody(s2s=True), workshop.prosody(s2s=True, module=False)
+    near, far = workshop.server(s2s=True), workshop.server(s2s=True, module=False)
     alice, bob = near.people("alice", "bob")
     eve, carol = far.people("eve", "carol")
     workshop.node(near, host=near.host, security="none", more=entries((bob, carol)))

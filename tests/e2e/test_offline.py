@@ -25,7 +25,7 @@ from harness.steps import all_stored
 @pytest.fixture(scope="module")
 def prosody(workshop):
     """The server."""
-    return workshop.prosody()
+    return workshop.server()
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +255,7 @@ async def test_what_is_not_kept_counts_as_none(prosody, node, clients):
 
 async def test_quota(workshop, clients):
     """O2: the message for which there is no room is refused, those before it stay."""
-    server = workshop.prosody()
+    server = workshop.server()
     workshop.node(server, per_user=3)
     alice, bob = server.people("alice", "bob")
     a = await clients.online(server, alice, "desk")

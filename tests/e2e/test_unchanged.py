@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from harness.app_server import CONFIG, AppServer, enable_push
+from harness.app_server import APPS, AppServer, enable_push
 from harness.archive import archive_nothing, read_archive
 from harness.canonical import canonical, is_delay, is_own_id, without
 from harness.prosody import HOST
@@ -48,13 +48,13 @@ DISPLAYED = f"<displayed xmlns='{MARKERS}' id='d'/>"
 @pytest.fixture(scope="module")
 def plain(workshop):
     """A server without Amphora."""
-    return workshop.prosody(module=False, modules=["cloud_notify"], extra=CONFIG)
+    return workshop.server(module=False, push=True, components=APPS)
 
 
 @pytest.fixture(scope="module")
 def amphora(workshop):
     """The same server with it. Its log says when a gate opens."""
-    return workshop.prosody(modules=["cloud_notify"], extra=CONFIG, level="debug")
+    return workshop.server(push=True, components=APPS, level="debug")
 
 
 @pytest.fixture(scope="module")
