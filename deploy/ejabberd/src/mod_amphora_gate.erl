@@ -20,7 +20,7 @@
 -module(mod_amphora_gate).
 
 -export([hooks/1, adopt/1, let_go/1]).
--export([is_open/2, renew/3, write/2, fetches/1, fetched_by_one/2, new_copy/1, copy/3]).
+-export([is_open/2, renew/2, write/2, fetches/1, fetched_by_one/2, new_copy/1, copy/3]).
 -export([
     c2s_session_opened/1,
     c2s_copy_session/2,
@@ -108,8 +108,8 @@ is_open(#{seats := Seats}, Pid) ->
 
 %% Something was stored: the session that is to get it is asked to be announced for it. Of those that wait
 %% for what is stored already, or else of those that are awake, the one with the highest priority.
-%% `IsCovered` says of a session (by name) that its announcement is still to come.
-renew(#{host := Host, seats := Seats}, LUser, IsCovered) ->
+%% The process of a session of this node, or none: one of another node is asked through its worker there.
+renew(#{host := Host, seats := Seats}, LUser) ->
     Sessions = [
         {{Gate /= open, not Asleep, Priority}, Pid, Id}
      || {_, Priority, Pid, Asleep} <- mod_amphora_facts:sessions(LUser, Host),
@@ -119,14 +119,15 @@ renew(#{host := Host, seats := Seats}, LUser, IsCovered) ->
     ],
     case Sessions of
         [] ->
-            ok;
+            none;
         _ ->
-            {_, Pid, Id} = lists:max(Sessions),
-            case IsCovered(Id) of
-                true -> ok;
-                false -> Pid ! {amphora_gate, renew}
-            end,
-            ok
+            case lists:max(Sessions) of
+                {_, Pid, undefined} ->
+                    Pid ! {amphora_gate, renew_there},
+                    none;
+                {_, _, Id} ->
+                    Id
+            end
     end.
 
 seat_of(Seats, Pid) when node(Pid) == node() -> [{Id, Gate} || {_, Id, Gate} <- ets:lookup(Seats, Pid)];
@@ -911,11 +912,17 @@ on_info({release, N}, #{amphora := #g{n = N, gate = Gate} = G} = State) ->
         closed -> release(State1);
         _ -> State1
     end;
-on_info(renew, #{amphora := #g{parked = Parked}} = State) ->
-    case can_take(State) andalso (not Parked orelse not is_other_awake(State)) of
-        true -> close_gate(State);
-        false -> State
-    end;
+on_info(renew, #{amphora := #g{parked = Parked, n = N, id = Id, bare = Bare}} = State) ->
+    State1 =
+        case can_take(State) andalso (not Parked orelse not is_other_awake(State)) of
+            true -> close_gate(State);
+            false -> State
+        end,
+    [mod_amphora_queue:seat(ctx(State), Bare, {not_renewed, Id}) || (map_get(amphora, State1))#g.n == N],
+    State1;
+on_info(renew_there, #{amphora := #g{id = Id, bare = Bare}} = State) ->
+    mod_amphora_queue:seat(ctx(State), Bare, {renew, Id, self()}),
+    State;
 on_info({write, Message, Worker}, State) ->
     #{key := Key} = xmpp:get_meta(Message, amphora),
     Worker ! {amphora_written, Key},

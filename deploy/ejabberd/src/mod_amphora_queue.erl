@@ -506,6 +506,8 @@ on_info({amphora_seat, {left, Id}}, W) -> mod_amphora_seats:left(W, Id);
 on_info({amphora_seat, {ended, Bare, Id, What}}, W) -> mod_amphora_seats:ended(W, Bare, Id, What);
 on_info({amphora_seat, {answered, Id}}, W) -> mod_amphora_seats:answered(W, Id);
 on_info({amphora_seat, {stored, Bare}}, W) -> renew(W, Bare);
+on_info({amphora_seat, {not_renewed, Id}}, W) -> mod_amphora_seats:not_renewed(W, Id);
+on_info({amphora_seat, {renew, Id, _Pid}}, W) -> mod_amphora_seats:renew(W, Id);
 on_info({amphora_seat, {deleted, Id, El}}, W) -> mod_amphora_seats:deleted(W, Id, El);
 on_info({amphora_handed_over, _Gen, El}, W) ->
     mod_amphora_seats:handed_over(W, mod_amphora_xml:attr(<<"session">>, El), El);
@@ -1425,8 +1427,10 @@ renew(#w{host = Host, ctx = Ctx} = W, Bare) ->
         [] ->
             W;
         _ ->
-            mod_amphora_gate:renew(Ctx, LUser, fun(Id) -> mod_amphora_seats:is_covered(W, Id) end),
-            W
+            case mod_amphora_gate:renew(Ctx, LUser) of
+                none -> W;
+                Id -> mod_amphora_seats:renew(W, Id)
+            end
     end.
 
 deliver_rules(#w{host = Host} = W, #h{bare = Bare, from = From, ord = Ord, key = Key} = H, Silent) ->
