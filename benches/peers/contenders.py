@@ -40,10 +40,12 @@ def prosody(folder, *, sql=None, module=False):
 #: A VM as the package starts it.
 VM = "+K true +P 250000"
 
-#: Modules that the tests load and that do nothing here, and the roster as it is by default.
+#: Modules that the tests load and that do nothing here; the roster as it is by default; no limit
+#: on what a client has not acknowledged, for mod_offline writes all at once.
 FEWER = {
     **{f"mod_{name}": None for name in ("adhoc", "caps", "configure", "register", "private")},
     "mod_roster": {},
+    "mod_stream_mgmt": {"max_ack_queue": "infinity", "resend_on_timeout": "if_offline"},
 }
 
 

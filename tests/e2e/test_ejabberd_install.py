@@ -19,7 +19,7 @@ from harness.steps import all_stored
 from harness.waiting import PATIENCE, accepts, wait_for
 
 pytestmark = [
-    pytest.mark.skipif(os.geuid() != 0, reason="ejabberdctl becomes the user ejabberd"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="ejabberdctl becomes the user ejabberd"),
     pytest.mark.only("ejabberd", "it is about ejabberd"),
 ]
 

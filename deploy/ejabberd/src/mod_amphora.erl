@@ -59,12 +59,13 @@ start(Host, Opts) ->
 stop(Host) ->
     case loaded(Host) of
         true ->
-            remove_hooks(Host),
-            mod_amphora_retrieve:stop(Host),
-            mod_amphora_broadcast:stop(Host),
+            %% first, so that what waited for its pair goes into the gates and not past them
             mod_amphora_queue:stop_all(Host, <<"The module is unloaded">>),
             mod_amphora_edge:stop_all(Host),
+            mod_amphora_retrieve:stop(Host),
+            mod_amphora_broadcast:stop(Host),
             mod_amphora_gate:let_go(Host),
+            remove_hooks(Host),
             mod_amphora_sup:stop_host(Host),
             restore_mod_offline(Host);
         false ->
@@ -92,7 +93,8 @@ hooks(Host) ->
         {offline_message_hook, mod_amphora_queue, offline_message, 52},
         {c2s_post_auth_features, mod_amphora_link, stream_features, 50},
         {disco_local_features, mod_amphora_link, disco_features, 75},
-        {disco_local_identity, mod_amphora_link, disco_identity, 75}
+        {disco_local_identity, mod_amphora_link, disco_identity, 75},
+        {remove_user, mod_amphora_queue, remove_user, 40}
     ] ++ mod_amphora_gate:hooks(Host) ++ mod_amphora_edge:hooks(Host) ++
         mod_amphora_retrieve:hooks(Host) ++ mod_amphora_broadcast:hooks(Host).
 

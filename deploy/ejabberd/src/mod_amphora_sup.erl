@@ -4,7 +4,7 @@
 
 -behaviour(supervisor).
 
--export([start_host/2, stop_host/1, set_options/2, start_link/2, init/1]).
+-export([start_host/2, stop_host/1, set_options/2, worker_name/2, start_link/2, init/1]).
 
 -include("mod_amphora.hrl").
 
