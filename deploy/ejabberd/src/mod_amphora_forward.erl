@@ -163,7 +163,7 @@ is_ofrom(#xmlel{name = <<"address">>} = El) -> mod_amphora_xml:attr(<<"type">>, 
 is_ofrom(_) -> false.
 
 -spec redirect(binary(), binary(), message()) -> boolean().
-redirect(Host, Bare, Message) -> redirect(Host, Bare, Message, xmpp:get_meta(Message, amphora_silent, false)).
+redirect(Host, Bare, Message) -> redirect(Host, Bare, Message, false).
 
 %% Sends a message on, if it is to be: true if it was, or if its sender got an error for it. Called
 %% in place of its delivery, behind the block list. `Silent`: nothing goes back to its sender.

@@ -134,7 +134,8 @@ seat_of(_Seats, _Pid) -> [{undefined, open}].
 
 %% Writes stanzas to a session, behind what is to be written already. Each entry is a map: stanza; and tell
 %% and ref, if a process wants {amphora_taken, Ref} when the client has acknowledged it, or without
-%% XEP-0198 when it is on the wire, or {amphora_lost, Ref} when the session ended before.
+%% XEP-0198 when it is on the wire, or {amphora_lost, Ref} when the session ended before; with written it
+%% gets {amphora_written, Ref} as soon as it is written.
 -spec write(pid(), [map()]) -> ok.
 write(Pid, Entries) ->
     Pid ! {amphora_gate, {own, Entries}},
@@ -550,7 +551,9 @@ write_one(State, {item, Id, Message}) ->
 write_one(State, {live, Message, Stamp}) ->
     ejabberd_c2s:send(State, xmpp:put_meta(Message, amphora_written, {waited, Stamp}));
 write_one(State, {own, #{stanza := Stanza} = Entry}) ->
-    ejabberd_c2s:send(State, xmpp:put_meta(Stanza, amphora_written, {own, maps:remove(stanza, Entry)})).
+    Written = ejabberd_c2s:send(State, xmpp:put_meta(Stanza, amphora_written, {own, maps:remove(stanza, Entry)})),
+    maps:get(written, Entry, false) andalso tell_own(Entry, amphora_written),
+    Written.
 
 %% After mod_stream_mgmt has numbered it.
 c2s_handle_send(#{amphora := #g{}} = State, Packet, Result) when

@@ -302,6 +302,8 @@ is_silent(_Ctx, _H) ->
 
 %% What the server answers to a message that goes on in silence.
 filter_packet(#message{type = error, meta = #{amphora := #{silent := true}}}) -> drop;
+%% of one that was sent on in silence
+filter_packet(#message{type = error, meta = #{amphora_silent := true}}) -> drop;
 filter_packet(Packet) -> Packet.
 
 remove_user(User, Server) ->
@@ -335,8 +337,7 @@ hold_own(#{host := Host, counters := Counters, opts := Opts} = Ctx, Bare, Messag
 -spec holds(map(), binary(), {binary(), boolean()}) -> boolean().
 holds(#{host := Host, held := Held}, Bare, {Key, Again}) ->
     ets:member(Held, Key) orelse
-        (Again andalso mod_amphora_spool:pending(Host, Bare) andalso
-            maps:is_key(Key, mod_amphora_spool:keys(Host, Bare))).
+        (Again andalso mod_amphora_spool:pending(Host, Bare) andalso mod_amphora_spool:known(Host, Key)).
 
 %% A message that a session did not acknowledge, or that waited in its gate. `What`: key (if it was
 %% intercepted before), stamp, archived, session (its full JID, if that is still there).
@@ -1440,7 +1441,7 @@ deliver_rules(#w{host = Host} = W, #h{bare = Bare, from = From, ord = Ord, key =
             Redirected =
                 mod_amphora_forward:any(Host) andalso
                     not mod_amphora_facts:is_blocked(H#h.luser, Host, H#h.from_jid) andalso
-                    mod_amphora_forward:redirect(Host, Bare, Message),
+                    mod_amphora_forward:redirect(Host, Bare, Message, Silent),
             Captured =
                 case Redirected of
                     true -> none;
