@@ -200,15 +200,14 @@ flaw(Key, #message{from = From, to = To, type = Type}, Host) ->
 %% answered: a message that has just been resolved is not held anew.
 hold(Key, #message{to = To} = Message, Again, #state{host = Host} = State) ->
     Bare = jid:encode(jid:tolower(To)),
-    Ctx = mod_amphora:ctx(Host),
-    case mod_amphora_queue:holds(Ctx, Bare, {Key, Again}) of
+    case mod_amphora_queue:holds(Host, Bare, Key) of
         true ->
             State;
         false ->
             #state{waiting = Waiting} = Told = drain(State),
             case Waiting of
                 #{Key := {IQ, _}} ->
-                    case mod_amphora_queue:hold_own(Ctx, Bare, Message, Key, Again) of
+                    case mod_amphora_queue:hold_own(Host, Bare, Message, Key, Again) of
                         ok -> Told;
                         {error, Error} -> refuse(IQ, Error), Told#state{waiting = maps:remove(Key, Waiting)}
                     end;

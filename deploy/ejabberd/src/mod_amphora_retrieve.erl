@@ -208,7 +208,7 @@ handle_info({amphora_settled, Name}, State) ->
     {noreply, pump(with(Name, State, fun(Request) -> put_request(Request#request{settled = true}, State) end))};
 handle_info({amphora_written, {Name, answer}}, State) ->
     {noreply, pump(with(Name, State, fun(Request) -> leave_line(Request, State) end))};
-handle_info({amphora_taken, {Name, Batch}}, State) when is_binary(Batch) ->
+handle_info({amphora_shown, {Name, Batch}}, State) when is_binary(Batch) ->
     {noreply, with(Name, State, fun(Request) -> acknowledged(Request, Batch, State) end)};
 handle_info({'DOWN', Ref, process, _Pid, _}, State) ->
     {noreply, session_left(Ref, State)};
@@ -361,7 +361,7 @@ leave_line(_Request, State) ->
     State.
 
 finish(#request{shown = true, session = Session, name = Name} = Request, Reply, State) ->
-    write(Session, [#{stanza => Reply, tell => self(), ref => {Name, answer}, written => true}], State),
+    write(Session, [{Reply, self(), {Name, answer}}], State),
     put_request(Request#request{state = answering}, State);
 finish(Request, Reply, State) ->
     ejabberd_router:route(Reply),
@@ -414,7 +414,7 @@ shown(Element, #state{requests = Requests, host = Host} = State) ->
         #{Name := #request{state = asked, session = Session} = Request} ->
             Heard = Request#request{last = Batch, at = mod_amphora:now_ms(), shown = true},
             Messages = messages(Host, Request, Element),
-            write(Session, [#{stanza => Message, tell => self(), ref => {Name, Batch}} || Message <- Messages], State),
+            write(Session, [{Message, self(), {Name, Batch}} || Message <- Messages], State),
             Kept = Heard#request{batches = (Heard#request.batches)#{Batch => #batch{pending = length(Messages)}}},
             put_request(case Messages of
                             [] -> taken(Batch, Kept, State);

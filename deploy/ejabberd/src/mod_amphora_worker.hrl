@@ -17,6 +17,8 @@
     bytes = 0,
     %% place in the pair's order, for ever
     ord,
+    %% when it came, by the same count: what comes back takes an earlier place
+    came,
     %% number in the user's storage list, at stage offline and undelivered
     seq,
     archived = false,
@@ -97,6 +99,8 @@
     done = 0,
     counted = false,
     told = false,
+    %% it was asked to be announced anew, and has not answered
+    renewing = false,
     %% {Batch, Ids, Time}: what is said of its end until the node answers
     ended
 }).
