@@ -358,12 +358,14 @@ undelivered(#{host := Host, held := Held, foreign := Foreign} = Ctx, #message{to
             Bare = mod_amphora_facts:bare(To#jid.luser, Host),
             {_, Worker} = mod_amphora:worker(Ctx, Bare),
             [ets:insert(Foreign, {Key, Worker}) || Key /= undefined, is_foreign(Ctx, Key, Bare)],
+            Settle = Key /= undefined andalso mod_amphora_broadcast:is_key(Key),
+            _ = Settle andalso mod_amphora_broadcast:returned(Host, Key),
             for_storage(Ctx, Message#message{to = maps:get(session, What, To)}, maps:get(archived, What, false), #h{
                 key = Key,
                 stage = undelivered,
                 again = true,
                 stamp = maps:get(stamp, What, undefined),
-                settle = Key /= undefined andalso mod_amphora_broadcast:is_key(Key)
+                settle = Settle
             }),
             ok
     end.
@@ -1472,10 +1474,18 @@ deliver_rules(#w{host = Host} = W, #h{bare = Bare, from = From, ord = Ord, key =
                     false -> route_again({Bare, From, Ord}, Marked)
                 end,
             case Captured of
+                none when H#h.settle, not Redirected -> routed(W, H);
                 none -> finish(W, H, <<"delivered">>);
                 {Stored, Archived} -> to_offline_stage(W, H, Stored, Archived)
             end
     end.
+
+%% A settled send went to sessions, or to nobody. They say whether it was written, or waits in a gate.
+routed(W, #h{takers = []} = H) ->
+    finish(W, H, <<"discarded">>);
+routed(#w{host = Host} = W, #h{key = Key, takers = Takers} = H) ->
+    mod_amphora_broadcast:routed(Host, Key, Takers),
+    finish(W, H#h{settle = false}, <<"delivered">>).
 
 %% The server was told to go on with a message, and found nobody: the second stage.
 to_offline_stage(#w{ctx = #{held := Held, counters := Counters, pairs := Pairs}, host = Host} = W, H, Message, Archived) ->
