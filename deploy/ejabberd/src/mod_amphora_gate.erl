@@ -20,7 +20,7 @@
 -module(mod_amphora_gate).
 
 -export([hooks/1, adopt/1, let_go/1]).
--export([is_open/2, renew/3, write/2, fetches/1, fetched_by_one/2, new_copy/1, copy/3]).
+-export([is_open/2, renew/2, write/2, fetches/1, fetched_by_one/2, new_copy/1, copy/3]).
 -export([
     c2s_session_opened/1,
     c2s_copy_session/2,
@@ -108,8 +108,8 @@ is_open(#{seats := Seats}, Pid) ->
 
 %% Something was stored: the session that is to get it is asked to be announced for it. Of those that wait
 %% for what is stored already, or else of those that are awake, the one with the highest priority.
-%% `IsCovered` says of a session (by name) that its announcement is still to come.
-renew(#{host := Host, seats := Seats}, LUser, IsCovered) ->
+%% The process of a session of this node, or none: one of another node is asked through its worker there.
+renew(#{host := Host, seats := Seats}, LUser) ->
     Sessions = [
         {{Gate /= open, not Asleep, Priority}, Pid, Id}
      || {_, Priority, Pid, Asleep} <- mod_amphora_facts:sessions(LUser, Host),
@@ -119,23 +119,23 @@ renew(#{host := Host, seats := Seats}, LUser, IsCovered) ->
     ],
     case Sessions of
         [] ->
-            ok;
+            none;
         _ ->
-            {_, Pid, Id} = lists:max(Sessions),
-            case IsCovered(Id) of
-                true -> ok;
-                false -> Pid ! {amphora_gate, renew}
-            end,
-            ok
+            case lists:max(Sessions) of
+                {_, Pid, undefined} ->
+                    Pid ! {amphora_gate, renew_there},
+                    none;
+                {_, _, Id} ->
+                    Id
+            end
     end.
 
 seat_of(Seats, Pid) when node(Pid) == node() -> [{Id, Gate} || {_, Id, Gate} <- ets:lookup(Seats, Pid)];
 seat_of(_Seats, _Pid) -> [{undefined, open}].
 
-%% Writes stanzas to a session, behind what is to be written already. Each entry is a map: stanza; and tell
-%% and ref, if a process wants {amphora_taken, Ref} when the client has acknowledged it, or without
-%% XEP-0198 when it is on the wire, or {amphora_lost, Ref} when the session ended before.
--spec write(pid(), [map()]) -> ok.
+%% Writes stanzas to a session, behind what is to be written already. Each is {Stanza, Pid, Ref}: the process
+%% gets {amphora_shown, Ref} when the client has acknowledged it, or without XEP-0198 when it is on the wire.
+-spec write(pid(), [{stanza(), pid(), term()}]) -> ok.
 write(Pid, Entries) ->
     Pid ! {amphora_gate, {own, Entries}},
     ok.
@@ -549,8 +549,8 @@ write_one(State, {item, Id, Message}) ->
     ejabberd_c2s:send(State, xmpp:put_meta(Message, amphora_written, {item, Id}));
 write_one(State, {live, Message, Stamp}) ->
     ejabberd_c2s:send(State, xmpp:put_meta(Message, amphora_written, {waited, Stamp}));
-write_one(State, {own, #{stanza := Stanza} = Entry}) ->
-    ejabberd_c2s:send(State, xmpp:put_meta(Stanza, amphora_written, {own, maps:remove(stanza, Entry)})).
+write_one(State, {own, {Stanza, Pid, Ref}}) ->
+    ejabberd_c2s:send(State, xmpp:put_meta(Stanza, amphora_written, {own, {Pid, Ref}})).
 
 %% After mod_stream_mgmt has numbered it.
 c2s_handle_send(#{amphora := #g{}} = State, Packet, Result) when
@@ -586,9 +586,9 @@ was_sent(#{amphora := #g{track = Track, in_flight = InFlight} = G} = State, Pack
             never_sent(State, Packet, What)
     end.
 
-%% What is to be known of its acknowledgement: {item, Id}, {own, Entry}, {waited, Copy}, {copy, Copy}.
+%% What is to be known of its acknowledgement: {item, Id}, {own, Who}, {waited, Copy}, {copy, Copy}.
 is_tracked({item, Id}, _) -> {item, Id};
-is_tracked({own, Entry}, _) -> {own, Entry};
+is_tracked({own, Who}, _) -> {own, Who};
 is_tracked({waited, _}, Message) -> {waited, copy_of(Message)};
 is_tracked(live, Message) ->
     case copy_of(Message) of
@@ -602,8 +602,8 @@ counts(_) -> 1.
 
 acknowledge(State, false) ->
     State;
-acknowledge(State, {own, Entry}) ->
-    tell_own(Entry, amphora_taken),
+acknowledge(State, {own, {Pid, Ref}}) ->
+    Pid ! {amphora_shown, Ref},
     State;
 acknowledge(State, {Kind, Id}) when Kind == copy; Kind == waited ->
     Id /= none andalso copy(ctx(State), Id, ack),
@@ -629,14 +629,8 @@ one_less(#{amphora := #g{batches = Batches} = G} = State, N) ->
             State
     end.
 
-tell_own(#{tell := Pid, ref := Ref}, What) -> Pid ! {What, Ref};
-tell_own(_Entry, _What) -> ok.
-
 %% The socket did not take it, and nobody will acknowledge it: an item stays with the node.
-never_sent(State, _Packet, {item, _}) ->
-    State;
-never_sent(State, _Packet, {own, Entry}) ->
-    tell_own(Entry, amphora_lost),
+never_sent(State, _Packet, {Kind, _}) when Kind == item; Kind == own ->
     State;
 never_sent(State, #message{} = Message, What) ->
     Stamp =
@@ -918,11 +912,17 @@ on_info({release, N}, #{amphora := #g{n = N, gate = Gate} = G} = State) ->
         closed -> release(State1);
         _ -> State1
     end;
-on_info(renew, #{amphora := #g{parked = Parked}} = State) ->
-    case can_take(State) andalso (not Parked orelse not is_other_awake(State)) of
-        true -> close_gate(State);
-        false -> State
-    end;
+on_info(renew, #{amphora := #g{parked = Parked, n = N, id = Id, bare = Bare}} = State) ->
+    State1 =
+        case can_take(State) andalso (not Parked orelse not is_other_awake(State)) of
+            true -> close_gate(State);
+            false -> State
+        end,
+    [mod_amphora_queue:seat(ctx(State), Bare, {not_renewed, Id}) || (map_get(amphora, State1))#g.n == N],
+    State1;
+on_info(renew_there, #{amphora := #g{id = Id, bare = Bare}} = State) ->
+    mod_amphora_queue:seat(ctx(State), Bare, {renew, Id, self()}),
+    State;
 on_info({write, Message, Worker}, State) ->
     #{key := Key} = xmpp:get_meta(Message, amphora),
     Worker ! {amphora_written, Key},
@@ -1004,7 +1004,6 @@ c2s_terminated(#{amphora := #g{} = G, lserver := Host} = State, _Reason) ->
             N = drain_hand_overs(undefined),
             [lost(State2, M, Stamp) || {M, Stamp} <- Unacked],
             State3 = stand_down(State2, N),
-            [tell_own(Entry, amphora_lost) || {own, Entry} <- queue:to_list((map_get(amphora, State3))#g.out)],
             drain_writes(State3),
             ets:delete(map_get(seats, Ctx), self()),
             G#g.fetches andalso mod_amphora_queue:seat(Ctx, G#g.bare, {stored, G#g.bare}),
@@ -1051,9 +1050,6 @@ drain_writes(State) ->
             #{key := Key, stamp := Stamp} = xmpp:get_meta(Message, amphora),
             Worker ! {amphora_written, Key},
             lost(State, Message, Stamp),
-            drain_writes(State);
-        {amphora_gate, {own, Entries}} ->
-            [tell_own(E, amphora_lost) || E <- Entries],
             drain_writes(State)
     after 0 -> ok
     end.

@@ -312,8 +312,9 @@ remove_user(User, Server) ->
 
 %% A message of the host's own, under a key that came with it: a settled send. It is told of by
 %% mod_amphora_broadcast:settled/3 or dropped/2.
--spec hold_own(map(), binary(), message(), binary(), boolean()) -> ok | {error, stanza_error()}.
-hold_own(#{host := Host, counters := Counters, opts := Opts} = Ctx, Bare, Message, Key, Again) ->
+-spec hold_own(binary(), binary(), message(), binary(), boolean()) -> ok | {error, stanza_error()}.
+hold_own(Host, Bare, Message, Key, Again) ->
+    #{counters := Counters, opts := Opts} = Ctx = mod_amphora:ctx(Host),
     {Index, Worker} = mod_amphora:worker(Ctx, Bare),
     Marked = identify(Host, Message, Bare, Key),
     El = mod_amphora_xml:encode(Marked),
@@ -331,12 +332,11 @@ hold_own(#{host := Host, counters := Counters, opts := Opts} = Ctx, Bare, Messag
             hold(Ctx, Index, Worker, H, El)
     end.
 
-%% Is the message of that key held, in memory or, if it may have come there, in the spool?
--spec holds(map(), binary(), {binary(), boolean()}) -> boolean().
-holds(#{host := Host, held := Held}, Bare, {Key, Again}) ->
-    ets:member(Held, Key) orelse
-        (Again andalso mod_amphora_spool:pending(Host, Bare) andalso
-            maps:is_key(Key, mod_amphora_spool:keys(Host, Bare))).
+%% Is the message of that key held, in memory or in the spool?
+-spec holds(binary(), binary(), binary()) -> boolean().
+holds(Host, Bare, Key) ->
+    ets:member(map_get(held, mod_amphora:ctx(Host)), Key) orelse
+        (mod_amphora_spool:pending(Host, Bare) andalso maps:is_key(Key, mod_amphora_spool:keys(Host, Bare))).
 
 %% A message that a session did not acknowledge, or that waited in its gate. `What`: key (if it was
 %% intercepted before), stamp, archived, session (its full JID, if that is still there).
@@ -506,6 +506,8 @@ on_info({amphora_seat, {left, Id}}, W) -> mod_amphora_seats:left(W, Id);
 on_info({amphora_seat, {ended, Bare, Id, What}}, W) -> mod_amphora_seats:ended(W, Bare, Id, What);
 on_info({amphora_seat, {answered, Id}}, W) -> mod_amphora_seats:answered(W, Id);
 on_info({amphora_seat, {stored, Bare}}, W) -> renew(W, Bare);
+on_info({amphora_seat, {not_renewed, Id}}, W) -> mod_amphora_seats:not_renewed(W, Id);
+on_info({amphora_seat, {renew, Id, _Pid}}, W) -> mod_amphora_seats:renew(W, Id);
 on_info({amphora_seat, {deleted, Id, El}}, W) -> mod_amphora_seats:deleted(W, Id, El);
 on_info({amphora_handed_over, _Gen, El}, W) ->
     mod_amphora_seats:handed_over(W, mod_amphora_xml:attr(<<"session">>, El), El);
@@ -1425,8 +1427,10 @@ renew(#w{host = Host, ctx = Ctx} = W, Bare) ->
         [] ->
             W;
         _ ->
-            mod_amphora_gate:renew(Ctx, LUser, fun(Id) -> mod_amphora_seats:is_covered(W, Id) end),
-            W
+            case mod_amphora_gate:renew(Ctx, LUser) of
+                none -> W;
+                Id -> mod_amphora_seats:renew(W, Id)
+            end
     end.
 
 deliver_rules(#w{host = Host} = W, #h{bare = Bare, from = From, ord = Ord, key = Key} = H, Silent) ->
@@ -1440,7 +1444,7 @@ deliver_rules(#w{host = Host} = W, #h{bare = Bare, from = From, ord = Ord, key =
             Redirected =
                 mod_amphora_forward:any(Host) andalso
                     not mod_amphora_facts:is_blocked(H#h.luser, Host, H#h.from_jid) andalso
-                    mod_amphora_forward:redirect(Host, Bare, Message),
+                    mod_amphora_forward:redirect(Host, Bare, Message, Silent),
             Captured =
                 case Redirected of
                     true -> none;

@@ -6,18 +6,27 @@
 %%% there before that.
 -module(mod_amphora_seats).
 
--export([is_covered/2, reason/2, left/2, ended/4, answered/2, handed_over/3, down/2, deleted/3, late_hand_over/3]).
+-export([renew/2, not_renewed/2, reason/2, left/2, ended/4, answered/2, handed_over/3, down/2, deleted/3, late_hand_over/3]).
 -export([wait/3, check/2, settle_for/4, peer_settled/3, node_down/2]).
 -export([links/2, pump/1, sweep/2]).
 
 -include("mod_amphora.hrl").
 -include("mod_amphora_worker.hrl").
 
-%% Is its announcement still to come? Then it covers what is stored by now.
-is_covered(#w{seats = Seats}, Id) ->
+%% Something was stored that it could take: it is asked to close its gate and be announced for it, unless
+%% its announcement is still to come and covers this.
+renew(#w{seats = Seats, ctx = #{sessions := Sessions}} = W, Id) ->
     case Seats of
-        #{Id := #seat{n = N, done = Done, announced = Announced}} -> N /= Done andalso Announced /= N;
-        _ -> false
+        #{Id := #seat{renewing = true}} ->
+            W;
+        #{Id := #seat{n = N, done = Done, announced = Announced}} when N /= Done, Announced /= N ->
+            W;
+        #{Id := #seat{pid = Pid} = Seat} ->
+            Pid ! {amphora_gate, renew},
+            put_seat(W, Seat, Seat#seat{renewing = true});
+        _ ->
+            [Pid ! {amphora_gate, renew} || {_, Pid} <- ets:lookup(Sessions, Id)],
+            W
     end.
 
 %%% ------------------------------------------------------------------ what sessions say
@@ -43,14 +52,18 @@ reason(#w{seats = Seats, monitors = Monitors} = W, #{id := Id, pid := Pid, bare 
         acks = map_get(acks, Reason),
         read = map_get(read, Reason),
         ready = false,
+        renewing = false,
         ended = undefined
     }),
     W1 = put_seat(W#w{monitors = Monitors1}, Seat, Seat1),
     wait(W1, Bare, {announce, Id, N}).
 
+%% It is not to be announced now.
+not_renewed(W, Id) -> with_seat(W, Id, fun(Seat) -> Seat#seat{renewing = false} end).
+
 %% It takes no more for now, and nothing need be said of it.
 left(W, Id) ->
-    with_seat(W, Id, fun(Seat) -> uncount(Seat#seat{ready = false, done = Seat#seat.n}) end).
+    with_seat(W, Id, fun(Seat) -> uncount(Seat#seat{ready = false, renewing = false, done = Seat#seat.n}) end).
 
 %% The session takes no more of a hand-over, and the node keeps what was not acknowledged.
 ended(#w{seats = Seats} = W, Bare, Id, {Batch, Ids, Pid}) ->
@@ -69,7 +82,7 @@ ended(#w{seats = Seats} = W, Bare, Id, {Batch, Ids, Pid}) ->
                     _ -> Batch
                 end,
             Seat1 = uncount(Seat#seat{
-                ready = false, done = Seat#seat.n, told = false, ended = {N, Ids, mod_amphora:now_ms()}
+                ready = false, renewing = false, done = Seat#seat.n, told = false, ended = {N, Ids, mod_amphora:now_ms()}
             }),
             report_end(put_seat(W, Seat, Seat1), Seat1);
         false ->

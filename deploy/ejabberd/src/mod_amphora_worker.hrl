@@ -97,6 +97,8 @@
     done = 0,
     counted = false,
     told = false,
+    %% it was asked to be announced anew, and has not answered
+    renewing = false,
     %% {Batch, Ids, Time}: what is said of its end until the node answers
     ended
 }).
