@@ -20,7 +20,7 @@
 -module(mod_amphora_gate).
 
 -export([hooks/1, adopt/1, let_go/1]).
--export([is_open/2, renew/2, write/2, fetches/1, fetched_by_one/2, new_copy/1, copy/3]).
+-export([is_open/2, renew/2, write/2, fetches/1, fetched_by_one/2, new_copy/1, copy/3, forget_copies/1]).
 -export([
     c2s_session_opened/1,
     c2s_copy_session/2,
@@ -42,6 +42,11 @@
 
 %% Of mod_stream_mgmt's queue, left to stanzas that do not wait: presence, iq, rooms.
 -define(SPARE, 50).
+
+%% A copy that nobody has is remembered so long; any copy at most. A session that sleeps longer may bring
+%% a message back that another has.
+-define(COPY_MS, 60000).
+-define(COPY_LAST_MS, 24 * 60 * 60 * 1000).
 
 -record(g, {
     %% name on the link, for ever
@@ -198,12 +203,10 @@ copy(#{host := Host}, {_, Name}, What) ->
             ets:update_counter(Copies, Name, {2, 1}, {Name, 0, 0, mod_amphora:now_ms()}),
             true;
         ack ->
-            forget_last(Copies, Name, update(Copies, Name, [{2, -1}, {3, 1, 1, 1}])),
+            _ = update(Copies, Name, [{2, -1}, {3, 1, 1, 1}]),
             false;
         lose ->
-            Left = update(Copies, Name, [{2, -1}, {3, 0}]),
-            forget_last(Copies, Name, Left),
-            case Left of
+            case update(Copies, Name, [{2, -1}, {3, 0}]) of
                 [Count, 0] when Count =< 0 -> true;
                 _ -> false
             end;
@@ -218,8 +221,14 @@ copy(#{host := Host}, {_, Name}, What) ->
 update(Copies, Name, Operations) ->
     ets:update_counter(Copies, Name, Operations, {Name, 1, 0, mod_amphora:now_ms()}).
 
-forget_last(Copies, Name, [Count | _]) when Count =< 0 -> ets:delete(Copies, Name);
-forget_last(_Copies, _Name, _Left) -> ok.
+%% Those that nobody has any more, when all have had the time to get theirs; and those that nobody will ever
+%% speak of.
+forget_copies(#{copies := Copies}) ->
+    Now = mod_amphora:now_ms(),
+    ets:select_delete(Copies, [
+        {{'_', '$1', '_', '$2'}, [{'=<', '$1', 0}, {'<', '$2', Now - ?COPY_MS}], [true]},
+        {{'_', '_', '_', '$2'}, [{'<', '$2', Now - ?COPY_LAST_MS}], [true]}
+    ]).
 
 copy_of(#message{meta = #{amphora_copy := Id}}) ->
     Id;
@@ -319,8 +328,18 @@ others(#{jid := #jid{luser = LUser, lserver = Host}}) ->
 is_other_awake(State) ->
     lists:any(fun({_, P, _, Asleep}) -> is_integer(P) andalso P >= 0 andalso not Asleep end, others(State)).
 
-%% A session that becomes available does not wait for those that sleep.
-pass_sleeping(State) -> [Pid ! {amphora_gate, other_awake} || {_, _, Pid, true} <- others(State)], ok.
+%% A session that becomes available does not wait for those that sleep. They have said what they give back
+%% before it is announced: a process that sleeps waits for nobody, so it may be waited for.
+pass_sleeping(State) ->
+    [
+        try
+            ejabberd_c2s:call(Pid, amphora_other_awake, 2000)
+        catch
+            _:_ -> ok
+        end
+     || {_, _, Pid, true} <- others(State)
+    ],
+    ok.
 
 can_take(#{amphora := #g{priority = P}}) -> is_integer(P) andalso P >= 0.
 
@@ -941,11 +960,6 @@ on_info({limit, N}, #{amphora := #g{n = N, gate = closed, parked = false} = G} =
             watch_limit(ctx(State), N),
             State
     end;
-on_info(other_awake, #{amphora := #g{parked = false} = G, mgmt_state := pending} = State) ->
-    case G#g.done /= G#g.n orelse has_unacknowledged(G) of
-        true -> park(State, undefined);
-        false -> State
-    end;
 on_info(empty, #{amphora := #g{waiting_count = Count}} = State) when Count > 0 ->
     empty_gate(State);
 on_info(links, State) ->
@@ -982,7 +996,15 @@ c2s_handle_call(#{amphora := #g{out = Out, waiting = Waiting} = G} = State, amph
     ),
     ejabberd_c2s:reply(From, ok),
     {stop, State1};
-c2s_handle_call(State, amphora_let_go, From) ->
+c2s_handle_call(#{amphora := #g{parked = false} = G, mgmt_state := pending} = State, amphora_other_awake, From) ->
+    State1 =
+        case G#g.done /= G#g.n orelse has_unacknowledged(G) of
+            true -> park(State, undefined);
+            false -> State
+        end,
+    ejabberd_c2s:reply(From, ok),
+    {stop, State1};
+c2s_handle_call(State, Call, From) when Call == amphora_let_go; Call == amphora_other_awake ->
     ejabberd_c2s:reply(From, ok),
     {stop, State};
 c2s_handle_call(State, _Request, _From) ->

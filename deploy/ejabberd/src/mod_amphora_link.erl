@@ -497,6 +497,7 @@ handle_info({nodedown, Node}, #state{host = Host, peers = Peers} = State) ->
     end;
 handle_info(sweep, State) ->
     erlang:send_after(1000, self(), sweep),
+    mod_amphora_gate:forget_copies(mod_amphora:ctx(State#state.host)),
     {noreply, repeat_removals(forget_sends(State))};
 handle_info(_Message, State) ->
     {noreply, State}.

@@ -23,7 +23,7 @@
 -export([start_link/2, stop_all/2]).
 -export([sm_receive_packet/1, offline_message/1, filter_packet/1, remove_user/2]).
 -export([hold_own/5, holds/3, undelivered/3, when_settled/3, route_own/1, held/1]).
--export([remove_account/2, removal_done/2, links/2, peers/2, node_down/2]).
+-export([options/1, remove_account/2, removal_done/2, links/2, peers/2, node_down/2]).
 -export([seat/3, put_out/4, user/2, unsettled/2, release_user/2]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
@@ -73,7 +73,7 @@ intercept_rules(#{host := Host} = Ctx, #message{to = #jid{luser = LUser}, from =
     case mod_amphora_facts:too_large(El, mod_amphora:opt(Host, max_stanza)) of
         true ->
             Text = <<"The message is too large for its rules to be processed">>,
-            ejabberd_router:route_error(Message, xmpp:err_policy_violation(Text, <<"en">>)),
+            mod_amphora_xml:bounce(Message, xmpp:err_policy_violation(Text, <<"en">>)),
             drop;
         false ->
             hold(Ctx, Index, Worker, held_of(Ctx, Bare, Key, Message, El, rules, #h{
@@ -172,7 +172,7 @@ follow(#{counters := Counters, opts := Opts, pairs := Pairs} = Ctx, Bare, From, 
             atomics:get(Counters, 4) >= 2 * map_get(held_bytes, Opts)
     of
         true ->
-            ejabberd_router:route_error(Message, xmpp:err_resource_constraint()),
+            mod_amphora_xml:bounce(Message, xmpp:err_resource_constraint()),
             drop;
         false ->
             count_pair(Pairs, Bare, From, 1, 1),
@@ -289,7 +289,7 @@ refuse(#{host := Host} = Ctx, #h{key = Key, settle = Settle} = H, Message, Error
         false ->
             case is_silent(Ctx, H) of
                 true -> ok;
-                false -> ejabberd_router:route_error(Message, Error)
+                false -> mod_amphora_xml:bounce(Message, Error)
             end
     end.
 
@@ -300,9 +300,14 @@ is_silent(#{host := Host} = Ctx, #h{has_rules = true, luser = LUser, from_jid = 
 is_silent(_Ctx, _H) ->
     false.
 
-%% What the server answers to a message that goes on in silence.
-filter_packet(#message{type = error, meta = #{amphora := #{silent := true}}}) -> drop;
-filter_packet(Packet) -> Packet.
+%% What the server answers to a message that goes on: nothing, if that is in silence; and without what the
+%% sender wrote.
+filter_packet(#message{type = error, meta = #{amphora := #{silent := true}}}) ->
+    drop;
+filter_packet(#message{type = error, meta = #{amphora := #{key := _}}, sub_els = Els} = Message) ->
+    Message#message{body = [], subject = [], thread = undefined, sub_els = [E || #stanza_error{} = E <- Els]};
+filter_packet(Packet) ->
+    Packet.
 
 remove_user(User, Server) ->
     Host = jid:nameprep(Server),
@@ -397,6 +402,9 @@ remove_account(Host, Bare) ->
 removal_done(Host, Bare) ->
     {_, Worker} = mod_amphora:worker(mod_amphora:ctx(Host), Bare),
     gen_server:cast(Worker, {removal_done, Bare}).
+
+%% They were read anew.
+options(Host) -> everyone(mod_amphora:ctx(Host), amphora_options).
 
 %% The links that are there now.
 links(Ctx, Links) -> everyone(Ctx, {amphora_links, Links}).
@@ -519,6 +527,7 @@ on_info({amphora_links, Links}, W) -> pump(set_links(W, Links));
 on_info({amphora_peers, Nodes}, W) -> W#w{peers = Nodes};
 on_info({amphora_node_down, Node}, W) -> mod_amphora_seats:node_down(W, Node);
 on_info({'DOWN', Ref, process, _, _}, W) -> mod_amphora_seats:down(W, Ref);
+on_info(amphora_options, W) -> W#w{ctx = mod_amphora:ctx(W#w.host)};
 on_info(restore, W) -> handle_continue_restore(W);
 on_info(sweep, W) ->
     erlang:send_after(?SWEEP, self(), sweep),
@@ -605,7 +614,7 @@ is_outside(_) -> false.
 %% Into its pair, by ord.
 insert(W, #h{bare = Bare, from = From} = H0) ->
     Pair = pair(W, Bare, From),
-    H = H0#h{ord = free_ord(H0, Pair)},
+    H = H0#h{ord = free_ord(H0, Pair), came = H0#h.ord},
     #h{ord = Ord, key = Key, stage = Stage} = H,
     Rules =
         case Stage of
@@ -706,6 +715,11 @@ memory_short(#w{ctx = #{counters := Counters, opts := Opts}}) ->
     atomics:get(Counters, 3) > map_get(held_messages, Opts) orelse
         atomics:get(Counters, 4) > map_get(held_bytes, Opts).
 
+%% For one more out of the spool.
+has_room(#w{ctx = #{counters := Counters, opts := Opts}}) ->
+    atomics:get(Counters, 3) < map_get(held_messages, Opts) andalso
+        atomics:get(Counters, 4) < map_get(held_bytes, Opts).
+
 spool_full(#w{host = Host, ctx = #{opts := Opts}}) ->
     #{size := Size, failing := Failing} = mod_amphora_spool:status(Host),
     Failing orelse Size >= map_get(spool_limit, Opts).
@@ -760,7 +774,7 @@ not_held(#w{ctx = #{held := Held, counters := Counters, foreign := Foreign} = Ct
 bounce(#w{} = W, H, Error) ->
     case message_of(W, H) of
         {ok, #message{type = error}} -> ok;
-        {ok, Message} -> ejabberd_router:route_error(Message, Error);
+        {ok, Message} -> mod_amphora_xml:bounce(Message, Error);
         error -> ok
     end.
 
@@ -945,13 +959,20 @@ run_followers(W, Bare, From) ->
     #pair{q = Q, followers = Followers} = pair(W, Bare, From),
     case queue:peek(Followers) of
         {value, #f{ord = Ord}} ->
-            case gb_trees:is_empty(Q) orelse element(1, gb_trees:smallest(Q)) > Ord of
-                true -> run_followers(go_on(W, Bare, From), Bare, From);
-                false -> W
+            case waits_for_one(W, gb_trees:next(gb_trees:iterator(Q)), Ord) of
+                false -> run_followers(go_on(W, Bare, From), Bare, From);
+                true -> W
             end;
         empty ->
             W
     end.
+
+%% Is one undecided that was there when it came?
+waits_for_one(#w{held = Held} = W, {Ord, Key, Next}, Limit) when Ord < Limit ->
+    #h{came = Came} = maps:get(Key, Held),
+    Came < Limit orelse waits_for_one(W, gb_trees:next(Next), Limit);
+waits_for_one(_W, _, _Limit) ->
+    false.
 
 %% The first of the pair's followers goes on as if it had not waited. If it comes to the storage, it keeps
 %% its place.
@@ -1041,7 +1062,7 @@ pump(W0) ->
     W = mod_amphora_seats:pump(W0),
     W1 = send_urgent(W),
     W2 = lists:foldl(fun(Link, Acc) -> pump_link(Acc, Link) end, W1, W1#w.links),
-    case not queue:is_empty(W2#w.draining) andalso not memory_short(W2) andalso is_idle(W2) of
+    case not queue:is_empty(W2#w.draining) andalso has_room(W2) andalso is_idle(W2) of
         true -> pump(load_next(W2));
         false -> W2
     end.
@@ -1223,18 +1244,15 @@ sessions_of(#{host := Host} = Ctx, #h{luser = LUser, stage = Stage, to = To}) ->
         [] ->
             {[], []};
         _ ->
-            Open = [
-                S
-             || {_, Priority, Pid, _} = S <- mod_amphora_facts:sessions(LUser, Host),
-                is_integer(Priority),
-                mod_amphora_gate:is_open(Ctx, Pid)
-            ],
-            Own = [S || {R, Priority, _, _} = S <- Open, Stage == undelivered, R == To#jid.lresource, Priority >= 0],
-            Used =
+            Present = [S || {_, Priority, _, _} = S <- mod_amphora_facts:sessions(LUser, Host), is_integer(Priority)],
+            %% what comes back from a session that is still there is for that one, and no other
+            Own = [S || {R, Priority, _, _} = S <- Present, Stage == undelivered, R == To#jid.lresource, Priority >= 0],
+            Candidates =
                 case Own of
-                    [] -> Open;
+                    [] -> Present;
                     _ -> Own
                 end,
+            Used = [S || {_, _, Pid, _} = S <- Candidates, mod_amphora_gate:is_open(Ctx, Pid)],
             {[session_element(R, P, A) || {R, P, _, A} <- Used], [Pid || {_, P, Pid, _} <- Used, P >= 0]}
     end.
 

@@ -91,8 +91,9 @@ make_ctx(Host, Opts) ->
 set_options(Host, Opts) ->
     Ctx = mod_amphora:ctx(Host),
     persistent_term:put({mod_amphora, Host}, Ctx#{
-        opts => options(Opts), components => gen_mod:get_opt(components, Opts)
-    }).
+        opts => options(Opts)
+    }),
+    mod_amphora_queue:options(Host).
 
 options(Opts) ->
     maps:from_list([{Name, value(Name, gen_mod:get_opt(Name, Opts))} || {Name, _} <- mod_amphora:mod_options(<<>>)]).

@@ -17,6 +17,8 @@
     bytes = 0,
     %% place in the pair's order, for ever
     ord,
+    %% when it came, by the same count: what comes back takes an earlier place
+    came,
     %% number in the user's storage list, at stage offline and undelivered
     seq,
     archived = false,

@@ -4,7 +4,7 @@
 -export([stamp/0, stamp/1, el/2, el/3, attr/2, child/3, children/3]).
 -export([encode/1, decode/1, bytes/1, deeper_than/2]).
 -export([has_rules/1, notice_status/1, address_rules/1, is_from_room/1, is_chat/1]).
--export([stanza_ids/2, own_id/2, with_ids/2, add_delay/3, forwarded/2, own_stanza/2]).
+-export([stanza_ids/2, own_id/2, with_ids/2, add_delay/3, forwarded/2, own_stanza/2, bounce/2]).
 
 -include("xmpp.hrl").
 -include("mod_amphora.hrl").
@@ -222,6 +222,14 @@ add_delay(#message{sub_els = Els} = Message, Host, Stamp) ->
             },
             Message#message{sub_els = Els ++ [Delay]}
     end.
+
+%% Answers a message with an error, and without what its sender wrote.
+-spec bounce(message(), stanza_error()) -> ok.
+bounce(#message{type = error}, _Error) ->
+    ok;
+bounce(Message, Error) ->
+    Bare = Message#message{body = [], subject = [], thread = undefined, sub_els = [], meta = #{}},
+    ejabberd_router:route(xmpp:make_error(Bare, Error)).
 
 forwarded(Stamp, El) ->
     #xmlel{
