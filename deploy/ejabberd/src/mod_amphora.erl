@@ -226,6 +226,8 @@ mod_opt_type(Name) when Name == disco_cache; Name == disco_retry ->
            (_) -> econf:fail({bad_int, 0, ?DAY})
         end
     );
+mod_opt_type(journal) ->
+    econf:bool();
 mod_opt_type(workers) ->
     econf:int(1, 128);
 mod_opt_type(Name) when
@@ -255,6 +257,7 @@ mod_options(_Host) ->
         {held_bytes, 64 * 1024 * 1024},
         {retrieve_timeout, 30},
         {spool_limit, 1024 * 1024 * 1024},
+        {journal, true},
         {edge_messages, 1000},
         {edge_bytes, 8 * 1024 * 1024},
         {disco_cache, ?DAY},
@@ -296,6 +299,11 @@ mod_doc() ->
             {held_bytes, doc("Bytes", "The same, by size.")},
             {retrieve_timeout, doc("Seconds", "For so long a user's request waits for the node.")},
             {spool_limit, doc("Bytes", "Size of the spool. What comes then is refused with an error.")},
+            {journal,
+                doc(
+                    "true | false",
+                    "What is held in memory is in the spool too, so that it outlives the server, however that ends."
+                )},
             {edge_messages, doc("Number", "Messages with rules on their way to other servers, waiting here.")},
             {edge_bytes, doc("Bytes", "The same, by size.")},
             {disco_cache, doc("Seconds", "How long it is remembered that a server supports rules. A day at most.")},
