@@ -28,7 +28,7 @@
 -export([start/2, stop/1, reload/3, depends/2, mod_opt_type/1, mod_options/1, mod_doc/0]).
 -export([ctx/1, opt/2, loaded/1, now_ms/0, new_key/2, new_ord/1, owner_of/2]).
 -export([worker/2, worker_at/2, edge/1, link_process/1]).
--export([config_reloaded/0, host_config_reloaded/1]).
+-export([config_reloaded/0, host_config_reloaded/1, stopping/0]).
 
 -include("logger.hrl").
 -include("xmpp.hrl").
@@ -104,7 +104,9 @@ global_hooks() ->
         {component_connected, mod_amphora_link, component_connected, 50},
         {component_disconnected, mod_amphora_link, component_disconnected, 50},
         {filter_packet, mod_amphora_queue, filter_packet, 10},
-        {config_reloaded, ?MODULE, config_reloaded, 90}
+        {config_reloaded, ?MODULE, config_reloaded, 90},
+        %% while sessions and connections to other servers are there
+        {ejabberd_stopping, ?MODULE, stopping, 50}
     ].
 
 %% ejabberd_hooks:add does nothing for a hook that is there, so several hosts may do this.
@@ -138,6 +140,10 @@ restore_mod_offline(Host) ->
 %% After modules were reloaded: mod_offline may have been started anew.
 config_reloaded() ->
     lists:foreach(fun host_config_reloaded/1, [H || H <- ejabberd_option:hosts(), loaded(H)]).
+
+%% What is on its way out goes back to its senders.
+stopping() ->
+    lists:foreach(fun mod_amphora_edge:stop_all/1, [H || H <- ejabberd_option:hosts(), loaded(H)]).
 
 host_config_reloaded(Host) ->
     set_aside_mod_offline(Host),
