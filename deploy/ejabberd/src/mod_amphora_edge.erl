@@ -139,8 +139,7 @@ pair_of(From, To) -> {jid:encode(jid:tolower(From)), jid:encode(jid:remove_resou
 leaving(Host, HasRules, Message, State) ->
     case ejabberd_hooks:run_fold(privacy_check_packet, Host, allow, [State, Message, out]) of
         deny when HasRules ->
-            bounce(Message, denied(State)),
-            {stop, {drop, State}};
+            {stop, {drop, ejabberd_c2s:send(State, mod_amphora_xml:error_message(Message, denied(State)))}};
         deny ->
             {Message, State};
         allow ->
@@ -482,10 +481,8 @@ bounce(#held{state = undefined, message = Message}, Error) ->
     bounce(as_written(Message), Error);
 bounce(#held{message = Message}, Error) ->
     bounce(Message, Error);
-bounce(#message{type = error}, _Error) ->
-    ok;
-bounce(#message{id = Id, type = Type, lang = Lang, from = From, to = To}, Error) ->
-    ejabberd_router:route(xmpp:make_error(#message{id = Id, type = Type, lang = Lang, from = From, to = To}, Error)).
+bounce(#message{} = Message, Error) ->
+    mod_amphora_xml:bounce(Message, Error).
 
 as_written(#message{sub_els = Els} = Message) ->
     try
@@ -503,7 +500,7 @@ links(Links, #state{held = All, links = Before} = State) ->
     Live = [{Component, Gen} || #link{id = {_, Component}, gen = Gen} <- Links],
     Lost = [Held || #held{link = Link} = Held <- maps:values(All), Link =/= undefined, not lists:member(Link, Live)],
     Freed = lists:foldl(fun(Held, Acc) ->
-                            update(Held#held{link = undefined, supports = unknown}, answered(Held, Acc))
+                            update(Held#held{link = undefined, supports = unknown, resume_at = undefined}, answered(Held, Acc))
                         end, State, Lost),
     LostAt = case {Links, Before} of
                  {[], [_ | _]} -> mod_amphora:now_ms();
@@ -512,8 +509,13 @@ links(Links, #state{held = All, links = Before} = State) ->
     Fresh = Freed#state{links = Links, lost_at = LostAt},
     case Links of
         [] -> Fresh;
-        _ -> lists:foldl(fun(#held{id = Id}, Acc) -> consult(Id, Acc) end, Fresh, in_order(Lost))
+        _ -> lists:foldl(fun(#held{id = Id}, Acc) -> consult(Id, Acc) end, Fresh, in_order(unasked(Fresh)))
     end.
+
+%% Those that go to a node when it is known again what their server supports.
+unasked(#state{held = All}) ->
+    [Held || #held{key = Key, link = undefined, supports = unknown, resume_at = undefined} = Held <- maps:values(All),
+             Key =/= undefined].
 
 in_order(Held) -> lists:keysort(#held.id, Held).
 
