@@ -325,6 +325,8 @@ async def test_an_answer_is_forgotten(workshop, pretender, clients):
         await b.inbox.reply(a.send_xml(message(bob, str(sent), payload=amp(QUIET))))
     # and not for every message
     assert sent > 3
+    if near.kind == "ejabberd":
+        return  # which refuses its settings file as a whole: test_ejabberd_settings
     await asyncio.to_thread(near.stop)
     near.options["amphora_disco_cache"] = 24 * 60 * 60 + 1
     await asyncio.to_thread(near.start)
