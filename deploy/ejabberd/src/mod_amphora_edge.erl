@@ -53,6 +53,7 @@
     asking = false :: boolean(),
     verdict :: undefined | deliver | discarded | unavailable,
     sends = [] :: [#xmlel{}],
+    decided_on :: {Component :: binary(), Gen :: integer()} | undefined, % the link of its verdict
     %% the link on which it was sent last
     link :: {Component :: binary(), Gen :: integer()} | undefined,
     sent_at = 0 :: integer(),
@@ -386,7 +387,8 @@ decided(<<"retry">>, _Element, #held{tries = Tries} = Held, State) ->
 decided(What, Element, #held{pair = Pair} = Held, State) when What =:= <<"deliver">>; What =:= <<"discarded">> ->
     Sends = mod_amphora_xml:children(<<"send">>, ?NS_INTERCEPT, Element),
     Verdict = case What of <<"deliver">> -> deliver; <<"discarded">> -> discarded end,
-    advance(Pair, update(Held#held{link = undefined, verdict = Verdict, sends = Sends}, State));
+    Decided = Held#held{link = undefined, decided_on = Held#held.link, verdict = Verdict, sends = Sends},
+    advance(Pair, update(Decided, State));
 decided(What, _Element, Held, State) ->
     ?LOG_WARNING("Amphora: verdict ~ts for ~ts on its way out has no meaning, it is left out", [What, Held#held.key]),
     State#state{outstanding = State#state.outstanding + 1}.
@@ -495,7 +497,7 @@ as_written(#message{sub_els = Els} = Message) ->
 
 %%% ------------------------------------------------------------------ links and time
 
-%% What was sent on a link that is no more counts as not sent.
+%% What was sent on a link that is no more counts as not sent, and what was decided there as undecided.
 links(Links, #state{held = All, links = Before} = State) ->
     Live = [{Component, Gen} || #link{id = {_, Component}, gen = Gen} <- Links],
     Lost = [Held || #held{link = Link} = Held <- maps:values(All), Link =/= undefined, not lists:member(Link, Live)],
@@ -512,10 +514,12 @@ links(Links, #state{held = All, links = Before} = State) ->
         _ -> lists:foldl(fun(#held{id = Id}, Acc) -> consult(Id, Acc) end, Fresh, in_order(unasked(Fresh)))
     end.
 
+is_lost(Link, Live) -> Link =/= undefined andalso not lists:member(Link, Live).
+
 %% Those that go to a node when it is known again what their server supports.
 unasked(#state{held = All}) ->
-    [Held || #held{key = Key, link = undefined, supports = unknown, resume_at = undefined} = Held <- maps:values(All),
-             Key =/= undefined].
+    [Held || #held{key = Key, link = undefined, verdict = undefined, supports = unknown, resume_at = undefined} = Held
+                 <- maps:values(All), Key =/= undefined].
 
 in_order(Held) -> lists:keysort(#held.id, Held).
 
