@@ -500,9 +500,11 @@ as_written(#message{sub_els = Els} = Message) ->
 %% What was sent on a link that is no more counts as not sent, and what was decided there as undecided.
 links(Links, #state{held = All, links = Before} = State) ->
     Live = [{Component, Gen} || #link{id = {_, Component}, gen = Gen} <- Links],
-    Lost = [Held || #held{link = Link} = Held <- maps:values(All), Link =/= undefined, not lists:member(Link, Live)],
+    Lost = [Held || Held <- maps:values(All), is_lost(Held#held.link, Live) orelse is_lost(Held#held.decided_on, Live)],
     Freed = lists:foldl(fun(Held, Acc) ->
-                            update(Held#held{link = undefined, supports = unknown, resume_at = undefined}, answered(Held, Acc))
+                            Undecided = Held#held{link = undefined, decided_on = undefined, verdict = undefined,
+                                                  sends = [], supports = unknown},
+                            update(Undecided, answered(Held, Acc))
                         end, State, Lost),
     LostAt = case {Links, Before} of
                  {[], [_ | _]} -> mod_amphora:now_ms();
