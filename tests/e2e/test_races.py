@@ -100,9 +100,10 @@ async def test_sockets_that_die(server, node, clients):
         await b.vanish()
         got += b.inbox.bodies()
     await task
-    await all_stored(senders[0], bob, "0 9999")
+    senders[0].send_text(bob, "0 9999")
+    await senders[0].ping()
     last = await clients.online(server, bob, "phone", raw=True, sm=True, acks=True)
-    everything = {f"{n} {i}" for n in range(SENDERS) for i in range(EACH)}
+    everything = {f"{n} {i}" for n in range(SENDERS) for i in range(EACH)} | {"0 9999"}
     await last.inbox.until(lambda box: everything <= {*got, *box.bodies()}, "all of them")
     found = in_order(unique([*got, *last.inbox.bodies()]))
     assert {s: sorted(n) for s, n in found.items()} == {
