@@ -26,7 +26,7 @@
 -behaviour(gen_mod).
 
 -export([start/2, stop/1, reload/3, depends/2, mod_opt_type/1, mod_options/1, mod_doc/0]).
--export([ctx/1, opt/2, loaded/1, now_ms/0, new_key/2, new_ord/1, owner_of/2]).
+-export([ctx/1, opt/2, loaded/1, now_ms/0, new_key/2, new_ord/1, ord_before/2, owner_of/2]).
 -export([worker/2, worker_at/2, edge/1, link_process/1]).
 -export([config_reloaded/0, host_config_reloaded/1]).
 
@@ -171,9 +171,14 @@ new_key(#{token := Token, counters := Counters}, Index) ->
     N = atomics:add_get(Counters, 1, 1),
     <<Token/binary, (hex2(Index))/binary, $-, (integer_to_binary(N))/binary>>.
 
-%% Place in the order of arrival.
+%% Place in the order of arrival. Between two of them is room for 2^32 messages that come back and are older
+%% than the second.
 -spec new_ord(map()) -> integer().
-new_ord(#{counters := Counters}) -> atomics:add_get(Counters, 2, 1).
+new_ord(#{counters := Counters}) -> atomics:add_get(Counters, 2, 1) bsl 32.
+
+%% The last place before a fresh one, for what came at `Came`: behind all that took such a place before.
+-spec ord_before(integer(), integer()) -> integer().
+ord_before(Fresh, Came) -> (((Fresh bsr 32) - 1) bsl 32) + ((Came bsr 32) band 16#FFFFFFFF).
 
 %% Whose name it is: {Token, Index}, or unknown for one of an earlier start or of a node's own.
 -spec owner_of(map(), binary()) -> {binary(), 0..253 | edge | retrieve} | unknown.

@@ -15,8 +15,8 @@
 %%% number that mod_stream_mgmt gave it. Without XEP-0198 a message is taken when the socket has it.
 %%%
 %%% Copies: a message, or carbon, that several sessions may get has a copy's name, {node, key}, and in the
-%%% table `copies` of that node {name, how many have it and may acknowledge it, 1 if one has, time}. It comes
-%%% back from a session only if no other has it or may still acknowledge it.
+%%% table `copies` of that node {name, how many have it and may acknowledge it, 1 if one has, time, how often it
+%%% was stored}. It comes back from a session only if no other has it or may still acknowledge it.
 -module(mod_amphora_gate).
 
 -export([hooks/1, adopt/1, let_go/1]).
@@ -188,7 +188,7 @@ local_sessions(Host) ->
 new_copy(#{counters := Counters, token := Token}) ->
     {node(), <<Token/binary, $c, (integer_to_binary(atomics:add_get(Counters, 8, 1)))/binary>>}.
 
-%% What a session did with a copy: have, ack, lose. After `lose`, whether it is to come back.
+%% What a session did with a copy: have, ack, lose, keep, keep_unless_elsewhere. Whether it is to come back.
 copy(#{host := Host}, {Node, _} = Id, What) when Node /= node() ->
     try
         erpc:call(Node, ?MODULE, copy, [mod_amphora:ctx(Host), Id, What], 2000)
@@ -200,7 +200,7 @@ copy(#{host := Host}, {_, Name}, What) ->
     #{copies := Copies} = mod_amphora:ctx(Host),
     case What of
         have ->
-            ets:update_counter(Copies, Name, {2, 1}, {Name, 0, 0, mod_amphora:now_ms()}),
+            ets:update_counter(Copies, Name, {2, 1}, {Name, 0, 0, mod_amphora:now_ms(), 0}),
             true;
         ack ->
             _ = update(Copies, Name, [{2, -1}, {3, 1, 1, 1}]),
@@ -211,23 +211,29 @@ copy(#{host := Host}, {_, Name}, What) ->
                 _ -> false
             end;
         keep ->
-            %% it goes to the storage from here: no other need bring it back
-            case update(Copies, Name, [{2, -1}, {3, 0}, {3, 1, 1, 1}]) of
-                [_, 0, _] -> true;
+            %% it goes to the storage from here, once: no other need bring it back
+            case update(Copies, Name, [{2, -1}, {3, 1, 1, 1}, {5, 1}]) of
+                [_, _, 1] -> true;
+                _ -> false
+            end;
+        keep_unless_elsewhere ->
+            %% what is stored goes to a session that is awake: not what another has already
+            case update(Copies, Name, [{2, -1}, {3, 0}]) of
+                [Count, 0] when Count =< 0 -> update(Copies, Name, [{3, 1, 1, 1}, {5, 1}]) == [1, 1];
                 _ -> false
             end
     end.
 
 update(Copies, Name, Operations) ->
-    ets:update_counter(Copies, Name, Operations, {Name, 1, 0, mod_amphora:now_ms()}).
+    ets:update_counter(Copies, Name, Operations, {Name, 1, 0, mod_amphora:now_ms(), 0}).
 
 %% Those that nobody has any more, when all have had the time to get theirs; and those that nobody will ever
 %% speak of.
 forget_copies(#{copies := Copies}) ->
     Now = mod_amphora:now_ms(),
     ets:select_delete(Copies, [
-        {{'_', '$1', '_', '$2'}, [{'=<', '$1', 0}, {'<', '$2', Now - ?COPY_MS}], [true]},
-        {{'_', '_', '_', '$2'}, [{'<', '$2', Now - ?COPY_LAST_MS}], [true]}
+        {{'_', '$1', '_', '$2', '_'}, [{'=<', '$1', 0}, {'<', '$2', Now - ?COPY_MS}], [true]},
+        {{'_', '_', '_', '$2', '_'}, [{'<', '$2', Now - ?COPY_LAST_MS}], [true]}
     ]).
 
 copy_of(#message{meta = #{amphora_copy := Id}}) ->
@@ -501,16 +507,16 @@ add_waiting(Message, Bytes, #{amphora := #g{} = G} = State) ->
 %% All in it is intercepted, in order. What several gates hold is stored once.
 empty_gate(#{amphora := #g{waiting = Waiting, parked = Parked} = G} = State) ->
     Ctx = ctx(State),
+    Parked andalso hear_others(State),
     lists:foreach(
         fun({Message, _, Stamp}) ->
             case copy_of(Message) of
                 none ->
                     comes_back(State, Message, Stamp, G#g.jid);
                 Id ->
-                    %% what is stored goes to a session that is awake: not what that one has already
                     Op =
                         case Parked of
-                            true -> lose;
+                            true -> keep_unless_elsewhere;
                             false -> keep
                         end,
                     case copy(Ctx, Id, Op) of
@@ -526,6 +532,18 @@ empty_gate(#{amphora := #g{waiting = Waiting, parked = Parked} = G} = State) ->
         true -> close_gate(State1);
         false -> State1
     end.
+
+%% Waits until the other sessions have noted what they have by now.
+hear_others(State) ->
+    [
+        try
+            ejabberd_c2s:call(Pid, amphora_hear, 2000)
+        catch
+            _:_ -> ok
+        end
+     || {_, _, Pid, false} <- others(State)
+    ],
+    ok.
 
 %%% ------------------------------------------------------------------ writing
 
@@ -1004,7 +1022,9 @@ c2s_handle_call(#{amphora := #g{parked = false} = G, mgmt_state := pending} = St
         end,
     ejabberd_c2s:reply(From, ok),
     {stop, State1};
-c2s_handle_call(State, Call, From) when Call == amphora_let_go; Call == amphora_other_awake ->
+c2s_handle_call(State, Call, From) when
+    Call == amphora_let_go; Call == amphora_other_awake; Call == amphora_hear
+->
     ejabberd_c2s:reply(From, ok),
     {stop, State};
 c2s_handle_call(State, _Request, _From) ->

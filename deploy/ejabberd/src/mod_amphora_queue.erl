@@ -633,20 +633,16 @@ free_ord(#h{stage = undelivered, ord = Ord, loaded = false}, #pair{rules = Rules
         [gb_sets:smallest(Rules) || not gb_sets:is_empty(Rules)] ++
             [F#f.ord || {value, F} <- [queue:peek(Followers)]],
     case Limits of
-        [] -> Ord;
-        _ -> unused(lists:min(Limits), 0.5, Q)
+        [] -> free(Ord, Q);
+        _ -> free(mod_amphora:ord_before(lists:min(Limits), Ord), Q)
     end;
 free_ord(#h{ord = Ord}, #pair{q = Q}) ->
-    case gb_trees:is_defined(Ord, Q) of
-        true -> unused(Ord + 1, 0.5, Q);
-        false -> Ord
-    end.
+    free(Ord, Q).
 
-%% A number below `Limit`, above all in use below it.
-unused(Limit, Step, Q) ->
-    case [O || O <- gb_trees:keys(Q), O < Limit, O >= Limit - Step] of
-        [] -> Limit - Step;
-        _ -> unused(Limit, Step / 2, Q)
+free(Ord, Q) ->
+    case gb_trees:is_defined(Ord, Q) of
+        true -> free(Ord + 1, Q);
+        false -> Ord
     end.
 
 %% The list of what was sent to the user's storage and is undecided. What the spool held comes before

@@ -7,5 +7,5 @@ start_link(Host) ->
     Ctx = mod_amphora:ctx(Host),
     mod_amphora_import:run(Host),
     mod_amphora_forward:start(Host),
-    atomics:put(map_get(counters, Ctx), 2, trunc(mod_amphora_spool:max_ord(Host)) + 1),
+    atomics:put(map_get(counters, Ctx), 2, (trunc(mod_amphora_spool:max_ord(Host)) bsr 32) + 1),
     ignore.
