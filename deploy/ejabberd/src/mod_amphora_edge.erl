@@ -135,12 +135,23 @@ follows(Host, #message{from = From, to = To}) ->
 
 pair_of(From, To) -> {jid:encode(jid:tolower(From)), jid:encode(jid:remove_resource(jid:tolower(To)))}.
 
-%% What privacy and block lists refuse does not leave: the server says so behind this hook.
+%% What privacy and block lists refuse does not leave, and leaves no trace.
 leaving(Host, HasRules, Message, State) ->
     case ejabberd_hooks:run_fold(privacy_check_packet, Host, allow, [State, Message, out]) of
-        deny -> {Message, State};
-        allow -> ask(Host, HasRules, Message, State)
+        deny when HasRules ->
+            bounce(Message, denied(State)),
+            {stop, {drop, State}};
+        deny ->
+            {Message, State};
+        allow ->
+            ask(Host, HasRules, Message, State)
     end.
+
+%% As the server says it.
+denied(State) ->
+    xmpp:err_not_acceptable(
+        <<"Your active privacy list has denied the routing of this stanza.">>, maps:get(lang, State, <<"en">>)
+    ).
 
 ask(Host, HasRules, Message, State) ->
     try gen_server:call(mod_amphora:edge(Host), {send, HasRules, Message, snapshot(State)}, ?CALL) of
@@ -455,9 +466,7 @@ go_on(#held{state = #{lserver := Host} = Session, message = Message, key = Key})
         {Packet, _} ->
             case ejabberd_hooks:run_fold(privacy_check_packet, Host, allow, [Session, Packet, out]) of
                 deny ->
-                    ejabberd_router:route_error(Packet, xmpp:err_not_acceptable(
-                        <<"Your active privacy list has denied the routing of this stanza.">>,
-                        maps:get(lang, Session, <<"en">>)));
+                    bounce(Packet, denied(Session));
                 allow ->
                     ejabberd_router:route(xmpp:del_meta(Packet, amphora_edge))
             end
