@@ -330,6 +330,13 @@ class Ejabberd:
             # kill -9 is to find them on the disk
             self.erl(",".join([*calls, "ok = dets:sync(passwd)", "ok = dets:sync(roster)"]))
 
+    def gate(self, session):
+        """A question to ask when that session has become available: does anything live reach it?"""
+        user, _, resource = session.partition("@")[0], *session.partition("/")[1:]
+        pid = f"ejabberd_sm:get_session_pid({erlang(user)},{erlang(self.host)},{erlang(resource)})"
+        ctx = f"mod_amphora:ctx({erlang(self.host)})"
+        return lambda: self.erl(f"mod_amphora_gate:is_open({ctx},{pid})") == "true"
+
     def spool_files(self):
         """The files of the interceptor's spool."""
         return self.dir.rglob("amphora_spool*")
