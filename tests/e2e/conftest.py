@@ -67,12 +67,32 @@ def workshop(tmp_path_factory, request):
         yield Workshop(request.param, tmp_path_factory, request.module.__name__, stack)
 
 
+@pytest.fixture(autouse=True)
+def sweep(request):
+    """Ends what was made for one test alone. What its module shares was made before."""
+    if "workshop" not in request.fixturenames:
+        yield
+        return
+    with request.getfixturevalue("workshop").one_test():
+        yield
+
+
 class Workshop:
     """Where servers and nodes come from. `kind` is the kind of server."""
 
     def __init__(self, kind, folders, name, stack):
         self.kind = kind
         self._folders, self._name, self._stack = folders, name, stack
+
+    @contextlib.contextmanager
+    def one_test(self):
+        """What is made meanwhile ends with it."""
+        with contextlib.ExitStack() as own:
+            shared, self._stack = self._stack, own
+            try:
+                yield
+            finally:
+                self._stack = shared
 
     def folder(self, kind):
         """A new folder."""

@@ -12,8 +12,10 @@ pytestmark = pytest.mark.only("ejabberd", "it is about ejabberd's settings")
 
 def warnings(server):
     """What the interceptor warned about."""
+    server.erl('logger:warning("all is written")')
+    wait_for(lambda: "all is written" in server.log, "the log to be written")
     lines = [line for line in server.log.splitlines() if "[warning]" in line]
-    return [line for line in lines if "mod_amphora" in line]
+    return [line for line in lines if "mod_amphora of" in line]
 
 
 @pytest.mark.parametrize(

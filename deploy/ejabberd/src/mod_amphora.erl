@@ -28,7 +28,7 @@
 -export([start/2, stop/1, reload/3, depends/2, mod_opt_type/1, mod_options/1, mod_doc/0]).
 -export([ctx/1, opt/2, loaded/1, now_ms/0, new_key/2, new_ord/1, ord_before/2, owner_of/2]).
 -export([worker/2, worker_at/2, edge/1, link_process/1]).
--export([config_reloaded/0, host_config_reloaded/1]).
+-export([config_reloaded/0, host_config_reloaded/1, stopping/0]).
 
 -include("logger.hrl").
 -include("xmpp.hrl").
@@ -104,7 +104,9 @@ global_hooks() ->
         {component_connected, mod_amphora_link, component_connected, 50},
         {component_disconnected, mod_amphora_link, component_disconnected, 50},
         {filter_packet, mod_amphora_queue, filter_packet, 10},
-        {config_reloaded, ?MODULE, config_reloaded, 90}
+        {config_reloaded, ?MODULE, config_reloaded, 90},
+        %% while sessions and connections to other servers are there
+        {ejabberd_stopping, ?MODULE, stopping, 50}
     ].
 
 %% ejabberd_hooks:add does nothing for a hook that is there, so several hosts may do this.
@@ -138,6 +140,10 @@ restore_mod_offline(Host) ->
 %% After modules were reloaded: mod_offline may have been started anew.
 config_reloaded() ->
     lists:foreach(fun host_config_reloaded/1, [H || H <- ejabberd_option:hosts(), loaded(H)]).
+
+%% What is on its way out goes back to its senders.
+stopping() ->
+    lists:foreach(fun mod_amphora_edge:stop_all/1, [H || H <- ejabberd_option:hosts(), loaded(H)]).
 
 host_config_reloaded(Host) ->
     set_aside_mod_offline(Host),
@@ -231,6 +237,8 @@ mod_opt_type(Name) when Name == disco_cache; Name == disco_retry ->
            (_) -> econf:fail({bad_int, 0, ?DAY})
         end
     );
+mod_opt_type(journal) ->
+    econf:bool();
 mod_opt_type(workers) ->
     econf:int(1, 128);
 mod_opt_type(Name) when
@@ -260,6 +268,7 @@ mod_options(_Host) ->
         {held_bytes, 64 * 1024 * 1024},
         {retrieve_timeout, 30},
         {spool_limit, 1024 * 1024 * 1024},
+        {journal, true},
         {edge_messages, 1000},
         {edge_bytes, 8 * 1024 * 1024},
         {disco_cache, ?DAY},
@@ -301,6 +310,11 @@ mod_doc() ->
             {held_bytes, doc("Bytes", "The same, by size.")},
             {retrieve_timeout, doc("Seconds", "For so long a user's request waits for the node.")},
             {spool_limit, doc("Bytes", "Size of the spool. What comes then is refused with an error.")},
+            {journal,
+                doc(
+                    "true | false",
+                    "What is held in memory is in the spool too, so that it outlives the server, however that ends."
+                )},
             {edge_messages, doc("Number", "Messages with rules on their way to other servers, waiting here.")},
             {edge_bytes, doc("Bytes", "The same, by size.")},
             {disco_cache, doc("Seconds", "How long it is remembered that a server supports rules. A day at most.")},

@@ -7,7 +7,7 @@
 -behaviour(gen_server).
 
 -export([start_link/1, hooks/1, start/1, stop/1, send/4, accounts/3, answer/2, ask/4]).
--export([is_key/1, settled/3, dropped/2, links/2]).
+-export([is_key/1, settled/3, routed/3, returned/2, dropped/2, links/2]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 -include_lib("kernel/include/logger.hrl").
@@ -25,6 +25,9 @@
     host :: binary(),
     %% the newest request for each key, and the link that it came from
     waiting = #{} :: #{binary() => {iq(), {binary(), integer()}}},
+    %% those that were routed to sessions: how many have not said where it is, how many have it in their
+    %% gate, and since when
+    gates = #{} :: #{binary() => {non_neg_integer(), non_neg_integer(), integer()}},
     outcomes = #{} :: #{binary() => binary()},
     order = queue:new() :: queue:queue({binary(), integer()}), % keys of those, and when they became known
     %% none, who waits while the accounts are listed, or their names and when they were asked for
@@ -77,6 +80,17 @@ is_key(_) -> false.
 -spec settled(binary(), binary(), binary()) -> ok.
 settled(Host, Key, Outcome) -> gen_server:cast(name(Host), {settled, Key, Outcome}).
 
+%% It was routed to these sessions: each says whether it has written it, or whether it waits in its gate.
+-spec routed(binary(), binary(), [pid()]) -> ok.
+routed(Host, Key, Sessions) ->
+    Process = whereis(name(Host)),
+    gen_server:cast(Process, {routed, Key, length(Sessions)}),
+    lists:foreach(fun(Session) -> Session ! {amphora_gate, {where, Key, Process}} end, Sessions).
+
+%% It came back from a session, and is held again.
+-spec returned(binary(), binary()) -> ok.
+returned(Host, Key) -> gen_server:cast(name(Host), {returned, Key}).
+
 %% It is held no more, and nothing became of it: whoever asked may ask again.
 -spec dropped(binary(), binary()) -> ok.
 dropped(Host, Key) -> gen_server:cast(name(Host), {dropped, Key}).
@@ -109,6 +123,10 @@ handle_cast({send, IQ, Element, Link}, #state{host = Host} = State) ->
     end;
 handle_cast({settled, Key, Outcome}, State) ->
     {noreply, settle(Key, Outcome, State)};
+handle_cast({routed, Key, Count}, State) ->
+    {noreply, sent_to(Key, Count, State)};
+handle_cast({returned, Key}, #state{gates = Gates} = State) ->
+    {noreply, State#state{gates = maps:remove(Key, Gates)}};
 handle_cast({dropped, Key}, #state{waiting = Waiting} = State) ->
     case maps:take(Key, Waiting) of
         {{IQ, _}, Rest} ->
@@ -129,6 +147,8 @@ handle_cast(_Other, State) ->
 handle_info({iq_reply, Answer, {ask, From}}, State) ->
     gen_server:reply(From, read_answer(Answer)),
     {noreply, State};
+handle_info({amphora_where, Key, Where}, State) ->
+    {noreply, where(Key, Where, State)};
 handle_info({listed, Ref, Names}, #state{listing = {loading, {Ref, Down}, Waiting}} = State) ->
     erlang:demonitor(Down, [flush]),
     Listed = State#state{listing = {Names, mod_amphora:now_ms()}},
@@ -141,7 +161,7 @@ handle_info({'DOWN', Ref, process, _, Reason}, #state{listing = {loading, {_, Re
     {noreply, State#state{listing = none}};
 handle_info(sweep, State) ->
     erlang:send_after(?SWEEP, self(), sweep),
-    {noreply, forget_listing(forget_old(State))};
+    {noreply, forget_listing(forget_gates(forget_old(State)))};
 handle_info(_Other, State) ->
     {noreply, State}.
 
@@ -155,8 +175,23 @@ terminate(_Reason, State) ->
 %% What the queue said by now.
 drain(State) ->
     receive
-        {'$gen_cast', {settled, Key, Outcome}} -> drain(settle(Key, Outcome, State))
+        {'$gen_cast', {settled, Key, Outcome}} -> drain(settle(Key, Outcome, State));
+        {'$gen_cast', {routed, Key, Count}} -> drain(sent_to(Key, Count, State));
+        {amphora_where, Key, Where} -> drain(where(Key, Where, State))
     after 0 -> State
+    end.
+
+sent_to(Key, Count, #state{gates = Gates} = State) ->
+    State#state{gates = Gates#{Key => {Count, 0, mod_amphora:now_ms()}}}.
+
+%% It is delivered when one of its sessions has written it, and discarded if it is with none of them.
+where(Key, Where, #state{gates = Gates} = State) ->
+    case {Where, Gates} of
+        {written, #{Key := _}} -> settle(Key, <<"delivered">>, State);
+        {nowhere, #{Key := {1, 0, _}}} -> settle(Key, <<"discarded">>, State);
+        {nowhere, #{Key := {N, Waiting, At}}} -> State#state{gates = Gates#{Key := {N - 1, Waiting, At}}};
+        {waiting, #{Key := {N, Waiting, At}}} -> State#state{gates = Gates#{Key := {N - 1, Waiting + 1, At}}};
+        _ -> State
     end.
 
 put_off(IQ, Text) -> refuse(IQ, xmpp:err_resource_constraint(Text, <<"en">>)).
@@ -170,8 +205,13 @@ take(IQ, Element, Message, Link, #state{host = Host} = State) ->
     case flaw(Key, Message, Host) of
         none ->
             case State#state.outcomes of
-                #{Key := Outcome} -> answer_send(IQ, Outcome), State;
-                _ -> hold(Key, Message, mod_amphora_xml:attr(<<"again">>, Element) =:= <<"true">>,
+                #{Key := Outcome} ->
+                    answer_send(IQ, Outcome),
+                    State;
+                _ when is_map_key(Key, State#state.gates) ->
+                    State#state{waiting = (State#state.waiting)#{Key => {IQ, Link}}};
+                _ ->
+                    hold(Key, Message, mod_amphora_xml:attr(<<"again">>, Element) =:= <<"true">>,
                           State#state{waiting = (State#state.waiting)#{Key => {IQ, Link}}})
             end;
         Text ->
@@ -206,7 +246,7 @@ hold(Key, #message{to = To} = Message, Again, #state{host = Host} = State) ->
         false ->
             #state{waiting = Waiting} = Told = drain(State),
             case Waiting of
-                #{Key := {IQ, _}} ->
+                #{Key := {IQ, _}} when not is_map_key(Key, Told#state.gates) ->
                     case mod_amphora_queue:hold_own(Host, Bare, Message, Key, Again) of
                         ok -> Told;
                         {error, Error} -> refuse(IQ, Error), Told#state{waiting = maps:remove(Key, Waiting)}
@@ -216,8 +256,9 @@ hold(Key, #message{to = To} = Message, Again, #state{host = Host} = State) ->
             end
     end.
 
-settle(Key, Outcome, #state{waiting = Waiting} = State) ->
-    Remembered = remember(Key, Outcome, os:system_time(millisecond), State),
+settle(Key, Outcome, #state{waiting = Waiting, gates = Gates} = State) ->
+    Settled = State#state{gates = maps:remove(Key, Gates)},
+    Remembered = remember(Key, Outcome, os:system_time(millisecond), Settled),
     case maps:take(Key, Waiting) of
         {{IQ, _}, Rest} ->
             answer_send(IQ, Outcome),
@@ -255,6 +296,11 @@ forget_old(#state{host = Host, order = Order} = State) ->
         empty ->
             State
     end.
+
+%% Of a session that went without a word.
+forget_gates(#state{host = Host, gates = Gates} = State) ->
+    Oldest = mod_amphora:now_ms() - mod_amphora:opt(Host, memory_of_keys),
+    State#state{gates = maps:filter(fun(_, {_, _, At}) -> At > Oldest end, Gates)}.
 
 path(Host) -> filename:join([mnesia:system_info(directory), "amphora", Host, "outcomes.term"]).
 

@@ -49,7 +49,7 @@ path(Host) -> filename:join([mnesia:system_info(directory), "amphora", Host, "fo
 
 save(Host, Entries) ->
     Path = path(Host),
-    New = [Path, ".new"],
+    New = iolist_to_binary([Path, ".new"]),
     ok = filelib:ensure_dir(Path),
     case file:write_file(New, io_lib:format("%% What ~ts sends on, as a node said last.~n~p.~n", [Host, Entries])) of
         ok -> file:rename(New, Path);
@@ -73,8 +73,8 @@ take(Host, {Users, Gateway} = Entries) ->
             ?LOG_ERROR("Amphora: what ~ts sends on can't be kept over a restart: ~ts: ~ts",
                        [Host, path(Host), file:format_error(Reason)])
     end,
-    ?LOG_INFO("Amphora: ~ts sends on messages for ~b users, and for all others ~ts",
-              [Host, map_size(Users), case Gateway of none -> <<"none">>; _ -> [<<"to ">>, Gateway] end]).
+    ?LOG_INFO("Amphora: ~ts: Messages for ~b users are sent on, for all others ~ts",
+              [Host, map_size(Users), case Gateway of none -> <<"not">>; _ -> [<<"to ">>, Gateway] end]).
 
 add_entry(Host, #xmlel{name = Name} = El, {Users, Gateway}) when Name =:= <<"forward">>; Name =:= <<"gateway">> ->
     case {Name, address(<<"from">>, El), address(<<"to">>, El)} of
@@ -163,7 +163,7 @@ is_ofrom(#xmlel{name = <<"address">>} = El) -> mod_amphora_xml:attr(<<"type">>, 
 is_ofrom(_) -> false.
 
 -spec redirect(binary(), binary(), message()) -> boolean().
-redirect(Host, Bare, Message) -> redirect(Host, Bare, Message, xmpp:get_meta(Message, amphora_silent, false)).
+redirect(Host, Bare, Message) -> redirect(Host, Bare, Message, false).
 
 %% Sends a message on, if it is to be: true if it was, or if its sender got an error for it. Called
 %% in place of its delivery, behind the block list. `Silent`: nothing goes back to its sender.

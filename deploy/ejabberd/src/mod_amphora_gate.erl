@@ -78,6 +78,9 @@
     answer_at = 0,
     fetches = false,
     parked = false,
+    %% key of the settled send that was written last; of those that wait here, who wants to know
+    settled_key,
+    settling = #{},
     %% something was given back to the worker since it was last asked whether all is decided
     gave = false,
     %% the process that this one has replaced, while it is there; the gate is told to open
@@ -145,7 +148,8 @@ seat_of(Seats, Pid) when node(Pid) == node() -> [{Id, Gate} || {_, Id, Gate} <- 
 seat_of(_Seats, _Pid) -> [{undefined, open}].
 
 %% Writes stanzas to a session, behind what is to be written already. Each is {Stanza, Pid, Ref}: the process
-%% gets {amphora_shown, Ref} when the client has acknowledged it, or without XEP-0198 when it is on the wire.
+%% gets {amphora_written, Ref} when it is written, and {amphora_shown, Ref} when the client has acknowledged
+%% it, or without XEP-0198 when it is on the wire.
 -spec write(pid(), [{stanza(), pid(), term()}]) -> ok.
 write(Pid, Entries) ->
     Pid ! {amphora_gate, {own, Entries}},
@@ -616,6 +620,7 @@ write_one(State, {item, Id, Message}) ->
 write_one(State, {live, Message, Stamp}) ->
     ejabberd_c2s:send(State, xmpp:put_meta(Message, amphora_written, {waited, Stamp}));
 write_one(State, {own, {Stanza, Pid, Ref}}) ->
+    Pid ! {amphora_written, Ref},
     ejabberd_c2s:send(State, xmpp:put_meta(Stanza, amphora_written, {own, {Pid, Ref}})).
 
 %% After mod_stream_mgmt has numbered it.
@@ -634,7 +639,8 @@ c2s_handle_send(#{amphora := #g{}} = State, Packet, Result) when
 c2s_handle_send(State, _Packet, _Result) ->
     State.
 
-was_sent(#{amphora := #g{track = Track, in_flight = InFlight} = G} = State, Packet, What, Result) ->
+was_sent(State0, Packet, What, Result) ->
+    #{amphora := #g{track = Track, in_flight = InFlight} = G} = State = let_out(State0, Packet),
     case has_sm(State) of
         true ->
             case is_tracked(What, Packet) of
@@ -650,6 +656,30 @@ was_sent(#{amphora := #g{track = Track, in_flight = InFlight} = G} = State, Pack
             acknowledge(State, is_tracked(What, Packet));
         false ->
             never_sent(State, Packet, What)
+    end.
+
+%% A settled send left the gate.
+let_out(#{amphora := #g{settling = Settling} = G} = State, #message{meta = #{amphora := #{key := Key}}}) ->
+    case mod_amphora_broadcast:is_key(Key) andalso maps:take(Key, Settling) of
+        false ->
+            State;
+        {Who, Rest} ->
+            Who ! {amphora_where, Key, written},
+            put_g(State, G#g{settling = Rest});
+        error ->
+            put_g(State, G#g{settled_key = Key})
+    end;
+let_out(State, _Packet) ->
+    State.
+
+%% Where is the settled send that was routed to this session just before it was asked?
+where(Key, #g{settled_key = Key}) ->
+    written;
+where(Key, #g{waiting = Waiting, out = Out}) ->
+    Messages = [M || {M, _, _} <- queue:to_list(Waiting)] ++ [M || {live, M, _} <- queue:to_list(Out)],
+    case [M || #message{meta = #{amphora := #{key := K}}} = M <- Messages, K == Key] of
+        [] -> nowhere;
+        _ -> waiting
     end.
 
 %% What is to be known of its acknowledgement: {item, Id}, {own, Who}, {waited, Copy}, {copy, Copy}.
@@ -1001,6 +1031,13 @@ on_info({write, Message, Worker}, State) ->
     #{key := Key} = xmpp:get_meta(Message, amphora),
     Worker ! {amphora_written, Key},
     ejabberd_c2s:send(State, Message);
+on_info({where, Key, Who}, #{amphora := #g{settling = Settling} = G} = State) ->
+    Where = where(Key, G),
+    Who ! {amphora_where, Key, Where},
+    case Where of
+        waiting -> put_g(State, G#g{settling = maps:put(Key, Who, Settling)});
+        _ -> State
+    end;
 on_info({own, Entries}, #{amphora := #g{out = Out} = G} = State) ->
     write_on(put_g(State, G#g{out = lists:foldl(fun(E, Q) -> queue:in({own, E}, Q) end, Out, Entries)}));
 on_info(fetches, #{amphora := #g{} = G, jid := JID} = State) ->
@@ -1149,6 +1186,9 @@ drain_writes(State) ->
             #{key := Key, stamp := Stamp} = xmpp:get_meta(Message, amphora),
             Worker ! {amphora_written, Key},
             lost(State, Message, Stamp),
+            drain_writes(State);
+        {amphora_gate, {where, Key, Who}} ->
+            Who ! {amphora_where, Key, nowhere},
             drain_writes(State)
     after 0 -> ok
     end.

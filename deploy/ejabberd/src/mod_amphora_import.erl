@@ -84,9 +84,9 @@ copy(User, Mod, Host, Ord) ->
 
 count(User, Mod, Host) -> length(Mod:read_message_headers(User, Host)).
 
-append(#{key := Key} = Record, Ord, Host, Bare) ->
-    {ok, _} = mod_amphora_spool:append(Host, Bare, Record#{ord => Ord + 1}),
-    mod_amphora_spool:release(Host, Bare, Key),
+append(Record, Ord, Host, Bare) ->
+    {ok, Handle} = mod_amphora_spool:append(Host, Bare, Record#{ord => Ord + 1}),
+    ok = mod_amphora_spool:release(Host, Bare, Handle),
     Ord + 1.
 
 %% What is there for the user, in order, without what has expired (XEP-0023): mod_offline does not

@@ -115,8 +115,9 @@ held_of(Ctx, Bare, Key, #message{to = To, from = From}, El, Stage, H) ->
             end
     }.
 
-%% Into the tables, then to the worker. Waits for it when too much is held.
-hold(#{held := Held, counters := Counters, opts := Opts} = Ctx, Index, Worker, H, El) ->
+%% Into the journal and the tables, then to the worker. Waits for it when too much is held.
+hold(#{held := Held, counters := Counters, opts := Opts} = Ctx, Index, Worker, H0, El) ->
+    H = journal(Ctx, H0, El),
     count_pair(Ctx, H, 1),
     ets:insert(Held, {H#h.key, Index, H, El}),
     Count = atomics:add_get(Counters, 3, 1),
@@ -126,6 +127,26 @@ hold(#{held := Held, counters := Counters, opts := Opts} = Ctx, Index, Worker, H
         true -> wait_for(Worker);
         false -> ok
     end.
+
+%% So that it outlives the server, however that ends. It stays in memory. A settled send is not kept at
+%% rules: who asked for it asks again.
+journal(_Ctx, #h{stage = rules, settle = true} = H, _El) ->
+    H;
+journal(#{host := Host, opts := #{journal := true} = Opts}, #h{bare = Bare, spooled = undefined} = H, El) ->
+    Limit = map_get(spool_limit, Opts),
+    case mod_amphora_spool:status(Host) of
+        #{failing := false, size := Size} when Size < Limit ->
+            try mod_amphora_spool:append(Host, Bare, record_of(H, El)) of
+                {ok, Handle} -> H#h{spooled = Handle};
+                {error, _} -> H
+            catch
+                exit:_ -> H
+            end;
+        _ ->
+            H
+    end;
+journal(_Ctx, H, _El) ->
+    H.
 
 wait_for(Worker) ->
     case whereis(Worker) of
@@ -315,6 +336,9 @@ is_silent(_Ctx, _H) ->
 %% sender wrote.
 filter_packet(#message{type = error, meta = #{amphora := #{silent := true}}}) ->
     drop;
+%% of one that was sent on in silence
+filter_packet(#message{type = error, meta = #{amphora_silent := true}}) ->
+    drop;
 filter_packet(#message{type = error, meta = #{amphora := #{key := _}}, sub_els = Els} = Message) ->
     Message#message{body = [], subject = [], thread = undefined, sub_els = [E || #stanza_error{} = E <- Els]};
 filter_packet(Packet) ->
@@ -352,7 +376,7 @@ hold_own(Host, Bare, Message, Key, Again) ->
 -spec holds(binary(), binary(), binary()) -> boolean().
 holds(Host, Bare, Key) ->
     ets:member(map_get(held, mod_amphora:ctx(Host)), Key) orelse
-        (mod_amphora_spool:pending(Host, Bare) andalso maps:is_key(Key, mod_amphora_spool:keys(Host, Bare))).
+        (mod_amphora_spool:pending(Host, Bare) andalso mod_amphora_spool:known(Host, Key)).
 
 %% A message that a session did not acknowledge, or that waited in its gate. `What`: key (if it was
 %% intercepted before), stamp, archived, session (its full JID, if that is still there).
@@ -366,12 +390,14 @@ undelivered(#{host := Host, held := Held, foreign := Foreign} = Ctx, #message{to
             Bare = mod_amphora_facts:bare(To#jid.luser, Host),
             {_, Worker} = mod_amphora:worker(Ctx, Bare),
             [ets:insert(Foreign, {Key, Worker}) || Key /= undefined, is_foreign(Ctx, Key, Bare)],
+            Settle = Key /= undefined andalso mod_amphora_broadcast:is_key(Key),
+            _ = Settle andalso mod_amphora_broadcast:returned(Host, Key),
             for_storage(Ctx, Message#message{to = maps:get(session, What, To)}, maps:get(archived, What, false), #h{
                 key = Key,
                 stage = undelivered,
                 again = true,
                 stamp = maps:get(stamp, What, undefined),
-                settle = Key /= undefined andalso mod_amphora_broadcast:is_key(Key)
+                settle = Settle
             }),
             ok
     end.
@@ -767,12 +793,23 @@ take_in(W, H) ->
             W1;
         _ ->
             {W2, H1} = insert(W1, H),
+            keep_place(W2, H, H1),
             {W3, H2} = enter_storage(W2, H1),
             admit(W3, H2)
     end.
 
+%% It got another place in its pair than the one under which it is in the journal.
+keep_place(#w{host = Host} = W, #h{ord = Came}, #h{ord = Ord, bare = Bare, spooled = Handle} = H) when
+    Ord /= Came, Handle /= undefined
+->
+    mod_amphora_spool:replace(Host, Bare, Handle, record_of(H, element_of(W, H)));
+keep_place(_W, _Came, _H) ->
+    ok.
+
 %% It was never in a list of ours.
-not_held(#w{ctx = #{held := Held, counters := Counters, foreign := Foreign} = Ctx}, #h{key = Key, bytes = Bytes} = H) ->
+not_held(#w{ctx = #{held := Held, counters := Counters, foreign := Foreign} = Ctx} = W, H) ->
+    #h{key = Key, bytes = Bytes} = H,
+    unspool(W, H),
     ets:delete(Held, Key),
     ets:delete(Foreign, Key),
     atomics:sub(Counters, 3, 1),
@@ -798,11 +835,11 @@ make_room(W) ->
 
 %% A message that waits at its stage goes to the link, or behind what the spool has for the user. It stays
 %% in memory before others of its pair that are there.
-admit(#w{host = Host} = W, #h{stage = Stage, spooled = Spooled, bare = Bare, from = From, ord = Ord} = H) ->
+admit(#w{host = Host} = W, #h{stage = Stage, loaded = Loaded, bare = Bare, from = From, ord = Ord} = H) ->
     Pair = pair(W, Bare, From),
     IsLast = not gb_trees:is_empty(Pair#pair.q) andalso element(1, gb_trees:largest(Pair#pair.q)) == Ord,
     Spool =
-        Stage /= rules andalso Spooled == undefined andalso
+        Stage /= rules andalso not Loaded andalso
             not is_behind_rules(Pair, Ord) andalso
             (mod_amphora_spool:pending(Host, Bare, Ord) orelse
                 (IsLast andalso (straight_to_spool(W) orelse memory_short(W)))),
@@ -815,7 +852,7 @@ is_behind_rules(#pair{rules = Rules}, Ord) -> not gb_sets:is_empty(Rules) andals
 
 %%% ------------------------------------------------------------------ the spool
 
-record_of(W, H) ->
+record_of(#h{} = H, El) ->
     #{
         key => H#h.key,
         stage => H#h.stage,
@@ -824,28 +861,34 @@ record_of(W, H) ->
         archived => H#h.archived,
         from => H#h.from,
         addressed => jid:encode(H#h.to),
-        el => element_of(W, H)
+        el => El
     }.
 
 %% Moves a message of a pair to the spool. error if it can't be written: then it stays.
-to_spool(#w{host = Host} = W, #h{bare = Bare, spooled = Spooled} = H) ->
-    Written =
-        case Spooled of
-            undefined -> mod_amphora_spool:append(Host, Bare, record_of(W, H));
-            Handle -> {ok, Handle}
-        end,
-    case Written of
-        {ok, Handle1} ->
-            mod_amphora_spool:release(Host, Bare, Handle1),
+to_spool(W, #h{bare = Bare} = H) ->
+    case is_released(W, H) of
+        true ->
             W1 = leave(W, H),
             {ok,
                 case W1#w.links of
                     [] -> W1;
                     _ -> drain(W1, Bare)
                 end};
-        {error, _} ->
+        false ->
             error
     end.
+
+is_released(#w{host = Host} = W, #h{bare = Bare, spooled = undefined} = H) ->
+    case mod_amphora_spool:append(Host, Bare, record_of(H, element_of(W, H))) of
+        {ok, Handle} -> mod_amphora_spool:release(Host, Bare, Handle) == ok;
+        {error, _} -> false
+    end;
+is_released(#w{host = Host} = W, #h{bare = Bare, spooled = Handle} = H) ->
+    mod_amphora_spool:release(Host, Bare, Handle) == ok orelse is_released(W, H#h{spooled = undefined}).
+
+%% It is nothing that need be kept.
+unspool(_W, #h{spooled = undefined}) -> ok;
+unspool(#w{host = Host}, #h{bare = Bare, spooled = Handle}) -> mod_amphora_spool:delete(Host, Bare, Handle).
 
 drain(#w{host = Host} = W, Bare) ->
     User = user(W, Bare),
@@ -945,6 +988,7 @@ spool_pair(W, Bare, From) ->
                         {ok, leave(W, H)};
                     #h{stage = rules, ever_sent = false} ->
                         bounce(W, H, xmpp:err_service_unavailable()),
+                        unspool(W, H),
                         {ok, leave(W, H)};
                     _ ->
                         to_spool(W, H)
@@ -1209,18 +1253,25 @@ largest_below_node(Ord, Iterator, Best) ->
     end.
 
 %% Rights of a message with rules, and who would get it.
-look_up(#w{host = Host}, #h{has_rules = true, settle = false, ever_sent = Sent, stage = Stage} = H) ->
+look_up(#w{host = Host} = W, #h{has_rules = true, settle = false, ever_sent = Sent, stage = Stage} = H) ->
     H1 =
         case Sent orelse Stage /= rules of
             true -> H#h{may_see = mod_amphora_facts:may_see(H#h.luser, Host, H#h.from_jid)};
             false -> H
         end,
-    takers(Host, H1);
-look_up(#w{host = Host}, H) ->
-    takers(Host, H).
+    with_takers(W, H1);
+look_up(W, H) ->
+    with_takers(W, H).
 
-takers(Host, #h{stage = rules, luser = LUser, to = To} = H) -> H#h{takers = mod_amphora_facts:takers(LUser, Host, To)};
-takers(_Host, H) -> H.
+with_takers(W, #h{stage = rules} = H) -> H#h{takers = takers(W, H)};
+with_takers(_W, H) -> H.
+
+%% For one who is sent on, his sessions change nothing.
+takers(#w{host = Host} = W, #h{luser = LUser, to = To} = H) ->
+    case target(W, H) of
+        none -> mod_amphora_facts:takers(LUser, Host, To);
+        Target -> Target
+    end.
 
 %% The server asked before it came to storage; after that it may have become untrue.
 account_exists(_Host, #h{stage = offline, again = false}) -> true;
@@ -1390,7 +1441,7 @@ carry_out(W, #h{verdict = {What, Sends, Silent}, bare = Bare, from = From} = H0)
     W1 = put_held(put_pair(W, Bare, From, Pair#pair{tries = 0}), H),
     case {What, H#h.stage} of
         {<<"deliver">>, rules} ->
-            case mod_amphora_facts:takers(H#h.luser, W#w.host, H#h.to) == H#h.takers of
+            case takers(W1, H) == H#h.takers of
                 true -> check_user(sends(deliver_rules(W1, H, Silent), H, Sends), Bare);
                 false -> ask_again(W1, H)
             end;
@@ -1433,10 +1484,7 @@ ask_again(W, #h{bare = Bare, from = From} = H) ->
     end.
 
 finish(#w{host = Host} = W, H, Outcome) ->
-    case H#h.spooled of
-        undefined -> ok;
-        Handle -> mod_amphora_spool:delete(Host, H#h.bare, Handle)
-    end,
+    unspool(W, H),
     [
         mod_amphora_broadcast:settled(Host, H#h.key, outcome(Outcome))
      || H#h.settle
@@ -1477,9 +1525,20 @@ deliver_rules(#w{host = Host} = W, #h{bare = Bare, from = From, ord = Ord, key =
                     false -> route_again({Bare, From, Ord}, Marked)
                 end,
             case Captured of
+                none when H#h.settle, not Redirected -> routed(W, H);
                 none -> finish(W, H, <<"delivered">>);
                 {Stored, Archived} -> to_offline_stage(W, H, Stored, Archived)
             end
+    end.
+
+%% A settled send went to sessions, or to nobody. They say whether it was written, or waits in a gate.
+routed(#w{host = Host} = W, #h{key = Key, luser = LUser, to = To} = H) ->
+    case mod_amphora_facts:takers(LUser, Host, To) of
+        [] ->
+            finish(W, H, <<"discarded">>);
+        Takers ->
+            mod_amphora_broadcast:routed(Host, Key, Takers),
+            finish(W, H#h{settle = false}, <<"delivered">>)
     end.
 
 %% The server was told to go on with a message, and found nobody: the second stage.
@@ -1496,12 +1555,16 @@ to_offline_stage(#w{ctx = #{held := Held, counters := Counters, pairs := Pairs},
     W2 = put_pair(put_held(W1, H1), Bare, From, Pair#pair{
         rules = gb_sets:delete_any(Ord, Pair#pair.rules), unsent = gb_sets:add(Ord, Pair#pair.unsent)
     }),
-    case H1#h.spooled of
-        undefined -> ok;
-        Handle -> mod_amphora_spool:replace(Host, Bare, Handle, record_of(W2, H1))
-    end,
-    {W3, H2} = enter_storage(W2, H1),
-    W4 = admit(W3, H2),
+    H2 =
+        case H1#h.spooled of
+            undefined ->
+                journal(W#w.ctx, H1, El);
+            Handle ->
+                mod_amphora_spool:replace(Host, Bare, Handle, record_of(H1, El)),
+                H1
+        end,
+    {W3, H3} = enter_storage(put_held(W2, H2), H2),
+    W4 = admit(W3, H3),
     enqueue(W4, Bare, From).
 
 %% Its own id, put in at the first stage, stays.
@@ -1513,7 +1576,7 @@ deliver_to_sessions(#w{host = Host} = W, #h{listed = Listed, key = Key} = H, Sen
     case Alive /= [] andalso message_of(W, H) of
         {ok, Message0} ->
             Message =
-                case H#h.stage == undelivered orelse H#h.spooled /= undefined of
+                case H#h.stage == undelivered orelse H#h.loaded of
                     true -> mod_amphora_xml:add_delay(Message0, Host, H#h.stamp);
                     false -> Message0
                 end,

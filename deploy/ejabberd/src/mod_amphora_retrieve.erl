@@ -9,7 +9,7 @@
 -behaviour(gen_server).
 
 -export([start_link/1, hooks/1, start/1, stop/1, answer/2, hand_over/2, deleted/2, links/2]).
--export([process_offline/1, process_info/1, process_items/1, decode_iq_subel/1]).
+-export([process_offline/1, process_info/1, process_items/1, decode_iq_subel/1, features/5]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 -include_lib("kernel/include/logger.hrl").
@@ -24,6 +24,7 @@
 -define(REQUEST_BYTES, 64 * 1024). % of a request; a thousand names fit
 -define(MAX_DEPTH, 32). % levels of elements in a request
 -define(SWEEP, 250).
+-define(RESUMED, 1000). % milliseconds until a session whose process is gone counts as ended, unless it was resumed
 -define(PREFIX, "amphora-retrieve-").
 
 -record(batch, {
@@ -33,7 +34,7 @@
 
 -record(request, {
     name :: binary(), % for the node, for ever: what it is shown comes under this name
-    pid :: pid(), % the session
+    session :: binary(), % the session's own name, over resumptions
     jid :: binary(),
     bare :: binary(),
     iq :: iq(),
@@ -53,8 +54,8 @@
 -record(state, {
     host :: binary(),
     requests = #{} :: #{binary() => #request{}},
-    lines = #{} :: #{pid() => [binary()]}, % requests of a session that are not answered
-    monitors = #{} :: #{pid() => reference()},
+    lines = #{} :: #{binary() => [binary()]}, % requests of a session that are not answered
+    monitors = #{} :: #{reference() => binary()}, % of sessions with requests
     users = #{} :: #{binary() => pos_integer()},
     total = 0 :: non_neg_integer(),
     links = [] :: [#link{}]
@@ -68,12 +69,30 @@ start_link(Host) -> gen_server:start_link({local, name(Host)}, ?MODULE, Host, []
 name(Host) -> gen_mod:get_module_proc(Host, ?MODULE).
 
 -spec hooks(binary()) -> [{atom(), module(), atom(), integer()}].
-hooks(_Host) -> [].
+hooks(_Host) ->
+    [
+        {disco_local_features, ?MODULE, features, 51},
+        {disco_sm_features, ?MODULE, features, 51}
+    ].
+
+%% As mod_offline has it, but that the retrieval is there only while a node is.
+features(Acc, _From, #jid{lserver = Host}, <<>>, _Lang) ->
+    Before = case Acc of {result, Features} -> Features; _ -> [] end,
+    case mod_amphora_link:links(mod_amphora:ctx(Host)) of
+        [] -> {result, Before ++ [?NS_FEATURE_MSGOFFLINE]};
+        _ -> {result, Before ++ [?NS_FEATURE_MSGOFFLINE, ?NS_FLEX]}
+    end;
+features(_Acc, _From, _To, ?NS_FEATURE_MSGOFFLINE, _Lang) ->
+    {result, []};
+features(Acc, _From, _To, _Node, _Lang) ->
+    Acc.
 
 %% IQ handlers, over mod_offline's, and mod_disco's for the one node; again after each reload of the
 %% configuration.
 -spec start(binary()) -> ok.
 start(Host) ->
+    ejabberd_hooks:delete(disco_local_features, Host, mod_offline, get_sm_features, 50),
+    ejabberd_hooks:delete(disco_sm_features, Host, mod_offline, get_sm_features, 50),
     gen_iq_handler:add_iq_handler(ejabberd_sm, Host, ?NS_FLEX, ?MODULE, process_offline),
     case gen_mod:is_loaded(Host, mod_disco) of
         true ->
@@ -86,7 +105,10 @@ start(Host) ->
 -spec stop(binary()) -> ok.
 stop(Host) ->
     case gen_mod:is_loaded(Host, mod_offline) of
-        true -> gen_iq_handler:add_iq_handler(ejabberd_sm, Host, ?NS_FLEX, mod_offline, handle_offline_query);
+        true ->
+            ejabberd_hooks:add(disco_local_features, Host, mod_offline, get_sm_features, 50),
+            ejabberd_hooks:add(disco_sm_features, Host, mod_offline, get_sm_features, 50),
+            gen_iq_handler:add_iq_handler(ejabberd_sm, Host, ?NS_FLEX, mod_offline, handle_offline_query);
         false -> gen_iq_handler:remove_iq_handler(ejabberd_sm, Host, ?NS_FLEX)
     end,
     case gen_mod:is_loaded(Host, mod_disco) of
@@ -182,10 +204,11 @@ init(Host) ->
     erlang:send_after(?SWEEP, self(), sweep),
     {ok, #state{host = Host, links = mod_amphora_link:links(mod_amphora:ctx(Host))}}.
 
-handle_call({request, IQ, Pid}, _From, State) ->
-    case flaw(IQ, State) of
-        none -> {reply, ok, pump(take(IQ, Pid, State))};
-        Error -> {reply, {error, Error}, State}
+handle_call({request, IQ, Pid}, _From, #state{host = Host} = State) ->
+    case {flaw(IQ, State), ets:lookup(map_get(seats, mod_amphora:ctx(Host)), Pid)} of
+        {none, [{_, Session, _}]} -> {reply, ok, pump(take(IQ, Session, Pid, State))};
+        {none, []} -> {reply, {error, unavailable(<<"The storage is not there now">>)}, State};
+        {Error, _} -> {reply, {error, Error}, State}
     end.
 
 handle_cast({answer, Name, IQ}, State) ->
@@ -204,12 +227,14 @@ handle_cast(_Other, State) ->
 
 handle_info({amphora_settled, Name}, State) ->
     {noreply, pump(with(Name, State, fun(Request) -> put_request(Request#request{settled = true}, State) end))};
-handle_info({amphora_shown, {Name, answer}}, State) ->
+handle_info({amphora_written, {Name, answer}}, State) ->
     {noreply, pump(with(Name, State, fun(Request) -> leave_line(Request, State) end))};
-handle_info({amphora_shown, {Name, Batch}}, State) ->
+handle_info({amphora_shown, {Name, Batch}}, State) when is_binary(Batch) ->
     {noreply, with(Name, State, fun(Request) -> acknowledged(Request, Batch, State) end)};
-handle_info({'DOWN', _Ref, process, Pid, _}, State) ->
-    {noreply, session_ended(Pid, State)};
+handle_info({'DOWN', Ref, process, _Pid, _}, State) ->
+    {noreply, session_left(Ref, State)};
+handle_info({look_for, Session}, State) ->
+    {noreply, look_for(Session, State)};
 handle_info(sweep, State) ->
     erlang:send_after(?SWEEP, self(), sweep),
     {noreply, pump(sweep(mod_amphora:now_ms(), State))};
@@ -249,20 +274,35 @@ flaw(#iq{from = From, sub_els = [El]}, #state{users = Users, total = Total, link
 
 bare(JID) -> jid:encode(jid:remove_resource(jid:tolower(JID))).
 
-take(#iq{from = From} = IQ, Pid, #state{host = Host, lines = Lines, users = Users, total = Total} = State) ->
+take(#iq{from = From} = IQ, Session, Pid, #state{host = Host, lines = Lines, users = Users, total = Total} = State) ->
     Name = mod_amphora:new_key(Host, retrieve),
     Bare = bare(From),
     Now = mod_amphora:now_ms(),
     mod_amphora_queue:when_settled(Host, Bare, Name),
-    watch(Pid, put_request(
-        #request{name = Name, pid = Pid, jid = jid:encode(From), bare = Bare, iq = IQ, since = Now, at = Now},
-        State#state{lines = maps:update_with(Pid, fun(Line) -> Line ++ [Name] end, [Name], Lines),
+    watch(Session, Pid, put_request(
+        #request{name = Name, session = Session, jid = jid:encode(From), bare = Bare, iq = IQ, since = Now, at = Now},
+        State#state{lines = maps:update_with(Session, fun(Line) -> Line ++ [Name] end, [Name], Lines),
                     users = maps:update_with(Bare, fun(N) -> N + 1 end, 1, Users),
                     total = Total + 1})).
 
-watch(Pid, #state{monitors = Monitors} = State) when is_map_key(Pid, Monitors) -> State;
-watch(Pid, #state{monitors = Monitors} = State) ->
-    State#state{monitors = Monitors#{Pid => erlang:monitor(process, Pid)}}.
+watch(Session, Pid, #state{monitors = Monitors} = State) ->
+    case lists:member(Session, maps:values(Monitors)) of
+        true -> State;
+        false -> State#state{monitors = Monitors#{erlang:monitor(process, Pid) => Session}}
+    end.
+
+%% Its process, which is another one after a resumption.
+process_of_session(Session, #state{host = Host}) ->
+    case ets:lookup(map_get(sessions, mod_amphora:ctx(Host)), Session) of
+        [{_, Pid}] -> Pid;
+        [] -> none
+    end.
+
+write(Session, Entries, State) ->
+    case process_of_session(Session, State) of
+        none -> ok; % it has ended, or is being resumed: what was shown is not acknowledged
+        Pid -> mod_amphora_gate:write(Pid, Entries)
+    end.
 
 %% The first request of each line that waits, and need not wait for what was undecided when it came.
 %% A third of the time that the node has is waited for that.
@@ -271,7 +311,7 @@ pump(#state{links = []} = State) ->
 pump(#state{lines = Lines, requests = Requests, host = Host} = State) ->
     Now = mod_amphora:now_ms(),
     Patience = mod_amphora:opt(Host, retrieve_timeout) div 3,
-    maps:fold(fun(_Pid, [Name | _], Acc) ->
+    maps:fold(fun(_Session, [Name | _], Acc) ->
                   case Requests of
                       #{Name := #request{state = waiting, settled = Settled, since = Since} = Request}
                         when Settled; Now - Since >= Patience -> ask(Request, Acc);
@@ -327,33 +367,22 @@ keep_or_forget(Request, State) ->
 %%% ------------------------------------------------------------------ answers
 
 %% The session has its answer, and may ask the next.
-leave_line(#request{name = Name, pid = Pid, bare = Bare, state = What} = Request,
+leave_line(#request{name = Name, session = Session, bare = Bare, state = What} = Request,
            #state{lines = Lines, users = Users, total = Total} = State) when What =/= over ->
-    Left = case lists:delete(Name, maps:get(Pid, Lines, [])) of
-               [] -> unwatch(Pid, State#state{lines = maps:remove(Pid, Lines)});
-               Line -> State#state{lines = Lines#{Pid => Line}}
+    Left = case lists:delete(Name, maps:get(Session, Lines, [])) of
+               [] -> maps:remove(Session, Lines);
+               Line -> Lines#{Session => Line}
            end,
     Counted = case Users of
                   #{Bare := 1} -> maps:remove(Bare, Users);
                   #{Bare := N} -> Users#{Bare := N - 1}
               end,
-    keep_or_forget(Request#request{state = over}, Left#state{users = Counted, total = Total - 1});
+    keep_or_forget(Request#request{state = over}, State#state{lines = Left, users = Counted, total = Total - 1});
 leave_line(_Request, State) ->
     State.
 
-unwatch(Pid, #state{monitors = Monitors, requests = Requests} = State) ->
-    case [Name || #request{name = Name, pid = Of, batches = B} <- maps:values(Requests), Of =:= Pid, map_size(B) > 0] of
-        [] ->
-            case maps:take(Pid, Monitors) of
-                {Ref, Rest} -> erlang:demonitor(Ref, [flush]), State#state{monitors = Rest};
-                error -> State
-            end;
-        _ ->
-            State
-    end.
-
-finish(#request{shown = true, pid = Pid, name = Name} = Request, Reply, State) ->
-    mod_amphora_gate:write(Pid, [{Reply, self(), {Name, answer}}]),
+finish(#request{shown = true, session = Session, name = Name} = Request, Reply, State) ->
+    write(Session, [{Reply, self(), {Name, answer}}], State),
     put_request(Request#request{state = answering}, State);
 finish(Request, Reply, State) ->
     ejabberd_router:route(Reply),
@@ -403,10 +432,10 @@ shown(Element, #state{requests = Requests, host = Host} = State) ->
     case Requests of
         #{Name := #request{batches = #{Batch := _}}} ->
             State;
-        #{Name := #request{state = asked, pid = Pid} = Request} ->
+        #{Name := #request{state = asked, session = Session} = Request} ->
             Heard = Request#request{last = Batch, at = mod_amphora:now_ms(), shown = true},
             Messages = messages(Host, Request, Element),
-            mod_amphora_gate:write(Pid, [{Message, self(), {Name, Batch}} || Message <- Messages]),
+            write(Session, [{Message, self(), {Name, Batch}} || Message <- Messages], State),
             Kept = Heard#request{batches = (Heard#request.batches)#{Batch => #batch{pending = length(Messages)}}},
             put_request(case Messages of
                             [] -> taken(Batch, Kept, State);
@@ -489,16 +518,38 @@ known(#request{batches = Batches} = Request, Batch, State) ->
 
 %%% ------------------------------------------------------------------ ends
 
+%% The process of a session is gone. If it is resumed, another one has its name soon.
+session_left(Ref, #state{monitors = Monitors} = State) ->
+    case maps:take(Ref, Monitors) of
+        {Session, Rest} ->
+            case has_requests(Session, State) of
+                true -> erlang:send_after(?RESUMED, self(), {look_for, Session});
+                false -> ok
+            end,
+            State#state{monitors = Rest};
+        error ->
+            State
+    end.
+
+has_requests(Session, #state{requests = Requests}) ->
+    lists:any(fun(#request{session = Of}) -> Of =:= Session end, maps:values(Requests)).
+
+look_for(Session, State) ->
+    case process_of_session(Session, State) of
+        none -> session_ended(Session, State);
+        Pid -> watch(Session, Pid, State)
+    end.
+
 %% Of what was answered the node keeps nothing.
-session_ended(Pid, #state{requests = Requests, monitors = Monitors} = State) ->
-    Mine = [Request || #request{pid = Of} = Request <- maps:values(Requests), Of =:= Pid],
+session_ended(Session, #state{requests = Requests} = State) ->
+    Mine = [Request || #request{session = Of} = Request <- maps:values(Requests), Of =:= Session],
     lists:foldl(fun(#request{state = asked} = Request, Acc) ->
                         leave_line(tell_end(Request, Acc), Acc);
                    (#request{state = over} = Request, Acc) ->
                         keep_or_forget(Request#request{batches = #{}}, Acc);
                    (Request, Acc) ->
                         leave_line(Request#request{batches = #{}}, Acc)
-                end, State#state{monitors = maps:remove(Pid, Monitors)}, Mine).
+                end, State, Mine).
 
 %% The node forgets with its link what it was asked. What it has shown is still written.
 links_changed(Links, #state{requests = Requests} = State) ->

@@ -4,7 +4,7 @@
 %%% tables, without a call. A record is a map:
 %%%   key, stage (rules, offline or undelivered), ord (its place in the order of arrival, a number),
 %%%   stamp, archived (boolean), from, addressed (JIDs as text), el (the message, #xmlel{})
-%%% A handle is the record's key.
+%%% A handle names one writing of a record's key: what is said of it does not count for a later one.
 %%%
 %%% What several processes append at a time is one write, so that it can serve as the journal of
 %%% all that is held. append/3 returns when the operating system has it: it survives the end of
@@ -45,7 +45,7 @@
 -define(MESSAGES, 2000000). % records at most: each takes some 250 bytes of memory
 -define(TIMEOUT, 60000). % milliseconds: a disk may be slow
 
--type handle() :: binary().
+-type handle() :: ?STORE:handle().
 -type spooled() :: map().
 -export_type([handle/0, spooled/0]).
 
@@ -92,47 +92,48 @@ pending(Host, Bare, Ord) ->
 %% Whether there is room is for the caller to ask: status/1.
 -spec append(binary(), binary(), spooled()) -> {ok, handle()} | {error, term()}.
 append(Host, Bare, #{key := Key} = Record) ->
-    case call(Host, {append, entry(Bare, Record)}) of
-        ok -> {ok, Key};
+    Gen = erlang:unique_integer([positive]),
+    case call(Host, {append, entry(Bare, Gen, Record)}) of
+        ok -> {ok, {Key, Gen}};
         {error, _} = Error -> Error
     end.
 
-entry(Bare, #{el := El} = Record) ->
+entry(Bare, Gen, #{el := El} = Record) ->
     Entry = maps:with([key, stage, ord, stamp, archived, from, addressed], Record),
-    Entry#{bare => Bare, xml => fxml:element_to_binary(El)}.
+    Entry#{bare => Bare, gen => Gen, xml => fxml:element_to_binary(El)}.
 
 %% The user's next record, by ord.
 -spec load(binary(), binary()) -> {spooled(), handle()} | none.
 load(Host, Bare) ->
     case pending(Host, Bare) andalso call(Host, {load, Bare}) of
-        {ok, #{key := Key, xml := Xml} = Entry} ->
+        {ok, #{key := Key, gen := Gen, xml := Xml} = Entry} ->
             case fxml_stream:parse_element(Xml) of
                 #xmlel{} = El ->
-                    {(maps:without([bare, xml], Entry))#{el => El}, Key};
+                    {(maps:without([bare, gen, xml], Entry))#{el => El}, {Key, Gen}};
                 {error, Reason} ->
                     logger:error("Amphora: message ~ts for ~ts can't be read, it is left out: ~p", [Key, Bare, Reason]),
-                    delete(Host, Bare, Key),
+                    delete(Host, Bare, {Key, Gen}),
                     load(Host, Bare)
             end;
         _ ->
             none
     end.
 
-%% Its holder has it no more: it is loaded again in its turn.
--spec release(binary(), binary(), handle()) -> ok.
-release(Host, _Bare, Key) ->
-    call(Host, {release, Key}).
+%% Its holder has it no more: it is loaded again in its turn. `gone` if it is not there.
+-spec release(binary(), binary(), handle()) -> ok | gone.
+release(Host, _Bare, Handle) ->
+    call(Host, {release, Handle}).
 
 %% It is at another stage now. The handle stays. If that can't be written, it is asked about once
 %% more after a restart.
 -spec replace(binary(), binary(), handle(), spooled()) -> ok.
-replace(Host, Bare, _Key, Record) ->
-    _ = append(Host, Bare, Record),
+replace(Host, Bare, {_, Gen}, Record) ->
+    _ = call(Host, {append, entry(Bare, Gen, Record)}),
     ok.
 
 -spec delete(binary(), binary(), handle()) -> ok.
-delete(Host, _Bare, Key) ->
-    gen_server:cast(name(Host), {delete, Key}).
+delete(Host, _Bare, Handle) ->
+    gen_server:cast(name(Host), {delete, Handle}).
 
 %% All of a user's; how many.
 -spec delete_user(binary(), binary()) -> non_neg_integer().
@@ -215,8 +216,8 @@ handle({load, Bare}, #state{spool = Spool} = State) ->
         {ok, Entry, Loaded} -> {{ok, Entry}, State#state{spool = Loaded}};
         {Nothing, Loaded} -> {Nothing, State#state{spool = Loaded}}
     end;
-handle({release, Key}, #state{spool = Spool} = State) ->
-    {ok, State#state{spool = ?STORE:release(Key, Spool)}};
+handle({release, Handle}, #state{spool = Spool} = State) ->
+    {case ?STORE:release(Handle, Spool) of true -> ok; false -> gone end, State};
 handle({delete_user, Bare}, #state{spool = Spool} = State) ->
     {Count, Deleted} = ?STORE:delete_user(Bare, Spool),
     {Count, State#state{spool = Deleted}};
@@ -233,9 +234,9 @@ handle({remove_removal, Bare}, #state{spool = Spool} = State) ->
 handle(removals, #state{spool = Spool} = State) ->
     {maps:to_list(?STORE:removals(Spool)), State}.
 
-handle_cast({delete, Key}, State) ->
+handle_cast({delete, Handle}, State) ->
     #state{spool = Spool} = Written = write(State),
-    {noreply, Written#state{spool = ?STORE:done(Key, Spool)}, 0};
+    {noreply, Written#state{spool = ?STORE:done(Handle, Spool)}, 0};
 handle_cast(_Other, State) ->
     {noreply, State, 0}.
 

@@ -24,11 +24,11 @@
 
 -export([open/1, close/1, tables/1]).
 -export([add/2, done/2, release/2, flush/1, sync/1, tidy/1]).
--export([load/2, next_pending/2, users/1, keys/2, known/2]).
+-export([load/2, next_pending/2, users/1, keys/2, known/2, is_current/2]).
 -export([delete_user/2, add_removal/3, removal_done/2, removals/1]).
 -export([is_failing/1, count/1, bytes/1, max_ord/1]).
 
--export_type([spool/0, entry/0, tables/0]).
+-export_type([spool/0, entry/0, handle/0, tables/0]).
 
 -include_lib("kernel/include/logger.hrl").
 
@@ -44,13 +44,17 @@
                    archived := boolean(),
                    from := binary(),
                    addressed := binary(),
+                   gen => integer(),       % tells this writing of the key from others; 0 after a start
                    xml := iodata()}.       % load/2 gives a binary
+
+%% A key and the gen of its writing: what was said of an earlier writing does not count for a later one.
+-type handle() :: {Key :: binary(), Gen :: integer()}.
 
 -type tables() :: {Live :: ets:tid(), Pending :: ets:tid()}.
 
 -record(spool, {
     dir :: file:filename_all(),
-    live :: ets:tid(),          % {Key, Bare, Ord, Segment, Offset, Size}
+    live :: ets:tid(),          % {Key, Bare, Ord, Segment, Offset, Size, Gen}
     pending :: ets:tid(),       % {{Bare, Ord, Key}}: those that are not in memory
     removals = #{} :: #{binary() => binary()},
     segments = #{} :: #{pos_integer() => {Bytes :: non_neg_integer(), Live :: non_neg_integer()}},
@@ -189,7 +193,7 @@ take_line([<<"A">>, Key, Bare, Ord, _Stage, _Stamp, _Archived, _From, _Addressed
         error ->
             bad;
         Place ->
-            ets:insert(Spool#spool.live, {unescape(Key), unescape(Bare), Place, Number, Offset, Size}),
+            ets:insert(Spool#spool.live, {unescape(Key), unescape(Bare), Place, Number, Offset, Size, 0}),
             Spool#spool{max_ord = max(Place, Spool#spool.max_ord)}
     end;
 take_line([<<"D">>, Key], _Number, _Offset, _Size, Spool) ->
@@ -206,7 +210,7 @@ take_line(_Fields, _Number, _Offset, _Size, _Spool) ->
 count_live(#spool{live = Live, pending = Pending} = Spool) ->
     {Segments, Bytes} =
         ets:foldl(
-            fun({Key, Bare, Ord, Number, _, Size}, {Segments, Bytes}) ->
+            fun({Key, Bare, Ord, Number, _, Size, _}, {Segments, Bytes}) ->
                 ets:insert(Pending, {{Bare, Ord, Key}}),
                 {add_live(Number, 1, Segments), Bytes + Size}
             end, {Spool#spool.segments, 0}, Live),
@@ -353,10 +357,10 @@ add(Entries, Spool) ->
 
 note_added([], [], _Offset, Spool) ->
     Spool;
-note_added([#{key := Key, bare := Bare, ord := Ord} | Entries], [Line | Lines], Offset, Spool) ->
+note_added([#{key := Key, bare := Bare, ord := Ord} = Entry | Entries], [Line | Lines], Offset, Spool) ->
     Size = iolist_size(Line),
     #spool{live = Live, current = Current, segments = Segments, max_ord = Max} = Forgotten = forget(Key, Spool),
-    ets:insert(Live, {Key, Bare, Ord, Current, Offset, Size}),
+    ets:insert(Live, {Key, Bare, Ord, Current, Offset, Size, maps:get(gen, Entry, 0)}),
     note_added(Entries, Lines, Offset + Size,
                Forgotten#spool{segments = add_live(Current, 1, Segments), max_ord = max(Max, Ord),
                                live_bytes = Forgotten#spool.live_bytes + Size}).
@@ -364,7 +368,7 @@ note_added([#{key := Key, bare := Bare, ord := Ord} | Entries], [Line | Lines], 
 %% Takes a key out of the tables, not out of the file.
 forget(Key, #spool{live = Live, pending = Pending} = Spool) ->
     case ets:take(Live, Key) of
-        [{_, Bare, Ord, Number, _, Size}] ->
+        [{_, Bare, Ord, Number, _, Size, _}] ->
             ets:delete(Pending, {Bare, Ord, Key}),
             Spool#spool{segments = add_live(Number, -1, Spool#spool.segments),
                         live_bytes = Spool#spool.live_bytes - Size};
@@ -373,24 +377,33 @@ forget(Key, #spool{live = Live, pending = Pending} = Spool) ->
     end.
 
 %% The message is settled. The line that says so is written with the next ones, or by flush/1.
--spec done(binary(), spool()) -> spool().
-done(Key, #spool{live = Live} = Spool) ->
-    case ets:member(Live, Key) of
+-spec done(handle(), spool()) -> spool().
+done({Key, _} = Handle, Spool) ->
+    case is_current(Handle, tables(Spool)) of
         true -> owe([<<"D">>, escape(Key, Spool#spool.escapes)], forget(Key, Spool));
         false -> Spool
     end.
 
+%% Is it there, and not written anew since?
+-spec is_current(handle(), tables()) -> boolean().
+is_current({Key, Gen}, {Live, _}) ->
+    case ets:lookup(Live, Key) of
+        [{_, _, _, _, _, _, Gen}] -> true;
+        _ -> false
+    end.
+
+handle_of(Key, #spool{live = Live}) -> {Key, ets:lookup_element(Live, Key, 7)}.
+
 owe(Fields, #spool{owed = Owed} = Spool) ->
     Spool#spool{owed = [line(Fields) | Owed]}.
 
-%% The message is no more in memory: from now on load/2 gives it.
--spec release(binary(), spool()) -> spool().
-release(Key, #spool{live = Live, pending = Pending} = Spool) ->
+%% The message is no more in memory: from now on load/2 gives it. False if it is not there.
+-spec release(handle(), spool()) -> boolean().
+release({Key, Gen}, #spool{live = Live, pending = Pending}) ->
     case ets:lookup(Live, Key) of
-        [{_, Bare, Ord, _, _, _}] -> ets:insert(Pending, {{Bare, Ord, Key}});
-        [] -> ok
-    end,
-    Spool.
+        [{_, Bare, Ord, _, _, _, Gen}] -> ets:insert(Pending, {{Bare, Ord, Key}});
+        _ -> false
+    end.
 
 %% Writes what is owed. After an error it is still owed.
 -spec flush(spool()) -> {ok, spool()} | {{error, binary()}, spool()}.
@@ -426,10 +439,10 @@ load(Bare, #spool{pending = Pending} = Spool) ->
             case read(Key, Spool) of
                 {ok, Entry, Read} ->
                     ets:delete(Pending, Place),
-                    {ok, Entry#{ord := Ord}, Read};
+                    {ok, Entry#{ord := Ord, gen => element(2, handle_of(Key, Read))}, Read};
                 {damaged, Read} ->
                     ?LOG_ERROR("Amphora: message ~ts for ~ts is damaged in the spool and left out", [Key, Bare]),
-                    load(Bare, done(Key, Read));
+                    load(Bare, done(handle_of(Key, Read), Read));
                 {error, Reason} ->
                     ?LOG_ERROR("Amphora: the spool can't be read, its messages stay in it: ~ts", [Reason]),
                     {error, Spool}
@@ -447,7 +460,7 @@ next_pending(Bare, {_, Pending}) ->
     end.
 
 read(Key, #spool{live = Live} = Spool) ->
-    [{_, _, _, Number, Offset, Size}] = ets:lookup(Live, Key),
+    [{_, _, _, Number, Offset, Size, _}] = ets:lookup(Live, Key),
     case read_line(Number, Offset, Size, Spool) of
         {ok, Line, Read} ->
             case fields(Line) of
@@ -506,7 +519,7 @@ known(Key, {Live, _}) ->
 %% Keys of a user's messages, in memory or not. It looks at all messages of all users.
 -spec keys(binary(), tables()) -> [binary()].
 keys(Bare, {Live, _}) ->
-    ets:select(Live, [{{'$1', Bare, '_', '_', '_', '_'}, [], ['$1']}]).
+    ets:select(Live, [{{'$1', Bare, '_', '_', '_', '_', '_'}, [], ['$1']}]).
 
 %% ------------------------------------------------------------------------------ accounts
 
@@ -514,7 +527,7 @@ keys(Bare, {Live, _}) ->
 -spec delete_user(binary(), spool()) -> {non_neg_integer(), spool()}.
 delete_user(Bare, Spool) ->
     Keys = keys(Bare, tables(Spool)),
-    {length(Keys), lists:foldl(fun done/2, Spool, Keys)}.
+    {length(Keys), lists:foldl(fun(Key, Acc) -> done(handle_of(Key, Acc), Acc) end, Spool, Keys)}.
 
 %% An account was removed, and no node has confirmed that yet.
 -spec add_removal(binary(), binary(), spool()) -> spool().
@@ -554,6 +567,8 @@ max_ord(#spool{max_ord = Max}) -> Max.
 %% Called now and then: flushes, and gives back the space of what is settled. Of what is live at
 %% most one segment is copied.
 -spec tidy(spool()) -> spool().
+tidy(#spool{failing = true, owed = []} = Spool) ->
+    tidy(owe([<<"X">>, <<>>], Spool)); % to see whether it can be written again
 tidy(Spool) ->
     case flush(Spool) of
         {ok, Flushed} -> compact(drop_dead(renew(Flushed)));
@@ -615,7 +630,7 @@ compact(Spool) ->
     Spool.
 
 copy_segment(Number, #spool{live = Live} = Spool) ->
-    Places = ets:select(Live, [{{'$1', '_', '_', Number, '$2', '$3'}, [], [{{'$2', '$3', '$1'}}]}]),
+    Places = ets:select(Live, [{{'$1', '_', '_', Number, '$2', '$3', '_'}, [], [{{'$2', '$3', '$1'}}]}]),
     copy_lines(lists:sort(Places), [], Number, Spool).
 
 copy_lines([], Moves, _Number, Spool) ->
@@ -628,14 +643,14 @@ copy_lines([{Offset, Size, Key} | Rest], Moves, Number, Spool) ->
     case read_line(Number, Offset, Size, Spool) of
         {ok, Line, Read} when byte_size(Line) =:= Size - 1 -> copy_lines(Rest, [{Key, Line} | Moves], Number, Read);
         {error, Reason} -> note_failure(Reason, Spool);
-        _ -> copy_lines(Rest, Moves, Number, done(Key, close_reader(Spool)))
+        _ -> copy_lines(Rest, Moves, Number, done(handle_of(Key, Spool), close_reader(Spool)))
     end.
 
 move([], _Offset, Spool) ->
     Spool;
 move([{Key, Line} | Rest], Offset, #spool{live = Live, current = Current, segments = Segments} = Spool) ->
     Size = byte_size(Line) + 1,
-    [{_, _, _, Old, _, _}] = ets:lookup(Live, Key),
+    [{_, _, _, Old, _, _, _}] = ets:lookup(Live, Key),
     ets:update_element(Live, Key, [{4, Current}, {5, Offset}]),
     move(Rest, Offset + Size,
          Spool#spool{segments = add_live(Current, 1, add_live(Old, -1, Segments))}).

@@ -48,10 +48,10 @@ unspool(Host) ->
 
 user(Host, Bare, {Moved, Left, Spool}) ->
     case mod_amphora_spool_file:load(Bare, Spool) of
-        {ok, #{key := Key} = Entry, Loaded} ->
+        {ok, #{key := Key, gen := Gen} = Entry, Loaded} ->
             case store(Host, Bare, Entry) of
                 ok ->
-                    {_, Settled} = mod_amphora_spool_file:flush(mod_amphora_spool_file:done(Key, Loaded)),
+                    {_, Settled} = mod_amphora_spool_file:flush(mod_amphora_spool_file:done({Key, Gen}, Loaded)),
                     user(Host, Bare, {Moved + 1, Left, Settled});
                 {error, Reason} ->
                     ?LOG_ERROR("Amphora: a message for ~ts stays in the spool: ~p", [Bare, Reason]),

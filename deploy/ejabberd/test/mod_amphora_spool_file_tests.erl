@@ -42,7 +42,7 @@ add(Entries, Spool) ->
 
 load_all(Bare, Spool) ->
     case ?SPOOL:load(Bare, Spool) of
-        {ok, Entry, Loaded} -> [Entry | load_all(Bare, Loaded)];
+        {ok, Entry, Loaded} -> [maps:remove(gen, Entry) | load_all(Bare, Loaded)];
         {none, _} -> []
     end.
 
@@ -59,15 +59,15 @@ in_memory_until_released_test() ->
         Spool = add([entry(1), entry(2)], open(Dir)),
         ?assertEqual(none, ?SPOOL:next_pending(<<"bob@example.org">>, ?SPOOL:tables(Spool))),
         ?assertEqual([], ?SPOOL:users(?SPOOL:tables(Spool))),
-        Released = ?SPOOL:release(<<"t-2">>, Spool),
-        ?assertEqual([<<"bob@example.org">>], ?SPOOL:users(?SPOOL:tables(Released))),
-        ?assertMatch({_, 2, <<"t-2">>}, ?SPOOL:next_pending(<<"bob@example.org">>, ?SPOOL:tables(Released))),
-        ?assertEqual([entry(2)], load_all(<<"bob@example.org">>, Released))
+        true = ?SPOOL:release({<<"t-2">>, 0}, Spool),
+        ?assertEqual([<<"bob@example.org">>], ?SPOOL:users(?SPOOL:tables(Spool))),
+        ?assertMatch({_, 2, <<"t-2">>}, ?SPOOL:next_pending(<<"bob@example.org">>, ?SPOOL:tables(Spool))),
+        ?assertEqual([entry(2)], load_all(<<"bob@example.org">>, Spool))
     end).
 
 settled_is_gone_test() ->
     with_folder(fun(Dir) ->
-        Spool = ?SPOOL:done(<<"t-1">>, add([entry(1), entry(2)], open(Dir))),
+        Spool = ?SPOOL:done({<<"t-1">>, 0}, add([entry(1), entry(2)], open(Dir))),
         ?assertNot(?SPOOL:known(<<"t-1">>, ?SPOOL:tables(Spool))),
         {ok, _} = ?SPOOL:flush(Spool),
         ?assertEqual([entry(2)], load_all(<<"bob@example.org">>, open(Dir)))
@@ -78,6 +78,15 @@ another_stage_replaces_test() ->
         Spool = add([entry(1)], add([(entry(1))#{stage := rules}], open(Dir))),
         ?assertEqual(1, ?SPOOL:count(Spool)),
         ?assertEqual([entry(1)], load_all(<<"bob@example.org">>, open(Dir)))
+    end).
+
+what_is_said_of_an_earlier_writing_does_not_count_test() ->
+    with_folder(fun(Dir) ->
+        Spool = add([(entry(1))#{gen => 2}], add([(entry(1))#{gen => 1}], open(Dir))),
+        Settled = ?SPOOL:done({<<"t-1">>, 1}, Spool),
+        ?assertEqual(1, ?SPOOL:count(Settled)),
+        ?assertNot(?SPOOL:release({<<"t-1">>, 1}, Settled)),
+        ?assertEqual(0, ?SPOOL:count(?SPOOL:done({<<"t-1">>, 2}, Settled)))
     end).
 
 a_torn_line_costs_that_line_test() ->
@@ -106,7 +115,7 @@ segments_go_and_what_is_needed_stays_test() ->
         Large = binary:copy(<<"x">>, 100000),
         Fill = fun(N, Spool) ->
             Added = add([(entry(N))#{xml := Large}], Spool),
-            ?SPOOL:tidy(?SPOOL:done(maps:get(key, entry(N)), Added))
+            ?SPOOL:tidy(?SPOOL:done({maps:get(key, entry(N)), 0}, Added))
         end,
         First = ?SPOOL:add_removal(<<"carol@example.org">>, <<"2026-11-22T05:00:00.000Z">>, add([entry(1)], open(Dir))),
         Spool = lists:foldl(Fill, First, lists:seq(2, 300)), % 30 MB, of which one message is live
@@ -121,7 +130,7 @@ segments_go_and_what_is_needed_stays_test() ->
 
 an_empty_spool_keeps_no_files_test() ->
     with_folder(fun(Dir) ->
-        Spool = ?SPOOL:done(<<"t-1">>, add([entry(1)], open(Dir))),
+        Spool = ?SPOOL:done({<<"t-1">>, 0}, add([entry(1)], open(Dir))),
         ok = ?SPOOL:close(Spool),
         Again = open(Dir),
         ?assertEqual(0, lists:sum([filelib:file_size(File) || File <- files(Dir)])),

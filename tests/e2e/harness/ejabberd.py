@@ -130,8 +130,6 @@ class Ejabberd:
         if self.s2s:
             modules["mod_s2s_dialback"] = {}
         modules |= {f"mod_{name}": {} for name in self.modules}
-        if self.module:
-            modules["mod_amphora"] = self._interceptor(*self.links)
         modules.update({k: v for k, v in self.settings.items() if k.startswith("mod_")})
         return {name: value for name, value in modules.items() if value is not None}
 
@@ -187,10 +185,11 @@ class Ejabberd:
             "shaper_rules": {"max_user_sessions": 1000, "max_user_offline_messages": "infinity"},
             "modules": self._modules(),
         }
-        if self.hosts and self.module:
+        if self.module:
+            links = {self.host: self.links, **{host: [link] for host, link in self.hosts.items()}}
             config["append_host_config"] = {
-                host: {"modules": {"mod_amphora": self._interceptor(component)}}
-                for host, component in self.hosts.items()
+                host: {"modules": {"mod_amphora": self._interceptor(*names)}}
+                for host, names in links.items()
             }
         return config | self.sql | self.settings.get("global", {})
 
@@ -330,6 +329,13 @@ class Ejabberd:
         if calls:
             # kill -9 is to find them on the disk
             self.erl(",".join([*calls, "ok = dets:sync(passwd)", "ok = dets:sync(roster)"]))
+
+    def gate(self, session):
+        """A question to ask when that session has become available: does anything live reach it?"""
+        user, _, resource = session.partition("@")[0], *session.partition("/")[1:]
+        pid = f"ejabberd_sm:get_session_pid({erlang(user)},{erlang(self.host)},{erlang(resource)})"
+        ctx = f"mod_amphora:ctx({erlang(self.host)})"
+        return lambda: self.erl(f"mod_amphora_gate:is_open({ctx},{pid})") == "true"
 
     def spool_files(self):
         """The files of the interceptor's spool."""

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -247,6 +248,12 @@ class Prosody:
         temporary = folder / f".{user}.{os.getpid()}"
         temporary.write_text(text)
         temporary.rename(folder / f"{user}.dat")
+
+    def gate(self, session):
+        """A question to ask when that session has become available: does anything live reach it?"""
+        opened = f"{session}: \\d+ stored messages were handed over"
+        before = len(re.findall(opened, self.log))
+        return lambda: len(re.findall(opened, self.log)) > before
 
     def spool_files(self):
         """The files of the interceptor's spool."""
