@@ -321,7 +321,7 @@ mod_doc() ->
             {disco_retry, doc("Seconds", "How long it is remembered that one does not.")},
             {disco_timeout, doc("Seconds", "How long the answer of a server is waited for.")},
             {workers, doc("Number", "Processes that hold messages. Read when the module starts.")},
-            {max_stanza, doc("Bytes", "What the component may send in a stanza; 'max_stanza_size' of its listener if that is less.")}
+            {max_stanza, doc("Bytes", "What the component may send in a stanza.")}
         ],
         example => [
             "listen:",

@@ -504,7 +504,8 @@ live(Message, #g{gate = open} = G, State) ->
             have(ctx(State), Message),
             {xmpp:put_meta(Message, amphora_written, live), State};
         false ->
-            ?INFO_MSG("~ts has not acknowledged ~b stanzas, messages wait", [G#g.jid, p1_queue:len(map_get(mgmt_queue, State))]),
+            Unacknowledged = p1_queue:len(map_get(mgmt_queue, State)),
+            ?INFO_MSG("~ts has not acknowledged ~b stanzas, messages wait", [G#g.jid, Unacknowledged]),
             %% Where nothing is handed over, they wait for room alone.
             State1 =
                 case close_gate(State) of

@@ -169,7 +169,10 @@ handle(_Ctx, _Component, #message{type = error}) -> ok;
 handle(Ctx, Component, #message{sub_els = Elements}) ->
     case get(Ctx, Component) of
         #link{pid = Pid} = Link when Pid == self() ->
-            [guarded(Ctx, Link, El) || #xmlel{} = El <- Elements, mod_amphora_xml:attr(<<"xmlns">>, El) == ?NS_INTERCEPT],
+            [
+                guarded(Ctx, Link, El)
+             || #xmlel{} = El <- Elements, mod_amphora_xml:attr(<<"xmlns">>, El) == ?NS_INTERCEPT
+            ],
             ok;
         _ ->
             ?WARNING_MSG("~ts sent a message without a greeting, it is left out", [Component])
@@ -187,7 +190,7 @@ handle(#{host := Host} = Ctx, Component, #iq{type = Type, sub_els = [#xmlel{} = 
         {set, ?NS_INTERCEPT, <<"send">>} ->
             case get(Ctx, Component) of
                 #link{pid = Pid} = Link when Pid == self() -> send(Ctx, Link, IQ, El);
-                _ -> ejabberd_router:route(xmpp:make_error(IQ, xmpp:err_unexpected_request(<<"Greet first">>, <<"en">>)))
+                _ -> ejabberd_router:route(xmpp:make_error(IQ, greet_first()))
             end;
         {get, ?NS_INTERCEPT, <<"accounts">>} ->
             mod_amphora_broadcast:accounts(Host, IQ, El);
@@ -198,6 +201,8 @@ handle(#{host := Host} = Ctx, Component, #iq{type = Type, sub_els = [#xmlel{} = 
     end;
 handle(_Ctx, _Component, _Packet) ->
     false.
+
+greet_first() -> xmpp:err_unexpected_request(<<"Greet first">>, <<"en">>).
 
 is_ours(#iq{id = <<"amphora-", _/binary>>}) -> true;
 is_ours(_) -> false.
@@ -592,7 +597,8 @@ text(Name, El) ->
     end.
 
 names(Kind, El) ->
-    [N || C <- mod_amphora_xml:children(Kind, ?NS_INTERCEPT, El), N <- [mod_amphora_xml:attr(<<"name">>, C)], is_binary(N)].
+    Names = [mod_amphora_xml:attr(<<"name">>, C) || C <- mod_amphora_xml:children(Kind, ?NS_INTERCEPT, El)],
+    [Name || Name <- Names, is_binary(Name)].
 
 %% What a message may have of the listener's limit and of ours.
 max_stanza(#{host := Host}) -> min(?MAX_STANZA, mod_amphora:opt(Host, max_stanza)).

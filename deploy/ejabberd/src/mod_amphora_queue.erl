@@ -309,9 +309,11 @@ for_storage(#{host := Host} = Ctx, #message{to = #jid{luser = LUser}} = Message,
         archived = IsArchived, has_rules = mod_amphora_xml:has_rules(Message)
     }),
     case mod_amphora_facts:too_large(El, mod_amphora:opt(Host, max_stanza)) of
-        true -> refuse(Ctx, H, Message, xmpp:err_policy_violation(<<"The message is too large to be stored">>, <<"en">>));
+        true -> refuse(Ctx, H, Message, too_large_to_store());
         false -> hold(Ctx, Index, Worker, H, El)
     end.
+
+too_large_to_store() -> xmpp:err_policy_violation(<<"The message is too large to be stored">>, <<"en">>).
 
 %% It can't be kept. Whoever asked for it is told so; not a sender who may not know.
 refuse(#{host := Host} = Ctx, #h{key = Key, settle = Settle} = H, Message, Error) ->
@@ -919,7 +921,8 @@ load_next(#w{draining = Draining, host = Host, ctx = Ctx} = W) ->
             end
     end.
 
-load(#w{index = Index, name = Name} = W, #{held := Held, foreign := Foreign, counters := Counters} = Ctx, Bare, R, Handle) ->
+load(#w{index = Index, name = Name} = W, Ctx, Bare, R, Handle) ->
+    #{held := Held, foreign := Foreign, counters := Counters} = Ctx,
     #{key := Key, stage := Stage, el := El, from := From} = R,
     User = user(W, Bare),
     H = #h{
@@ -965,7 +968,10 @@ spool_all(W, Why) ->
         [{B, F} || {B, #user{pairs = Pairs}} <- maps:to_list(W#w.users), F <- maps:keys(Pairs)]
     ),
     After = map_size(W1#w.held),
-    [?INFO_MSG("~ts: ~b held messages went to the spool or back to their senders", [Why, Before - After]) || Before > After],
+    [
+        ?INFO_MSG("~ts: ~b held messages went to the spool or back to their senders", [Why, Before - After])
+     || Before > After
+    ],
     [
         ?ERROR_MSG("~ts: ~b held messages could not be written to the spool", [Why, After])
      || W1#w.stopping, After > 0
@@ -1056,7 +1062,7 @@ hold_captured(#w{ctx = Ctx, index = Index} = W, Host, Bare, From, Message, Archi
     H = held_of(Ctx, Bare, Key, Message, El, offline, #h{archived = IsArchived, ord = Ord}),
     case mod_amphora_facts:too_large(El, mod_amphora:opt(Host, max_stanza)) of
         true ->
-            refuse(Ctx, H, Message, xmpp:err_policy_violation(<<"The message is too large to be stored">>, <<"en">>)),
+            refuse(Ctx, H, Message, too_large_to_store()),
             W;
         false ->
             count_pair(Ctx, H, 1),
@@ -1187,7 +1193,8 @@ next_to_send(#w{held = Held}, #pair{unsent = Unsent, q = Q, paused_from = Paused
         false ->
             Ord = gb_sets:smallest(Unsent),
             H = maps:get(gb_trees:get(Ord, Q), Held),
-            case (H#h.stage /= rules andalso is_behind_rules(Pair, Ord)) orelse (Paused /= undefined andalso Ord >= Paused) of
+            IsPaused = Paused /= undefined andalso Ord >= Paused,
+            case IsPaused orelse (H#h.stage /= rules andalso is_behind_rules(Pair, Ord)) of
                 true -> none;
                 false -> H
             end
@@ -1473,7 +1480,9 @@ sends(#w{host = Host} = W, H, Sends) ->
 ask_again(W, #h{voided = N} = H) when N >= 3 -> pause_from(W, H);
 ask_again(W, #h{bare = Bare, from = From} = H) ->
     W1 = answered(W, H),
-    H1 = (maps:get(H#h.key, W1#w.held))#h{gen = undefined, verdict = undefined, writing = undefined, voided = H#h.voided + 1},
+    H1 = (maps:get(H#h.key, W1#w.held))#h{
+        gen = undefined, verdict = undefined, writing = undefined, voided = H#h.voided + 1
+    },
     Pair = pair(W1, Bare, From),
     W2 = put_held(
         put_pair(W1, Bare, From, Pair#pair{unsent = gb_sets:add(H1#h.ord, Pair#pair.unsent)}), H1
@@ -1542,12 +1551,20 @@ routed(#w{host = Host} = W, #h{key = Key, luser = LUser, to = To} = H) ->
     end.
 
 %% The server was told to go on with a message, and found nobody: the second stage.
-to_offline_stage(#w{ctx = #{held := Held, counters := Counters, pairs := Pairs}, host = Host} = W, H, Message, Archived) ->
+to_offline_stage(#w{ctx = Ctx, host = Host} = W, H, Message, Archived) ->
+    #{held := Held, counters := Counters, pairs := Pairs} = Ctx,
     #h{bare = Bare, from = From, key = Key, ord = Ord} = H,
     {El, IsArchived} = reseal(Host, Message, Bare, Key, Archived),
     Bytes = mod_amphora_xml:bytes(El),
     atomics:add(Counters, 4, Bytes - H#h.bytes),
-    H1 = H#h{stage = offline, gen = undefined, again = H#h.loaded, bytes = Bytes, archived = IsArchived, takers = undefined},
+    H1 = H#h{
+        stage = offline,
+        gen = undefined,
+        again = H#h.loaded,
+        bytes = Bytes,
+        archived = IsArchived,
+        takers = undefined
+    },
     W1 = answered(W, H),
     ets:insert(Held, {Key, W#w.index, H1, El}),
     count_pair(Pairs, Bare, From, 0, -1),
@@ -1666,7 +1683,9 @@ set_links(#w{ctx = Ctx, links = Old, host = Host} = W0, Links) ->
             W2 = mod_amphora_seats:links(W1, Changed),
             case Links of
                 [] -> W2;
-                _ -> lists:foldl(fun(Bare, Acc) -> drain(Acc, Bare) end, W2, my_users(W2, mod_amphora_spool:users(Host)))
+                _ ->
+                    Spooled = my_users(W2, mod_amphora_spool:users(Host)),
+                    lists:foldl(fun(Bare, Acc) -> drain(Acc, Bare) end, W2, Spooled)
             end
     end.
 

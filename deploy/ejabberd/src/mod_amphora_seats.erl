@@ -6,7 +6,8 @@
 %%% there before that.
 -module(mod_amphora_seats).
 
--export([renew/2, not_renewed/2, settle/3, reason/2, left/2, ended/4, answered/2, handed_over/3, down/2, deleted/3, late_hand_over/3]).
+-export([renew/2, not_renewed/2, settle/3, reason/2, left/2, ended/4, answered/2, handed_over/3]).
+-export([down/2, deleted/3, late_hand_over/3]).
 -export([wait/3, check/2, settle_for/4, peer_settled/3, node_down/2]).
 -export([links/2, pump/1, sweep/2]).
 
@@ -82,7 +83,11 @@ ended(#w{seats = Seats} = W, Bare, Id, {Batch, Ids, Pid}) ->
                     _ -> Batch
                 end,
             Seat1 = uncount(Seat#seat{
-                ready = false, renewing = false, done = Seat#seat.n, told = false, ended = {N, Ids, mod_amphora:now_ms()}
+                ready = false,
+                renewing = false,
+                done = Seat#seat.n,
+                told = false,
+                ended = {N, Ids, mod_amphora:now_ms()}
             }),
             report_end(put_seat(W, Seat, Seat1), Seat1);
         false ->
