@@ -80,6 +80,8 @@
     %% key of the settled send that was written last; of those that wait here, who wants to know
     settled_key,
     settling = #{},
+    %% something was given back to the worker since it was last asked whether all is decided
+    gave = false,
     %% when the client read the archive, before it became available
     read,
     repeating = false
@@ -410,7 +412,7 @@ close_gate(#{amphora := #g{bare = Bare} = G, jid := #jid{luser = LUser}, lserver
         false ->
             Ctx = ctx(State),
             N = G#g.n + 1,
-            G1 = G#g{n = N, answer_at = mod_amphora:now_ms(), parked = false},
+            G1 = G#g{gave = false, n = N, answer_at = mod_amphora:now_ms(), parked = false},
             G2 =
                 case G1#g.limited of
                     true -> G1;
@@ -531,7 +533,7 @@ empty_gate(#{amphora := #g{waiting = Waiting, parked = Parked} = G} = State) ->
         end,
         queue:to_list(Waiting)
     ),
-    State1 = put_g(State, G#g{waiting = queue:new(), waiting_count = 0, waiting_bytes = 0}),
+    State1 = put_g(State, G#g{waiting = queue:new(), waiting_count = 0, waiting_bytes = 0, gave = true}),
     case G#g.done == G#g.n andalso not Parked of
         true -> close_gate(State1);
         false -> State1
@@ -973,6 +975,10 @@ on_info({hand_over, _Link, El}, State) ->
     hand_over(State, El);
 on_info({deleted, _Link, El}, State) ->
     deleted(State, El);
+on_info({release, N}, #{amphora := #g{n = N, gate = closed, gave = true, id = Id, bare = Bare} = G} = State) ->
+    %% the worker may not have known of that when it said so: it is behind it in its mailbox, as this is
+    mod_amphora_queue:seat(ctx(State), Bare, {settle, Id, N}),
+    put_g(State, G#g{gave = false});
 on_info({release, N}, #{amphora := #g{n = N, gate = Gate} = G} = State) ->
     State1 = put_g(State, G#g{done = N, limited = false, answer_at = mod_amphora:now_ms()}),
     case Gate of

@@ -539,6 +539,7 @@ on_info({amphora_seat, {left, Id}}, W) -> mod_amphora_seats:left(W, Id);
 on_info({amphora_seat, {ended, Bare, Id, What}}, W) -> mod_amphora_seats:ended(W, Bare, Id, What);
 on_info({amphora_seat, {answered, Id}}, W) -> mod_amphora_seats:answered(W, Id);
 on_info({amphora_seat, {stored, Bare}}, W) -> renew(W, Bare);
+on_info({amphora_seat, {settle, Id, N}}, W) -> mod_amphora_seats:settle(W, Id, N);
 on_info({amphora_seat, {not_renewed, Id}}, W) -> mod_amphora_seats:not_renewed(W, Id);
 on_info({amphora_seat, {renew, Id, _Pid}}, W) -> mod_amphora_seats:renew(W, Id);
 on_info({amphora_seat, {deleted, Id, El}}, W) -> mod_amphora_seats:deleted(W, Id, El);

@@ -6,7 +6,7 @@
 %%% there before that.
 -module(mod_amphora_seats).
 
--export([renew/2, not_renewed/2, reason/2, left/2, ended/4, answered/2, handed_over/3, down/2, deleted/3, late_hand_over/3]).
+-export([renew/2, not_renewed/2, settle/3, reason/2, left/2, ended/4, answered/2, handed_over/3, down/2, deleted/3, late_hand_over/3]).
 -export([wait/3, check/2, settle_for/4, peer_settled/3, node_down/2]).
 -export([links/2, pump/1, sweep/2]).
 
@@ -104,6 +104,13 @@ handed_over(#w{seats = Seats} = W, Id, El) ->
             end;
         _ ->
             W
+    end.
+
+%% It gave messages back before it was told to open its gate: once more, when those are decided.
+settle(#w{seats = Seats} = W, Id, N) ->
+    case Seats of
+        #{Id := #seat{n = N, bare = Bare}} -> wait(W, Bare, {release, Id, N});
+        _ -> W
     end.
 
 %% Its process is gone. It said what was to be said, or could not.
