@@ -615,7 +615,7 @@ async def execute(client, name, fields=None, session=None):
 
 def notes(command):
     """The notes of a command, as (type, text)."""
-    return [(note.get("type"), note.text) for note in command.findall(f"{{{COMMANDS}}}note")]
+    return [(note.get("type", "info"), note.text) for note in command.findall(f"{{{COMMANDS}}}note")]
 
 
 def fields_of(command):

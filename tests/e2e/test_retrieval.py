@@ -311,9 +311,10 @@ async def test_f9_a_forged_sender(prosody, node, clients):
     a, bob = await store(prosody, clients, 1)
     id = new_id()
     a.write(f"<iq type='get' id='{id}' from='{bob}/phone'>{offline('<fetch/>')}</iq>")
-    answer = await answer_to(a, id)
+    if prosody.kind != "ejabberd":  # which ends the stream for that
+        answer = await answer_to(a, id)
+        assert answer.type in ("error", "result")
     assert shown(a) == []
-    assert answer.type in ("error", "result")
     b = await clients.login(prosody, bob, raw=True)
     assert await count(b) == 1
 
@@ -391,7 +392,9 @@ async def test_f6_f7_view(prosody, node, clients):
     answer = await b.iq(items("view", asked))
     assert answer.type == "result" and len(answer.element) == 0
     # each once, in the order of the list; before the result
-    assert shown(b) == [(names[1], "1"), (names[4], "forged")]
+    # ejabberd stores none that says so of itself
+    fifth = "last" if prosody.kind == "ejabberd" else "forged"
+    assert shown(b) == [(names[1], "1"), (names[4], fifth)]
     assert b.inbox.all.index(answer) > max(b.inbox.all.index(m) for m in b.inbox.messages())
     for shown_one in b.inbox.messages():
         (delay,) = shown_one.delays

@@ -295,7 +295,8 @@ actions() -> [<<"status">>, <<"pause">>, <<"resume">>, <<"cancel">>].
 act(Host, From, Action, Id, Request) ->
     case one(mod_amphora_broadcast:ask(Host, set, [{<<"action">>, Action}, {<<"id">>, Id}], [])) of
         {ok, Broadcast} ->
-            _ = Action =:= <<"status">> orelse ?LOG_INFO("Amphora: ~ts: ~ts broadcast ~ts", [jid:encode(From), Action, Id]),
+            _ = Action =:= <<"status">> orelse
+                ?LOG_INFO("Amphora: ~ts: ~ts broadcast ~ts", [jid:encode(From), Action, Id]),
             respond(Request, completed, [{info, <<"Broadcast ", (progress(Broadcast))/binary>>}], undefined);
         {error, Why} ->
             list_again(Host, Request, [{error, Why}])

@@ -53,6 +53,7 @@
     asking = false :: boolean(),
     verdict :: undefined | deliver | discarded | unavailable,
     sends = [] :: [#xmlel{}],
+    decided_on :: {Component :: binary(), Gen :: integer()} | undefined, % the link of its verdict
     %% the link on which it was sent last
     link :: {Component :: binary(), Gen :: integer()} | undefined,
     sent_at = 0 :: integer(),
@@ -139,8 +140,7 @@ pair_of(From, To) -> {jid:encode(jid:tolower(From)), jid:encode(jid:remove_resou
 leaving(Host, HasRules, Message, State) ->
     case ejabberd_hooks:run_fold(privacy_check_packet, Host, allow, [State, Message, out]) of
         deny when HasRules ->
-            bounce(Message, denied(State)),
-            {stop, {drop, State}};
+            {stop, {drop, ejabberd_c2s:send(State, mod_amphora_xml:error_message(Message, denied(State)))}};
         deny ->
             {Message, State};
         allow ->
@@ -387,7 +387,8 @@ decided(<<"retry">>, _Element, #held{tries = Tries} = Held, State) ->
 decided(What, Element, #held{pair = Pair} = Held, State) when What =:= <<"deliver">>; What =:= <<"discarded">> ->
     Sends = mod_amphora_xml:children(<<"send">>, ?NS_INTERCEPT, Element),
     Verdict = case What of <<"deliver">> -> deliver; <<"discarded">> -> discarded end,
-    advance(Pair, update(Held#held{link = undefined, verdict = Verdict, sends = Sends}, State));
+    Decided = Held#held{link = undefined, decided_on = Held#held.link, verdict = Verdict, sends = Sends},
+    advance(Pair, update(Decided, State));
 decided(What, _Element, Held, State) ->
     ?LOG_WARNING("Amphora: verdict ~ts for ~ts on its way out has no meaning, it is left out", [What, Held#held.key]),
     State#state{outstanding = State#state.outstanding + 1}.
@@ -482,10 +483,8 @@ bounce(#held{state = undefined, message = Message}, Error) ->
     bounce(as_written(Message), Error);
 bounce(#held{message = Message}, Error) ->
     bounce(Message, Error);
-bounce(#message{type = error}, _Error) ->
-    ok;
-bounce(#message{id = Id, type = Type, lang = Lang, from = From, to = To}, Error) ->
-    ejabberd_router:route(xmpp:make_error(#message{id = Id, type = Type, lang = Lang, from = From, to = To}, Error)).
+bounce(#message{} = Message, Error) ->
+    mod_amphora_xml:bounce(Message, Error).
 
 as_written(#message{sub_els = Els} = Message) ->
     try
@@ -498,12 +497,14 @@ as_written(#message{sub_els = Els} = Message) ->
 
 %%% ------------------------------------------------------------------ links and time
 
-%% What was sent on a link that is no more counts as not sent.
+%% What was sent on a link that is no more counts as not sent, and what was decided there as undecided.
 links(Links, #state{held = All, links = Before} = State) ->
     Live = [{Component, Gen} || #link{id = {_, Component}, gen = Gen} <- Links],
-    Lost = [Held || #held{link = Link} = Held <- maps:values(All), Link =/= undefined, not lists:member(Link, Live)],
+    Lost = [Held || Held <- maps:values(All), is_lost(Held#held.link, Live) orelse is_lost(Held#held.decided_on, Live)],
     Freed = lists:foldl(fun(Held, Acc) ->
-                            update(Held#held{link = undefined, supports = unknown}, answered(Held, Acc))
+                            Undecided = Held#held{link = undefined, decided_on = undefined, verdict = undefined,
+                                                  sends = [], supports = unknown},
+                            update(Undecided, answered(Held, Acc))
                         end, State, Lost),
     LostAt = case {Links, Before} of
                  {[], [_ | _]} -> mod_amphora:now_ms();
@@ -512,8 +513,15 @@ links(Links, #state{held = All, links = Before} = State) ->
     Fresh = Freed#state{links = Links, lost_at = LostAt},
     case Links of
         [] -> Fresh;
-        _ -> lists:foldl(fun(#held{id = Id}, Acc) -> consult(Id, Acc) end, Fresh, in_order(Lost))
+        _ -> lists:foldl(fun(#held{id = Id}, Acc) -> consult(Id, Acc) end, Fresh, in_order(unasked(Fresh)))
     end.
+
+is_lost(Link, Live) -> Link =/= undefined andalso not lists:member(Link, Live).
+
+%% Those that go to a node when it is known again what their server supports.
+unasked(#state{held = All}) ->
+    [Held || #held{key = Key, link = undefined, verdict = undefined, supports = unknown, resume_at = undefined} = Held
+                 <- maps:values(All), Key =/= undefined].
 
 in_order(Held) -> lists:keysort(#held.id, Held).
 

@@ -129,7 +129,8 @@ hold(#{held := Held, counters := Counters, opts := Opts} = Ctx, Index, Worker, H
 %% rules: who asked for it asks again.
 journal(_Ctx, #h{stage = rules, settle = true} = H, _El) ->
     H;
-journal(#{host := Host, opts := #{journal := true, spool_limit := Limit}}, #h{bare = Bare, spooled = undefined} = H, El) ->
+journal(#{host := Host, opts := #{journal := true} = Opts}, #h{bare = Bare, spooled = undefined} = H, El) ->
+    Limit = map_get(spool_limit, Opts),
     case mod_amphora_spool:status(Host) of
         #{failing := false, size := Size} when Size < Limit ->
             try mod_amphora_spool:append(Host, Bare, record_of(H, El)) of
@@ -795,7 +796,8 @@ keep_place(_W, _Came, _H) ->
     ok.
 
 %% It was never in a list of ours.
-not_held(#w{ctx = #{held := Held, counters := Counters, foreign := Foreign} = Ctx} = W, #h{key = Key, bytes = Bytes} = H) ->
+not_held(#w{ctx = #{held := Held, counters := Counters, foreign := Foreign} = Ctx} = W, H) ->
+    #h{key = Key, bytes = Bytes} = H,
     unspool(W, H),
     ets:delete(Held, Key),
     ets:delete(Foreign, Key),

@@ -9,7 +9,7 @@
 -behaviour(gen_server).
 
 -export([start_link/1, hooks/1, start/1, stop/1, answer/2, hand_over/2, deleted/2, links/2]).
--export([process_offline/1, process_info/1, process_items/1, decode_iq_subel/1]).
+-export([process_offline/1, process_info/1, process_items/1, decode_iq_subel/1, features/5]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 -include_lib("kernel/include/logger.hrl").
@@ -69,12 +69,30 @@ start_link(Host) -> gen_server:start_link({local, name(Host)}, ?MODULE, Host, []
 name(Host) -> gen_mod:get_module_proc(Host, ?MODULE).
 
 -spec hooks(binary()) -> [{atom(), module(), atom(), integer()}].
-hooks(_Host) -> [].
+hooks(_Host) ->
+    [
+        {disco_local_features, ?MODULE, features, 51},
+        {disco_sm_features, ?MODULE, features, 51}
+    ].
+
+%% As mod_offline has it, but that the retrieval is there only while a node is.
+features(Acc, _From, #jid{lserver = Host}, <<>>, _Lang) ->
+    Before = case Acc of {result, Features} -> Features; _ -> [] end,
+    case mod_amphora_link:links(mod_amphora:ctx(Host)) of
+        [] -> {result, Before ++ [?NS_FEATURE_MSGOFFLINE]};
+        _ -> {result, Before ++ [?NS_FEATURE_MSGOFFLINE, ?NS_FLEX]}
+    end;
+features(_Acc, _From, _To, ?NS_FEATURE_MSGOFFLINE, _Lang) ->
+    {result, []};
+features(Acc, _From, _To, _Node, _Lang) ->
+    Acc.
 
 %% IQ handlers, over mod_offline's, and mod_disco's for the one node; again after each reload of the
 %% configuration.
 -spec start(binary()) -> ok.
 start(Host) ->
+    ejabberd_hooks:delete(disco_local_features, Host, mod_offline, get_sm_features, 50),
+    ejabberd_hooks:delete(disco_sm_features, Host, mod_offline, get_sm_features, 50),
     gen_iq_handler:add_iq_handler(ejabberd_sm, Host, ?NS_FLEX, ?MODULE, process_offline),
     case gen_mod:is_loaded(Host, mod_disco) of
         true ->
@@ -87,7 +105,10 @@ start(Host) ->
 -spec stop(binary()) -> ok.
 stop(Host) ->
     case gen_mod:is_loaded(Host, mod_offline) of
-        true -> gen_iq_handler:add_iq_handler(ejabberd_sm, Host, ?NS_FLEX, mod_offline, handle_offline_query);
+        true ->
+            ejabberd_hooks:add(disco_local_features, Host, mod_offline, get_sm_features, 50),
+            ejabberd_hooks:add(disco_sm_features, Host, mod_offline, get_sm_features, 50),
+            gen_iq_handler:add_iq_handler(ejabberd_sm, Host, ?NS_FLEX, mod_offline, handle_offline_query);
         false -> gen_iq_handler:remove_iq_handler(ejabberd_sm, Host, ?NS_FLEX)
     end,
     case gen_mod:is_loaded(Host, mod_disco) of

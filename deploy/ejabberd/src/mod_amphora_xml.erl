@@ -4,7 +4,7 @@
 -export([stamp/0, stamp/1, el/2, el/3, attr/2, child/3, children/3]).
 -export([encode/1, decode/1, bytes/1, deeper_than/2]).
 -export([has_rules/1, notice_status/1, address_rules/1, is_from_room/1, is_chat/1]).
--export([stanza_ids/2, own_id/2, with_ids/2, add_delay/3, forwarded/2, own_stanza/2, bounce/2]).
+-export([stanza_ids/2, own_id/2, with_ids/2, add_delay/3, forwarded/2, own_stanza/2, bounce/2, error_message/2]).
 
 -include("xmpp.hrl").
 -include("mod_amphora.hrl").
@@ -225,11 +225,20 @@ add_delay(#message{sub_els = Els} = Message, Host, Stamp) ->
 
 %% Answers a message with an error, and without what its sender wrote.
 -spec bounce(message(), stanza_error()) -> ok.
-bounce(#message{type = error}, _Error) ->
-    ok;
-bounce(Message, Error) ->
-    Bare = Message#message{body = [], subject = [], thread = undefined, sub_els = [], meta = #{}},
-    ejabberd_router:route(xmpp:make_error(Bare, Error)).
+bounce(#message{type = error}, _Error) -> ok;
+bounce(Message, Error) -> ejabberd_router:route(error_message(Message, Error)).
+
+%% That answer.
+-spec error_message(message(), stanza_error()) -> message().
+error_message(#message{id = Id, lang = Lang, from = From, to = To}, Error) ->
+    #message{type = error, id = Id, lang = Lang, from = To, to = From, sub_els = [with_code(Error)]}.
+
+%% With the code that XEP-0079 section 6 gives it.
+with_code(#stanza_error{reason = 'service-unavailable'} = Error) ->
+    #xmlel{attrs = Attrs} = El = xmpp:encode(Error, ?NS_CLIENT),
+    El#xmlel{attrs = [{<<"code">>, <<"503">>} | Attrs]};
+with_code(Error) ->
+    Error.
 
 forwarded(Stamp, El) ->
     #xmlel{

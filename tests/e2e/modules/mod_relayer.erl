@@ -9,10 +9,10 @@
 -include("xmpp.hrl").
 
 start(Host, _Opts) ->
-    ejabberd_hooks:add(sm_receive_packet, Host, ?MODULE, relay, 10).
+    ejabberd_hooks:add(sm_receive_packet, Host, ?MODULE, relay, 40).
 
 stop(Host) ->
-    ejabberd_hooks:delete(sm_receive_packet, Host, ?MODULE, relay, 10).
+    ejabberd_hooks:delete(sm_receive_packet, Host, ?MODULE, relay, 40).
 
 depends(_Host, _Opts) -> [].
 
