@@ -7,8 +7,9 @@
 %%%  - Where something was stored while it was open (nobody was there when it was routed), the user's
 %%%    worker tells the session to close before it lets later messages of the pair go on, and the order
 %%%    of messages to one process does the rest.
-%%%  - A resumed session takes the state over from the process that it replaces; what that one still
-%%%    gets it gives back to the server, and it comes here, through the gate.
+%%%  - A resumed session takes the state over from the process that it replaces. What that one still has in
+%%%    its mailbox it sends here, and the gate opens only when it is gone; what came here straight in the
+%%%    meantime is put behind that by its place in the order of arrival.
 %%%  - A session that ends writes down, in its last handler, what was not acknowledged, what waits in the
 %%%    gate and what is in its mailbox of ours, and only then the server takes it out of its tables.
 %%% The acknowledgements are XEP-0198's, by position in the stream: each message of ours is noted with the
@@ -82,6 +83,9 @@
     settling = #{},
     %% something was given back to the worker since it was last asked whether all is decided
     gave = false,
+    %% the process that this one has replaced, while it is there; the gate is told to open
+    replaced,
+    may_open = false,
     %% when the client read the archive, before it became available
     read,
     repeating = false
@@ -297,7 +301,8 @@ set_gate(State, #g{id = Id} = G, Gate) ->
     ets:insert(map_get(seats, ctx(State)), {self(), Id, Gate}),
     G#g{gate = Gate}.
 
-c2s_copy_session(State, #{amphora := G}) -> put_g(State, G);
+c2s_copy_session(State, #{amphora := #g{} = G, sid := {_, Old}}) ->
+    put_g(State, G#g{replaced = erlang:monitor(process, Old), may_open = false});
 c2s_copy_session(State, _OldState) -> State.
 
 c2s_session_resumed(#{amphora := #g{} = G, jid := JID} = State) ->
@@ -449,7 +454,24 @@ limit_reached(#{amphora := #g{in_flight = InFlight, answer_at = At}} = State) ->
 
 min_time(At) -> At.
 
-release(#{amphora := G} = State) -> write_on(put_g(State, set_gate(State, G, releasing))).
+release(#{amphora := #g{replaced = undefined} = G} = State) ->
+    write_on(put_g(State, set_gate(State, G#g{may_open = false}, releasing)));
+release(#{amphora := G} = State) ->
+    put_g(State, G#g{may_open = true}).
+
+%% The process that this one replaced is gone: all that it had is here. Until then nothing was given back, for
+%% it would have been in no order; it is not for long, and no more than comes meanwhile.
+alone(#{amphora := #g{waiting = Waiting, may_open = MayOpen} = G} = State) ->
+    #{opts := #{gate_messages := MaxCount, gate_bytes := MaxBytes}} = ctx(State),
+    Sorted = lists:sort(fun({A, _, _}, {B, _, _}) -> place(A) =< place(B) end, queue:to_list(Waiting)),
+    State1 = put_g(State, G#g{replaced = undefined, waiting = queue:from_list(Sorted)}),
+    case MayOpen of
+        true -> release(State1);
+        false when G#g.waiting_count > MaxCount; G#g.waiting_bytes > MaxBytes -> empty_gate(State1);
+        false -> State1
+    end.
+
+place(Message) -> xmpp:get_meta(Message, amphora_ord, 0).
 
 has_sm(#{mgmt_state := S}) when S == active; S == pending -> true;
 has_sm(_) -> false.
@@ -464,9 +486,14 @@ has_room(_) ->
 c2s_filter_send({#message{meta = #{mgmt_is_resent := true}}, _} = Acc) -> Acc;
 c2s_filter_send({#message{meta = #{amphora_written := _}}, _} = Acc) -> Acc;
 c2s_filter_send({#message{} = Message, #{amphora := #g{} = G} = State} = Acc) ->
-    case maps:get(mgmt_state, State, inactive) /= resumed andalso mod_amphora_xml:is_chat(Message) of
-        true -> live(Message, G, State);
-        false -> Acc
+    case {mod_amphora_xml:is_chat(Message), State} of
+        {true, #{mgmt_state := resumed}} ->
+            send_on(G, State, {late, Message}),
+            {stop, {drop, State}};
+        {true, _} ->
+            live(Message, G, State);
+        {false, _} ->
+            Acc
     end;
 c2s_filter_send(Acc) ->
     Acc.
@@ -494,7 +521,7 @@ live(Message, _G, State) ->
 wait(Message, #{amphora := #g{waiting_count = Count, waiting_bytes = Sum} = G} = State) ->
     #{opts := #{gate_messages := MaxCount, gate_bytes := MaxBytes}} = ctx(State),
     Bytes = erlang:external_size(Message),
-    case Count >= MaxCount orelse (Count > 0 andalso Sum + Bytes > MaxBytes) of
+    case G#g.replaced == undefined andalso (Count >= MaxCount orelse (Count > 0 andalso Sum + Bytes > MaxBytes)) of
         true ->
             ?INFO_MSG("The gate of ~ts is full, its ~b messages are intercepted", [G#g.jid, Count]),
             [Pid ! {amphora_gate, empty} || {_, _, Pid, _} <- others(State)],
@@ -953,12 +980,11 @@ has_unacknowledged(#g{items = Items}) -> lists:any(fun({Acked, _}) -> not Acked 
 %%% ------------------------------------------------------------------ messages of ours to the session
 
 %% To a process that was replaced: the one that replaced it is meant.
-c2s_handle_info(#{mgmt_state := resumed, amphora := #g{id = Id}} = State, {amphora_gate, _} = Message) ->
-    case ets:lookup(map_get(sessions, ctx(State)), Id) of
-        [{_, Pid}] when Pid /= self() -> Pid ! Message;
-        _ -> ok
-    end,
+c2s_handle_info(#{mgmt_state := resumed, amphora := #g{} = G} = State, {amphora_gate, What}) ->
+    send_on(G, State, What),
     {stop, State};
+c2s_handle_info(#{amphora := #g{replaced = Ref}} = State, {'DOWN', Ref, process, _, _}) ->
+    {stop, alone(State)};
 c2s_handle_info(#{amphora := #g{}} = State, {amphora_gate, What}) ->
     {stop, on_info(What, State)};
 c2s_handle_info(#{jid := _, lserver := Host} = State, {amphora_gate, adopt}) ->
@@ -971,6 +997,11 @@ c2s_handle_info(State, {amphora_gate, _}) ->
 c2s_handle_info(State, _Info) ->
     State.
 
+on_info({late, Message}, #{amphora := #g{} = G} = State) ->
+    case live(Message, G, State) of
+        {stop, {drop, State1}} -> State1;
+        {Marked, State1} -> ejabberd_c2s:send(State1, Marked)
+    end;
 on_info({hand_over, _Link, El}, State) ->
     hand_over(State, El);
 on_info({deleted, _Link, El}, State) ->
@@ -1031,6 +1062,13 @@ on_info(repeat, State) ->
 on_info(_What, State) ->
     State.
 
+send_on(#g{id = Id}, State, What) ->
+    case ets:lookup(map_get(sessions, ctx(State)), Id) of
+        [{_, Pid}] when Pid /= self() -> Pid ! {amphora_gate, What};
+        %% it is about to be there
+        _ -> erlang:send_after(10, self(), {amphora_gate, What})
+    end.
+
 adopted(State) ->
     #{amphora := G} = State1 = new(State),
     Priority =
@@ -1075,9 +1113,14 @@ c2s_handle_call(State, _Request, _From) ->
 
 %%% ------------------------------------------------------------------ the end of a session
 
-c2s_terminated(#{amphora := #g{} = G, mgmt_state := resumed} = State, _Reason) ->
-    ets:delete(map_get(seats, ctx(State)), self()),
-    _ = G,
+c2s_terminated(#{amphora := #g{} = G, mgmt_state := resumed, lserver := Host} = State, _Reason) ->
+    case mod_amphora:loaded(Host) of
+        true ->
+            ets:delete(map_get(seats, ctx(State)), self()),
+            send_rest_on(G, State);
+        false ->
+            ok
+    end,
     State;
 c2s_terminated(#{amphora := #g{} = G, lserver := Host} = State, _Reason) ->
     case mod_amphora:loaded(Host) of
@@ -1098,6 +1141,14 @@ c2s_terminated(#{amphora := #g{} = G, lserver := Host} = State, _Reason) ->
     end;
 c2s_terminated(State, _Reason) ->
     State.
+
+send_rest_on(G, State) ->
+    receive
+        {amphora_gate, What} ->
+            send_on(G, State, What),
+            send_rest_on(G, State)
+    after 0 -> ok
+    end.
 
 %% Chat and normal messages of mod_stream_mgmt's queue, each with the time at which it was written; what is
 %% left is mod_stream_mgmt's. Of an item handed over nothing comes back: the node still has it.

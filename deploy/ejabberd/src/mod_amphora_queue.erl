@@ -47,6 +47,9 @@ start_link(Host, Index) ->
 %% Before anything of the server that leaves a trace has seen a message.
 sm_receive_packet(#message{meta = #{amphora := _}} = Message) ->
     Message;
+%% It was here before, and comes back out of the mailbox of a session that ended: older than what waits.
+sm_receive_packet(#message{meta = #{amphora_ord := _}} = Message) ->
+    Message;
 sm_receive_packet(#message{to = #jid{luser = <<>>}} = Message) ->
     Message;
 sm_receive_packet(#message{type = error, sub_els = Els} = Message) when Els /= [] ->
@@ -219,8 +222,16 @@ redirect_or_go_on(#{host := Host} = Ctx, Bare, #message{from = From, to = To} = 
             end
     end.
 
-%% Where several sessions may get a message, their copies are counted, see mod_amphora_gate.
-mark_copies(Ctx, #message{to = #jid{luser = LUser, lserver = Host}} = Message) ->
+%% Its place in the order of arrival, for a session that is resumed; and where several sessions may get it,
+%% the name of their copies, see mod_amphora_gate.
+mark_copies(_Ctx, #message{meta = #{amphora_ord := _}} = Message) ->
+    Message;
+mark_copies(Ctx, #message{type = Type} = Message) when Type == chat; Type == normal ->
+    mark_several(Ctx, xmpp:put_meta(Message, amphora_ord, mod_amphora:new_ord(Ctx)));
+mark_copies(Ctx, Message) ->
+    mark_several(Ctx, Message).
+
+mark_several(Ctx, #message{to = #jid{luser = LUser, lserver = Host}} = Message) ->
     case ejabberd_sm:get_user_present_resources(LUser, Host) of
         [_, _ | _] -> xmpp:put_meta(Message, amphora_copy, mod_amphora_gate:new_copy(Ctx));
         _ -> Message
