@@ -39,11 +39,11 @@ users(_Other, Host) ->
 
 %% Where the tables are shared by all hosts. The name of the question differs between releases.
 of_host(Host) ->
-    Shared = case erlang:function_exported(ejabberd_sql, use_multihost_schema, 0) of
-                 true -> ejabberd_sql:use_multihost_schema();
-                 false -> ejabberd_sql:use_new_schema()
-             end,
-    case Shared of
+    Question = case erlang:function_exported(ejabberd_sql, use_multihost_schema, 0) of
+                   true -> use_multihost_schema;
+                   false -> use_new_schema
+               end,
+    case ejabberd_sql:Question() of
         true -> [<<" where server_host='">>, ejabberd_sql:escape(Host), <<"'">>];
         false -> []
     end.
