@@ -38,6 +38,7 @@ users(_Other, Host) ->
     [User || {User, _} <- ejabberd_auth:get_users(Host)].
 
 %% Where the tables are shared by all hosts. The name of the question differs between releases.
+-dialyzer({no_missing_calls, of_host/1}).
 of_host(Host) ->
     Question = case erlang:function_exported(ejabberd_sql, use_multihost_schema, 0) of
                    true -> use_multihost_schema;
