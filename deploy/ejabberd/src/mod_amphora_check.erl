@@ -47,8 +47,7 @@ warnings(Host) ->
 
 listeners(Listeners) -> [{Id, map_get_module(Opts), Opts} || {Id, _Module, Opts} <- [listener(L) || L <- Listeners]].
 
-listener({Id, Module, Opts}) -> {Id, Module, [{module, Module} | to_list(Opts)]};
-listener({Id, Opts}) -> {Id, undefined, to_list(Opts)}.
+listener({Id, Module, Opts}) -> {Id, Module, [{module, Module} | to_list(Opts)]}.
 
 to_list(Opts) when is_map(Opts) -> maps:to_list(Opts);
 to_list(Opts) -> Opts.

@@ -503,18 +503,25 @@ links(Links, #state{held = All, links = Before} = State) ->
     Lost = [Held || Held <- maps:values(All), is_lost(Held#held.link, Live) orelse is_lost(Held#held.decided_on, Live)],
     Freed = lists:foldl(fun(Held, Acc) ->
                             Undecided = Held#held{link = undefined, decided_on = undefined, verdict = undefined,
-                                                  sends = [], supports = unknown},
+                                                  sends = []},
                             update(Undecided, answered(Held, Acc))
                         end, State, Lost),
     LostAt = case {Links, Before} of
                  {[], [_ | _]} -> mod_amphora:now_ms();
                  _ -> State#state.lost_at
              end,
-    Fresh = Freed#state{links = Links, lost_at = LostAt},
+    Fresh = begin_anew(Freed#state{links = Links, lost_at = LostAt}),
     case Links of
         [] -> Fresh;
         _ -> lists:foldl(fun(#held{id = Id}, Acc) -> consult(Id, Acc) end, Fresh, in_order(unasked(Fresh)))
     end.
+
+%% All that is not under way is asked for again, in the order in which it came.
+begin_anew(#state{held = All} = State) ->
+    Anew = fun(_, #held{link = undefined, verdict = undefined} = Held) -> Held#held{supports = unknown};
+              (_, Held) -> Held
+           end,
+    State#state{held = maps:map(Anew, All), ready = queue:new()}.
 
 is_lost(Link, Live) -> Link =/= undefined andalso not lists:member(Link, Live).
 

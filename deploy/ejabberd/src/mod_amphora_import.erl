@@ -38,12 +38,13 @@ users(_Other, Host) ->
     [User || {User, _} <- ejabberd_auth:get_users(Host)].
 
 %% Where the tables are shared by all hosts. The name of the question differs between releases.
+-dialyzer({no_missing_calls, of_host/1}).
 of_host(Host) ->
-    Shared = case erlang:function_exported(ejabberd_sql, use_multihost_schema, 0) of
-                 true -> ejabberd_sql:use_multihost_schema();
-                 false -> ejabberd_sql:use_new_schema()
-             end,
-    case Shared of
+    Question = case erlang:function_exported(ejabberd_sql, use_multihost_schema, 0) of
+                   true -> use_multihost_schema;
+                   false -> use_new_schema
+               end,
+    case ejabberd_sql:Question() of
         true -> [<<" where server_host='">>, ejabberd_sql:escape(Host), <<"'">>];
         false -> []
     end.

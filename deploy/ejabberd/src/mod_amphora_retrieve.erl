@@ -522,10 +522,7 @@ known(#request{batches = Batches} = Request, Batch, State) ->
 session_left(Ref, #state{monitors = Monitors} = State) ->
     case maps:take(Ref, Monitors) of
         {Session, Rest} ->
-            case has_requests(Session, State) of
-                true -> erlang:send_after(?RESUMED, self(), {look_for, Session});
-                false -> ok
-            end,
+            _ = has_requests(Session, State) andalso erlang:send_after(?RESUMED, self(), {look_for, Session}),
             State#state{monitors = Rest};
         error ->
             State

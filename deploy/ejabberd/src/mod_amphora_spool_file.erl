@@ -126,7 +126,7 @@ start_segment(Spool, Number) ->
 close(Spool) ->
     {_, #spool{fd = Fd, live = Live, pending = Pending} = Closed} = flush(Spool),
     close_file(Fd),
-    close_reader(Closed),
+    _ = close_reader(Closed),
     ets:delete(Live),
     ets:delete(Pending),
     ok.

@@ -194,8 +194,7 @@ is_id_by(#xmlel{name = <<"stanza-id">>} = El, Bare) ->
 is_id_by(_, _) ->
     false.
 
-is_same(#jid{} = By, Bare) -> jid:encode(jid:tolower(By)) == Bare;
-is_same(_, _) -> false.
+is_same(#jid{} = By, Bare) -> jid:encode(jid:tolower(By)) == Bare.
 
 %% An id of this interceptor's, which is no sign of an archive.
 own_id(Bare, Key) ->

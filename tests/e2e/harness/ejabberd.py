@@ -217,6 +217,9 @@ class Ejabberd:
             first, self._join = self._join, None
             assert self.erl(f"ejabberd_cluster:join('{first.node_name}')") == "ok"
             wait_for(self._is_up, "ejabberd to listen in the cluster", START)
+        if self.archive:
+            # in a file, what it takes to add a message grows with those that are there
+            self.erl("mnesia:change_table_copy_type(archive_msg, node(), disc_copies)")
         pending, self._pending = self._pending, []
         self._write_accounts(pending)
         return self
