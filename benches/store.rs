@@ -1,10 +1,14 @@
 //! How many rows a second the store keeps, beside bare inserts of the same rows by the same
 //! driver into the same tables, measured in the same run.
 //!
-//! `cargo bench --bench store -- [--url URL] [--rows N] [--users N] [--size BYTES] [--rounds N]`
+//! `cargo bench --bench store -- [--url URL] [--rows N] [--users N] [--size BYTES] [--rounds N]
+//! [--costs]`
 //!
 //! Without a URL in a new file of SQLite. The database of a URL is emptied again and again. To
 //! compare, ask for `?sslmode=disable`: under TLS the bare driver waits for its own packets.
+
+#[path = "store/costs.rs"]
+mod costs;
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -43,6 +47,9 @@ struct Args {
     /// How often everything is measured.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Instead: what the fence, the unique key and the marks cost.
+    #[arg(long)]
+    costs: bool,
     /// `cargo bench` says this.
     #[arg(long, hide = true)]
     bench: bool,
@@ -58,6 +65,9 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {
         println!("{} rows of {} bytes for {} users", args.rows, args.size, args.users);
+        if args.costs {
+            return costs::costs(&args).await;
+        }
         for _ in 0..args.rounds {
             let place = Place::new(&args).await;
             let bare = bare(&place, &args).await;

@@ -328,7 +328,8 @@ async fn wait_for_signal() -> Result<(), NodeError> {
 fn store_settings(settings: &Settings) -> StoreSettings {
     let password = settings.store.password.as_ref().map(|secret| secret.expose().to_owned());
     let node = settings.node.name.clone();
-    StoreSettings { password, node, ..StoreSettings::new(settings.store.url.expose()) }
+    let shards = settings.processor.shards;
+    StoreSettings { password, node, shards, ..StoreSettings::new(settings.store.url.expose()) }
 }
 
 fn quotas(settings: &config::QuotaSettings) -> Quotas {

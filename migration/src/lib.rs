@@ -10,6 +10,7 @@ pub use sea_orm_migration::MigratorTrait;
 mod columns;
 mod m20261122_000001_messages;
 mod m20261125_000001_broadcast;
+mod m20261125_000002_shard;
 
 /// All migrations, in order.
 pub struct Migrator;
@@ -20,6 +21,7 @@ impl MigratorTrait for Migrator {
         vec![
             Box::new(m20261122_000001_messages::Migration),
             Box::new(m20261125_000001_broadcast::Migration),
+            Box::new(m20261125_000002_shard::Migration),
         ]
     }
 }

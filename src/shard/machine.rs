@@ -242,7 +242,7 @@ impl Machine {
                 let bounce = reply_to::bounce(&intercept, StanzaError::INTERNAL_SERVER_ERROR);
                 self.verdict(&intercept, Do::Discarded, bounce.into_iter().collect());
             }
-            Outcome::Retry | Outcome::Done { .. } => {
+            Outcome::Retry | Outcome::NotMine | Outcome::Done { .. } => {
                 self.begin_run();
                 self.retry(&intercept);
             }

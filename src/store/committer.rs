@@ -12,19 +12,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sea_orm::{DatabaseTransaction, DbErr};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::error::StoreError;
 use super::fault::{self, Fault};
 use super::job::Outcome;
 use super::metrics;
-use super::open::{Opened, open};
+use super::moves::{Move, Moving};
+use super::open::{Opened, Ready, open};
+use super::ownership::MoveError;
 use super::queue::{Load, Queue, Submitted, Task, Waiting};
-use super::readers::Readers;
 use super::settings::StoreSettings;
-use super::writer::{End, Writer};
+use super::start::{self, PAUSE};
+use super::writer::{End, MoveEnd, Writer};
 use crate::words::Bare;
 
 /// The pause after a failure, doubled each time up to [`LONGEST_PAUSE`].
@@ -56,25 +58,24 @@ pub(super) struct Committer {
     pub(super) shared: Arc<Shared>,
     /// Closed: carry out what waits, then end.
     pub(super) jobs: UnboundedReceiver<Submitted>,
+    /// Shards that are to move, between the other transactions.
+    pub(super) moves: Receiver<Moving>,
     /// Set to true at the end.
     pub(super) ending: watch::Sender<bool>,
 }
 
-/// What the other parts of a store need to know of an open database.
-pub(super) type Ready = Result<(Readers, u32), StoreError>;
-
 impl Committer {
     /// Runs on a new thread; tells when the database is open.
-    pub(super) fn spawn(self, ready: oneshot::Sender<Ready>) -> io::Result<()> {
+    pub(super) fn spawn(self, ready: oneshot::Sender<Result<Ready, StoreError>>) -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("amphora-store".to_owned());
         thread.spawn(move || runtime.block_on(self.run(ready)))?;
         Ok(())
     }
 
-    async fn run(self, ready: oneshot::Sender<Ready>) {
-        let Committer { settings, shared, jobs, ending } = self;
-        let Opened { writer, readers, epoch, lock } = match open(&settings).await {
+    async fn run(self, ready: oneshot::Sender<Result<Ready, StoreError>>) {
+        let Committer { settings, shared, jobs, moves, ending } = self;
+        let Opened { writer, ready: opened, lock } = match open(&settings).await {
             Ok(opened) => opened,
             Err(error) => {
                 // Whoever asked may be gone.
@@ -86,12 +87,12 @@ impl Committer {
         metrics::healthy(true);
         // Also when this thread panics, nobody is told that all is well.
         let unhealthy = Unhealthy(shared.clone());
-        let _ = ready.send(Ok((readers, epoch)));
+        let _ = ready.send(Ok(opened));
         let append_limit = settings.append_limit;
         let queue = Queue::new(shared.load.clone(), append_limit);
         let inbox = Inbox { jobs, queue, open: true };
         let pause = FIRST_PAUSE;
-        let mut run = Run { writer, shared, inbox, append_limit, pause, met: 0, end: None };
+        let mut run = Run { writer, shared, inbox, moves, append_limit, pause, met: 0, end: None };
         run.until_closed().await;
         run.writer.close().await;
         drop((lock, unhealthy));
@@ -151,6 +152,7 @@ struct Run {
     writer: Writer,
     shared: Arc<Shared>,
     inbox: Inbox,
+    moves: Receiver<Moving>,
     append_limit: Duration,
     pause: Duration,
     /// How many transactions in a row met another one.
@@ -164,6 +166,9 @@ impl Run {
         loop {
             if self.writer.is_fenced() {
                 return self.fenced();
+            }
+            while let Ok(moving) = self.moves.try_recv() {
+                self.carry_out(moving).await;
             }
             self.inbox.push_all();
             self.inbox.queue.give_up_late();
@@ -189,16 +194,53 @@ impl Run {
 
     /// Waits until there is something to do, or until it is time to show that this node lives.
     async fn wait_for_job(&mut self) {
-        let job = match self.writer.heartbeat() {
-            None => self.inbox.jobs.recv().await,
-            Some(rest) => match timeout(rest, self.inbox.jobs.recv()).await {
-                Ok(job) => job,
-                Err(_) => return self.transact().await,
+        let rest = self.writer.heartbeat();
+        tokio::select! {
+            biased;
+            job = self.inbox.jobs.recv() => match job {
+                Some(job) => self.inbox.queue.push(job),
+                None => self.inbox.open = false,
             },
-        };
-        match job {
-            Some(job) => self.inbox.queue.push(job),
-            None => self.inbox.open = false,
+            Some(moving) = self.moves.recv() => self.carry_out(moving).await,
+            () = sleep(rest.unwrap_or_default()), if rest.is_some() => self.transact().await,
+        }
+    }
+
+    /// Moves shards; what waits meanwhile goes on waiting.
+    async fn carry_out(&mut self, moving: Moving) {
+        let moved = self.move_shards(&moving.what).await;
+        // Whoever asked may be gone.
+        let _ = moving.tell.send(moved);
+    }
+
+    async fn move_shards(&mut self, what: &Move) -> Result<(), MoveError> {
+        let mut tries = 0;
+        loop {
+            let error = match self.inbox.during(self.writer.move_shards(what)).await {
+                MoveEnd::Done => return Ok(()),
+                MoveEnd::Not(error) => return Err(error),
+                MoveEnd::Failed(error) => error,
+                MoveEnd::Unknown(held, error) => {
+                    if self.settle().await {
+                        self.writer.moved(held);
+                        return Ok(());
+                    }
+                    error
+                }
+            };
+            if self.writer.is_fenced() {
+                return Err(MoveError::Fenced);
+            }
+            tries += 1;
+            if !start::is_in_the_way(&error) || tries >= what.tries() {
+                // Whatever it is, the next transaction finds out.
+                self.inbox.during(self.writer.renew()).await;
+                return Err(MoveError::Failed(error));
+            }
+            if let Err(error) = self.inbox.during(self.writer.clear_the_way(what)).await {
+                return Err(MoveError::Failed(error));
+            }
+            self.inbox.during(sleep(PAUSE)).await;
         }
     }
 
@@ -258,7 +300,7 @@ impl Run {
             };
             match outcome {
                 Ok(outcome) => {
-                    if outcome == Outcome::Retry {
+                    if outcome.is_retry() {
                         stuck.insert(Bare::from(waiting.task.recipient()));
                     }
                     self.answer([(waiting, outcome)]);
@@ -334,7 +376,7 @@ impl Run {
         let mut stuck: HashSet<Bare> = HashSet::new();
         for (waiting, outcome) in batch {
             match (&waiting.task, &outcome) {
-                (Task::Append(message), Outcome::Retry) => {
+                (Task::Append(message), Outcome::Retry | Outcome::NotMine) => {
                     stuck.insert(message.recipient.clone());
                 }
                 (Task::Delete { .. } | Task::RemoveAccount { .. }, Outcome::Done { rows }) => {

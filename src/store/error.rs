@@ -34,6 +34,20 @@ pub enum StoreError {
         /// Which node it is, and when it was seen.
         holder: String,
     },
+    /// Another node knows another number of shards, and lives.
+    #[error(
+        "the database '{url}' is divided by {divided} shards, not {shards}, for another amphora ({holder}): set processor.shards = {divided}, or stop all others first"
+    )]
+    Divided {
+        /// As configured, without secrets.
+        url: String,
+        /// By how many the database is divided.
+        divided: u32,
+        /// By how many this node would divide it.
+        shards: u32,
+        /// Which node it is, and when it was seen.
+        holder: String,
+    },
     /// The server's version or settings are not enough.
     #[error("the database '{url}' can't hold the store: {reason}")]
     Unfit {
@@ -88,6 +102,9 @@ pub enum StoreError {
     /// Another process has taken the database over; this one hands nothing over any more.
     #[error("another process has taken the database over")]
     Fenced,
+    /// The shard is another node's; this one hands nothing of it over any more.
+    #[error("the shard is another node's")]
+    NotMine,
     /// A read failed.
     #[error("cannot read from the store")]
     Read(#[source] DbErr),

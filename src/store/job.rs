@@ -42,7 +42,7 @@ pub struct NewMessage {
 }
 
 /// Appends of one recipient that stand or fall together: once one of them is answered
-/// [`Outcome::Retry`], every later one of the run is, whenever it is submitted.
+/// [`Outcome::Retry`] or [`Outcome::NotMine`], every later one of the run is, whenever it is submitted.
 ///
 /// The store gives up an append together with those of its recipient that wait. One that
 /// is submitted before its sender has heard of that would overtake it all the same. So a
@@ -71,7 +71,7 @@ impl Run {
 /// One change. The writes of one recipient take effect in the order of their submission.
 #[derive(Clone, Debug)]
 pub enum Write {
-    /// Keeps a message: `Stored`, `Already`, `Retry` or `Refused`.
+    /// Keeps a message: `Stored`, `Already`, `Retry`, `NotMine` or `Refused`.
     Append(NewMessage),
     /// Removes messages; ids that are not there do no harm. `Done`, with the rows that
     /// were there.
@@ -127,8 +127,17 @@ pub enum Outcome {
     /// Not done, and known not to be done: the store is slow, full or away. Writes other
     /// than appends get this only from a store that closes.
     Retry,
+    /// As `Retry`, whatever the write is: the shard of its recipient is another node's by now.
+    NotMine,
     /// This message can't be stored, now or later; the text says why.
     Refused(String),
+}
+
+impl Outcome {
+    /// Not done, and known not to be done, here and now.
+    pub fn is_retry(&self) -> bool {
+        matches!(self, Outcome::Retry | Outcome::NotMine)
+    }
 }
 
 /// Writes that are answered together.

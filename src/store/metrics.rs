@@ -29,7 +29,7 @@ impl Outcomes {
         match outcome {
             Outcome::Stored => self.appends.increment(1),
             Outcome::Already { .. } => self.already.increment(1),
-            Outcome::Retry => self.retries.increment(1),
+            Outcome::Retry | Outcome::NotMine => self.retries.increment(1),
             Outcome::Refused(_) => self.refused.increment(1),
             Outcome::Done { .. } => {}
         }

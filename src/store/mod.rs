@@ -7,16 +7,21 @@
 mod broadcast;
 mod broadcast_rows;
 mod committer;
+mod counter;
 mod error;
 mod fault;
+mod held;
 mod job;
 mod lane;
 mod lock;
 mod message;
 mod metrics;
+mod moves;
 mod mysql;
 mod nodelay;
 mod open;
+mod owner;
+mod ownership;
 mod pages;
 mod place;
 mod plan;
@@ -28,7 +33,10 @@ mod row;
 mod sea;
 mod server;
 mod settings;
+mod shards;
+mod sql;
 mod sqlite;
+mod start;
 mod statements;
 mod transaction;
 mod usage;
@@ -45,6 +53,7 @@ pub use broadcast::{
 pub use error::StoreError;
 pub use job::{Done, Job, NewMessage, Outcome, Run, Write};
 pub use message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
+pub use ownership::{Holding, Incarnation, Member, MoveError, Ownership};
 pub use place::{check_url, database_path, shown_url, url_has_password};
 pub use sea::SeaStore;
 pub use settings::{Clock, StoreSettings};
@@ -111,8 +120,8 @@ pub trait Store: Send + Sync + 'static {
     /// marks). `Some(rule)`: it was, with the rule that was met then.
     fn find(&self, key: Key) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>>;
 
-    /// How often the database of a shard's messages was opened; ids made with it are greater
-    /// than all before.
+    /// How often the database of a shard's messages was opened, or a shard of it moved, when this
+    /// one became ours; ids made with it are greater than all before. Zero: it is another node's.
     fn epoch(&self, shard: ShardId) -> u32;
 
     /// Whether the last transaction could be committed, or was refused for its own content.

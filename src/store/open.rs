@@ -1,5 +1,7 @@
 //! Opening a database: its lock, its tables, its epoch, its connections.
 
+use std::sync::Arc;
+
 use entities::epoch;
 use migration::{Migrator, MigratorTrait};
 use sea_orm::sea_query::ExprTrait;
@@ -7,24 +9,33 @@ use sea_orm::{ColumnTrait, DatabaseConnection, DbErr, EntityTrait, QueryFilter};
 
 use super::error::StoreError;
 use super::fault::{self, Code};
-use super::lane::{self, Lane, Owner, Taken};
+use super::held::{Held, HeldNow};
+use super::lane::Lane;
 use super::lock::Lock;
+use super::owner::Owner;
 use super::place::{Place, Server};
 use super::readers::Readers;
 use super::remedy;
 use super::server::{self, WriterSession};
 use super::settings::StoreSettings;
 use super::sqlite::{self, DatabaseFile};
+use super::start::{Start, Started};
 use super::writer::{OnServer, Writer};
+use crate::shard_map::ShardMap;
 use crate::words::MessageId;
 
 /// An open database.
 pub(super) struct Opened {
     pub(super) writer: Writer,
-    pub(super) readers: Readers,
-    pub(super) epoch: u32,
+    pub(super) ready: Ready,
     /// Let go last. None: the database has the fence.
     pub(super) lock: Option<Lock>,
+}
+
+/// What the other parts of a store need to know of an open database.
+pub(super) struct Ready {
+    pub(super) readers: Readers,
+    pub(super) held: Arc<HeldNow>,
 }
 
 /// To be called on the runtime that will use the writer: a connection that is given back on
@@ -43,6 +54,10 @@ async fn open_file(
     url: String,
     file: DatabaseFile,
 ) -> Result<Opened, StoreError> {
+    if settings.shared {
+        let reason = "it is a file, which nodes can't share: use a database server".to_owned();
+        return Err(StoreError::Unfit { url, reason });
+    }
     let lock = Lock::take(&url, &file.path)?;
     let failed = |source: DbErr| {
         let code = match fault::code(&source) {
@@ -59,9 +74,10 @@ async fn open_file(
     };
     let readers = file.connect_readers(settings.readers).await.map_err(failed)?;
     let readers = Readers::of_file(readers);
+    let held = HeldNow::new(Held::all(settings.shards, epoch));
     let (clock, memory) = (settings.clock.clone(), settings.memory_of_keys);
-    let writer = Writer::new(database, None, epoch, clock, memory);
-    Ok(Opened { writer, readers, epoch, lock: Some(lock) })
+    let writer = Writer::new(database, None, epoch, held.clone(), clock, memory);
+    Ok(Opened { writer, ready: Ready { readers, held }, lock: Some(lock) })
 }
 
 async fn open_server(
@@ -80,21 +96,27 @@ async fn open_server(
     let WriterSession { database, session } = server.connect_writer(None).await.map_err(failed)?;
     server.check(&url, &database).await?;
     migrate(&database, &url, failed).await?;
-    let node = &settings.node;
-    let epoch = match lane::take_in_time(&server, &database, node, &session).await {
-        Ok(Taken::Yes(epoch)) => epoch,
-        Ok(Taken::Alive(holder)) => return Err(StoreError::Held { url, holder }),
-        Ok(Taken::UsedUp) => return Err(StoreError::EpochsUsedUp { url }),
+    let shards = ShardMap::new(settings.shards).len();
+    let (node, shared) = (settings.node.as_str(), settings.shared);
+    let start = Start { node, session: &session, shards, shared };
+    let (incarnation, held) = match start.take(&server, &database).await {
+        Ok(Started::Yes(incarnation, held)) => (incarnation, HeldNow::new(held)),
+        Ok(Started::Alive(holder)) => return Err(StoreError::Held { url, holder }),
+        Ok(Started::Divided(divided, holder)) => {
+            return Err(StoreError::Divided { url, divided, shards, holder });
+        }
+        Ok(Started::UsedUp) => return Err(StoreError::EpochsUsedUp { url }),
         Err(error) => return Err(failed(error)),
     };
-    let owner = Owner { node: node.clone(), incarnation: epoch };
+    let owner = Owner { incarnation: incarnation.clone(), held: held.clone(), shared };
     let readers = Readers::of_server(server.readers(settings.readers), owner);
     let readers = readers.map_err(StoreError::Thread)?;
     let (clock, memory) = (settings.clock.clone(), settings.memory_of_keys);
-    let lane = Lane::new(database.get_database_backend(), node, epoch);
+    let epoch = incarnation.number;
+    let lane = Lane::new(database.get_database_backend(), incarnation);
     let on_server = OnServer { server, lane, session };
-    let writer = Writer::new(database, Some(on_server), epoch, clock, memory);
-    Ok(Opened { writer, readers, epoch, lock: None })
+    let writer = Writer::new(database, Some(on_server), epoch, held.clone(), clock, memory);
+    Ok(Opened { writer, ready: Ready { readers, held }, lock: None })
 }
 
 /// Brings the tables up to date.

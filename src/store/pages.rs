@@ -4,14 +4,14 @@ use entities::offline_message::{Column as C, Entity, Model};
 use sea_orm::sea_query::{Expr, ExprTrait, SimpleExpr};
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait,
-    FromQueryResult, PaginatorTrait, QueryFilter, QueryOrder, QueryResult, QuerySelect, QueryTrait,
-    Select,
+    FromQueryResult, QueryFilter, QueryOrder, QueryResult, QuerySelect, QueryTrait, Select,
 };
 
 use super::error::StoreError;
 use super::fault::{self, Fault};
-use super::lane::Owner;
+use super::held::Held;
 use super::message::{DueMessage, DuePosition, Header, PageLimit, StoredMessage};
+use super::owner::{Owner, Right};
 use super::usage::{Amount, Detail, Usage};
 use super::{metrics, row};
 use crate::time::Timestamp;
@@ -23,7 +23,12 @@ const SCAN: u64 = 1000;
 /// Rows that are read one by one where the database is damaged.
 const DAMAGED: u64 = 64;
 
-/// See [`super::Store::page`]. An `owner` that was fenced gets nothing.
+/// How often all that is due is looked for anew because shards have moved meanwhile. Each time is
+/// a move of its own; whoever asks may ask again.
+const MOVES: u32 = 16;
+
+/// See [`super::Store::page`]. An `owner` that was fenced, or whose shard is another's by now, gets
+/// nothing.
 pub(super) async fn page(
     database: DatabaseConnection,
     owner: Option<Owner>,
@@ -31,15 +36,11 @@ pub(super) async fn page(
     mut after: MessageId,
     limit: PageLimit,
 ) -> Result<Vec<StoredMessage>, StoreError> {
+    let right = right_to(owner.as_ref(), &database, &recipient).await?;
     loop {
-        let ids = ids(&database, owner.as_ref(), &recipient, after, limit).await.map_err(failed)?;
+        let ids = ids(&database, right.as_ref(), &recipient, after, limit).await.map_err(failed)?;
         let (Some(first), Some(last)) = (ids.first(), ids.last()) else {
-            return match owner {
-                Some(owner) if owner.is_fenced(&database).await.map_err(failed)? => {
-                    Err(StoreError::Fenced)
-                }
-                _ => Ok(Vec::new()),
-            };
+            return nothing(right.as_ref(), &database).await;
         };
         let all = Entity::find()
             .filter(C::Recipient.eq(&*recipient))
@@ -55,13 +56,44 @@ pub(super) async fn page(
     }
 }
 
+async fn right_to<'a>(
+    owner: Option<&'a Owner>,
+    database: &DatabaseConnection,
+    recipient: &str,
+) -> Result<Option<Right<'a>>, StoreError> {
+    match owner {
+        Some(owner) => owner.right_to(database, recipient).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// There is nothing, or nothing for this process.
+async fn nothing<T: Default>(
+    right: Option<&Right<'_>>,
+    database: &DatabaseConnection,
+) -> Result<T, StoreError> {
+    if let Some(right) = right {
+        right.check(database).await?;
+    }
+    Ok(T::default())
+}
+
+fn with_right(select: Select<Entity>, right: Option<&Right<'_>>) -> Select<Entity> {
+    match right {
+        Some(right) => select.filter(right.condition()),
+        None => select,
+    }
+}
+
 /// See [`super::Store::headers`].
 pub(super) async fn headers(
     database: DatabaseConnection,
+    owner: Option<Owner>,
     recipient: Bare,
     mut after: MessageId,
     rows: usize,
 ) -> Result<Vec<Header>, StoreError> {
+    let right = right_to(owner.as_ref(), &database, &recipient).await?;
     let most = u64::try_from(rows).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64);
     loop {
         let next = Entity::find()
@@ -71,11 +103,12 @@ pub(super) async fn headers(
             .filter(C::Id.gt(after.0))
             .order_by_asc(C::Id)
             .limit(most);
-        let found = query(&database, next).await.map_err(failed)?;
+        let found = query(&database, with_right(next, right.as_ref())).await.map_err(failed)?;
         let headers: Vec<Header> = found.iter().filter_map(header).collect();
         let last = found.last().and_then(|row| row.try_get("", "id").ok()).map(MessageId);
         match last {
             Some(last) if headers.is_empty() => after = last,
+            None => return nothing(right.as_ref(), &database).await,
             _ => return Ok(headers),
         }
     }
@@ -99,38 +132,62 @@ fn header(row: &QueryResult) -> Option<Header> {
 /// See [`super::Store::usage`].
 pub(super) async fn usage(
     database: DatabaseConnection,
+    owner: Option<Owner>,
     recipient: Bare,
     detail: Detail,
 ) -> Result<Usage, StoreError> {
-    let of_recipient = Entity::find().filter(C::Recipient.eq(&*recipient));
-    if detail == Detail::Messages {
-        let messages = of_recipient.count(&database).await.map_err(failed)?;
-        return Ok(Usage { all: Amount { messages, bytes: 0 }, ..Usage::default() });
-    }
+    let right = right_to(owner.as_ref(), &database, &recipient).await?;
+    let right = right.as_ref();
     let bigint = match database.get_database_backend() {
         DbBackend::MySql => "signed",
         _ => "bigint",
     };
-    let sums = of_recipient
+    let mut sums = Entity::find()
+        .filter(C::Recipient.eq(&*recipient))
         .select_only()
         .expr_as(C::Id.count(), "messages")
-        .expr_as(C::Size.sum().cast_as(bigint), "bytes");
-    if detail == Detail::Bytes {
-        let sum: Option<(i64, Option<i64>)> =
-            sums.into_tuple().one(&database).await.map_err(failed)?;
-        let (messages, bytes) = sum.unwrap_or_default();
-        return Ok(Usage { all: amount(messages, bytes), ..Usage::default() });
+        .expr_as(right.map_or(Expr::value(1_i64), Right::number), "own");
+    if detail != Detail::Messages {
+        sums = sums.expr_as(C::Size.sum().cast_as(bigint), "bytes");
     }
-    let by_sender = sums.column(C::Sender).group_by(C::Sender);
-    let rows: Vec<(i64, Option<i64>, String)> =
-        by_sender.into_tuple().all(&database).await.map_err(failed)?;
+    if detail == Detail::Senders {
+        sums = sums.column(C::Sender).group_by(C::Sender);
+    }
+    let rows = query(&database, sums).await.map_err(failed)?;
+    let all = rows.iter().map(|row| sum(row, detail)).collect::<Result<Vec<_>, _>>();
+    let all = all.map_err(failed)?;
+    if all.is_empty() || all.iter().any(|sum| !sum.own) {
+        nothing::<()>(right, &database).await?;
+    }
     let mut usage = Usage::default();
-    for (messages, bytes, sender) in rows {
-        let amount = amount(messages, bytes);
+    for Sum { amount, sender, .. } in all {
         usage.all.add(amount);
-        usage.senders.entry(bare(&sender).into()).or_default().add(amount);
+        if let Some(sender) = sender {
+            usage.senders.entry(bare(&sender).into()).or_default().add(amount);
+        }
     }
     Ok(usage)
+}
+
+/// A row of a sum.
+struct Sum {
+    amount: Amount,
+    /// This process had the right to it.
+    own: bool,
+    sender: Option<String>,
+}
+
+fn sum(row: &QueryResult, detail: Detail) -> Result<Sum, DbErr> {
+    let bytes: Option<i64> = match detail {
+        Detail::Messages => None,
+        _ => row.try_get("", "bytes")?,
+    };
+    let sender = match detail {
+        Detail::Senders => Some(row.try_get("", "sender")?),
+        _ => None,
+    };
+    let own = row.try_get::<i64>("", "own")? == 1;
+    Ok(Sum { amount: amount(row.try_get("", "messages")?, bytes), own, sender })
 }
 
 fn amount(messages: i64, bytes: Option<i64>) -> Amount {
@@ -158,37 +215,71 @@ pub(super) async fn find(
     Ok(known.map(|met_rule| met_rule.and_then(|rule| u16::try_from(rule).ok())))
 }
 
-/// See [`super::Store::due`].
+/// See [`super::Store::due`]. The rows of all shards lie together; those of others are passed over.
 pub(super) async fn due(
     database: DatabaseConnection,
+    owner: Option<Owner>,
     mut from: DuePosition,
     until: Timestamp,
     limit: PageLimit,
 ) -> Result<Vec<DueMessage>, StoreError> {
+    let mut moves = 0;
     loop {
-        let positions = positions(&database, &from, until, limit).await.map_err(failed)?;
-        let Some(last) = positions.last() else {
-            return Ok(Vec::new());
+        let held = owner.as_ref().map(|owner| owner.held.get());
+        let right = owner.as_ref().zip(held.as_ref()).map(|(owner, held)| owner.right_to_all(held));
+        let found = positions(&database, right.as_ref(), &from, Some(until), limit);
+        let mut positions = found.await.map_err(failed)?;
+        let Some(last) = positions.last().cloned() else {
+            match nothing(right.as_ref(), &database).await {
+                Err(StoreError::NotMine) if moves < MOVES => moves += 1,
+                answer => return answer,
+            }
+            continue;
         };
-        let all = expiring_after(&database, &from).filter(until_place(&database, last));
+        positions.retain(|position| is_held(held.as_deref(), position));
+        if positions.is_empty() {
+            from = last;
+            continue;
+        }
+        let all = expiring_after(&database, &from).filter(until_place(&database, &last));
         let each = positions.iter().map(|position| (&*position.recipient, position.id));
         let rows = rows(&database, all, each).await.map_err(failed)?;
-        let messages: Vec<DueMessage> = rows.into_iter().filter_map(due_message).collect();
+        let messages: Vec<DueMessage> = rows
+            .into_iter()
+            .filter(|row| held.as_ref().is_none_or(|held| held.has(&row.recipient)))
+            .filter_map(due_message)
+            .collect();
         if !messages.is_empty() {
             return Ok(messages);
         }
-        from = last.clone();
+        from = last;
     }
 }
 
-/// See [`super::Store::next_due`].
+fn is_held(held: Option<&Held>, position: &DuePosition) -> bool {
+    held.is_none_or(|held| held.has(&position.recipient))
+}
+
+/// See [`super::Store::next_due`]. Those of others are passed over, some at a time.
 pub(super) async fn next_due(
     database: DatabaseConnection,
-    from: DuePosition,
+    owner: Option<Owner>,
+    mut from: DuePosition,
 ) -> Result<Option<Timestamp>, StoreError> {
-    let first = expiring_after(&database, &from).select_only().column(C::ExpiresAt).limit(1);
-    let at: Option<i64> = first.into_tuple().one(&database).await.map_err(failed)?;
-    Ok(at.map(Timestamp::from_micros))
+    let held = owner.as_ref().map(|owner| owner.held.get());
+    let mut limit = PageLimit { rows: 1, bytes: usize::MAX };
+    loop {
+        let positions = positions(&database, None, &from, None, limit).await.map_err(failed)?;
+        let Some(last) = positions.last() else {
+            return Ok(None);
+        };
+        let first = positions.iter().find(|position| is_held(held.as_deref(), position));
+        if let Some(first) = first {
+            return Ok(Some(first.at));
+        }
+        from = last.clone();
+        limit.rows = (limit.rows * 4).min(SCAN as usize);
+    }
 }
 
 /// A place in the order of the primary key.
@@ -225,34 +316,37 @@ pub(super) async fn older(
 /// The ids of the next messages that stay within the limit.
 async fn ids(
     database: &DatabaseConnection,
-    owner: Option<&Owner>,
+    right: Option<&Right<'_>>,
     recipient: &str,
     after: MessageId,
     limit: PageLimit,
 ) -> Result<Vec<MessageId>, DbErr> {
-    let mut next = Entity::find()
+    let next = Entity::find()
         .select_only()
         .column(C::Id)
         .filter(C::Recipient.eq(recipient))
         .filter(C::Id.gt(after.0))
         .order_by_asc(C::Id);
-    if let Some(owner) = owner {
-        next = next.filter(owner.condition());
-    }
-    within(database, next, limit, |row| Ok(MessageId(row.try_get("", "id")?))).await
+    within(database, with_right(next, right), limit, |row| Ok(MessageId(row.try_get("", "id")?)))
+        .await
 }
 
 /// The places of the next messages that expire and stay within the limit.
 async fn positions(
     database: &DatabaseConnection,
+    right: Option<&Right<'_>>,
     from: &DuePosition,
-    until: Timestamp,
+    until: Option<Timestamp>,
     limit: PageLimit,
 ) -> Result<Vec<DuePosition>, DbErr> {
-    let next = expiring_after(database, from)
-        .select_only()
-        .columns([C::ExpiresAt, C::Recipient, C::Id])
-        .filter(C::ExpiresAt.lte(until.as_micros()));
+    let mut next = with_right(expiring_after(database, from), right).select_only().columns([
+        C::ExpiresAt,
+        C::Recipient,
+        C::Id,
+    ]);
+    if let Some(until) = until {
+        next = next.filter(C::ExpiresAt.lte(until.as_micros()));
+    }
     let position = |row: &QueryResult| {
         let recipient: String = row.try_get("", "recipient")?;
         Ok(DuePosition {
@@ -414,6 +508,6 @@ fn set_aside(recipient: &str, id: MessageId, error: &str) {
     tracing::error!(recipient, %id, error, "a stored message can't be read, and is left out");
 }
 
-fn failed(error: DbErr) -> StoreError {
+pub(super) fn failed(error: DbErr) -> StoreError {
     if fault::is_closed(&error) { StoreError::Closed } else { StoreError::Read(error) }
 }

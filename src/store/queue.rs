@@ -222,7 +222,7 @@ impl Waiting {
     pub(super) fn answer(self, outcome: Outcome) {
         if let Task::Append(message) = &self.task {
             self.load.leave(message);
-            if outcome == Outcome::Retry {
+            if outcome.is_retry() {
                 message.run.give_up();
             }
         }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::error::StoreError;
 use super::fault;
-use super::lane::Owner;
+use super::owner::Owner;
 
 /// How often a read is asked again: each connection that lay idle may have been lost.
 const RECONNECTIONS: u32 = 3;

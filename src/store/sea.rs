@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -13,12 +14,18 @@ use super::broadcast::{Broadcast, BroadcastChange, BroadcastStore, Recipient};
 use super::broadcast_rows;
 use super::committer::{Committer, Shared};
 use super::error::StoreError;
+use super::held::HeldNow;
 use super::job::{Done, Job, Outcome};
+use super::lane;
 use super::message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
+use super::moves::{self, Move, Moving};
+use super::open::Ready;
+use super::ownership::{Holding, Incarnation, Member, MoveError, Ownership};
 use super::pages::{self, Place};
 use super::queue::{Submitted, Task};
 use super::readers::Readers;
 use super::settings::StoreSettings;
+use super::shards;
 use super::usage::{Detail, Usage};
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, MessageId, ShardId};
@@ -31,14 +38,15 @@ const PURGE: u64 = 500;
 /// Dropped without [`Store::close`], it finishes what is queued on its own.
 pub struct SeaStore {
     inlet: Inlet,
+    moves: mpsc::Sender<Moving>,
     readers: Arc<Readers>,
-    epoch: u32,
+    held: Arc<HeldNow>,
     ended: watch::Receiver<bool>,
 }
 
 impl fmt::Debug for SeaStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SeaStore").field("epoch", &self.epoch).finish_non_exhaustive()
+        f.debug_struct("SeaStore").field("incarnation", &self.incarnation()).finish_non_exhaustive()
     }
 }
 
@@ -50,11 +58,12 @@ impl SeaStore {
         let (sender, jobs) = mpsc::unbounded_channel();
         let (ending, ended) = watch::channel(false);
         let (tell, told) = oneshot::channel();
-        let committer = Committer { settings, shared: shared.clone(), jobs, ending };
+        let (moves, moving) = mpsc::channel(moves::WAITING);
+        let committer = Committer { settings, shared: shared.clone(), jobs, moves: moving, ending };
         committer.spawn(tell).map_err(StoreError::Thread)?;
-        let (readers, epoch) = told.await.map_err(|_| StoreError::Closed)??;
+        let Ready { readers, held } = told.await.map_err(|_| StoreError::Closed)??;
         let inlet = Inlet { sender: Arc::new(RwLock::new(Some(sender))), shared };
-        Ok(SeaStore { inlet, readers: Arc::new(readers), epoch, ended })
+        Ok(SeaStore { inlet, moves, readers: Arc::new(readers), held, ended })
     }
 }
 
@@ -71,6 +80,80 @@ impl SeaStore {
             }
         }
     }
+}
+
+/// Shards of a server's database that nodes share.
+impl SeaStore {
+    /// Who this process is to the others; none: the database is a file.
+    pub fn incarnation(&self) -> Option<Incarnation> {
+        self.readers.owner().map(|owner| owner.incarnation)
+    }
+
+    /// Who owns what, by the database. What this process was given meanwhile is known to it after
+    /// that: [`Store::epoch`] tells of it.
+    pub async fn ownership(&self) -> Result<Ownership, MoveError> {
+        let Some(owner) = self.readers.owner() else {
+            return Err(MoveError::Alone);
+        };
+        let look = move |database| {
+            let owner = owner.clone();
+            async move {
+                owner.look(&database).await?;
+                let members = lane::all(&database).await.map_err(pages::failed)?;
+                let members = members.iter().filter_map(member).collect();
+                let shards = shards::all(&database).await.map_err(pages::failed)?;
+                Ok(Ownership { members, shards })
+            }
+        };
+        self.readers.read(look).await.map_err(|error| match error {
+            StoreError::Fenced => MoveError::Fenced,
+            StoreError::Read(error) => MoveError::Failed(error),
+            _ => MoveError::Closed,
+        })
+    }
+
+    /// Takes shards: all of them, if each is still owned as it was seen. Their owners are fenced:
+    /// what they have under way is waited for, or its session is ended when that stands still,
+    /// and after that they write and hand over nothing, of other shards neither. So this is for
+    /// shards of nobody, of nodes that have ended or were superseded, and of those believed dead.
+    ///
+    /// Ids made with the new epoch ([`Store::epoch`]) are greater than all before. What waits here
+    /// for other shards waits meanwhile.
+    pub async fn take(&self, seen: Vec<Holding>) -> Result<(), MoveError> {
+        if seen.is_empty() {
+            return Ok(());
+        }
+        self.move_shards(Move::Take(seen)).await
+    }
+
+    /// Gives shards of this process to another that lives. What was submitted for them and has not
+    /// been carried out is answered [`Outcome::NotMine`]. The receiver learns of it with its next
+    /// transaction or [`SeaStore::ownership`].
+    pub async fn give(&self, shards: Vec<ShardId>, to: Incarnation) -> Result<(), MoveError> {
+        if shards.is_empty() || self.incarnation().as_ref() == Some(&to) {
+            return Ok(());
+        }
+        self.move_shards(Move::Give(shards, to)).await
+    }
+
+    async fn move_shards(&self, what: Move) -> Result<(), MoveError> {
+        if !self.readers.owner().is_some_and(|owner| owner.shared) {
+            return Err(MoveError::Alone);
+        }
+        let (tell, told) = oneshot::channel();
+        let closed = || match self.inlet.shared.fenced.load(Ordering::Relaxed) {
+            true => MoveError::Fenced,
+            false => MoveError::Closed,
+        };
+        self.moves.send(Moving { what, tell }).await.map_err(|_| closed())?;
+        told.await.map_err(|_| closed())?
+    }
+}
+
+fn member(lane: &lane::Found) -> Option<Member> {
+    let incarnation = lane.incarnation()?;
+    let unseen = Duration::from_micros(u64::try_from(lane.age).unwrap_or(0));
+    Some(Member { incarnation, fenced: lane.fenced, unseen })
 }
 
 /// Where jobs go in, until the store closes.
@@ -100,7 +183,8 @@ impl Inlet {
         }
     }
 
-    /// Carries tasks out that are never answered `Retry` but by a store that closes.
+    /// Carries tasks out that are never answered `Retry` but by a store that closes. What is
+    /// another node's is left to it.
     async fn run(&self, tasks: Vec<Task>) -> Result<u64, StoreError> {
         let outcomes = self.begin(tasks).await.map_err(|_| StoreError::Closed)?;
         outcomes.into_iter().try_fold(0, |sum, outcome| match outcome {
@@ -149,7 +233,9 @@ impl Store for SeaStore {
         after: MessageId,
         rows: usize,
     ) -> BoxFuture<'static, Result<Vec<Header>, StoreError>> {
-        let headers = move |database| pages::headers(database, recipient.clone(), after, rows);
+        let owner = self.readers.owner();
+        let headers =
+            move |database| pages::headers(database, owner.clone(), recipient.clone(), after, rows);
         Box::pin(self.readers.read(headers))
     }
 
@@ -158,7 +244,9 @@ impl Store for SeaStore {
         recipient: Bare,
         detail: Detail,
     ) -> BoxFuture<'static, Result<Usage, StoreError>> {
-        let usage = move |database| pages::usage(database, recipient.clone(), detail);
+        let owner = self.readers.owner();
+        let usage =
+            move |database| pages::usage(database, owner.clone(), recipient.clone(), detail);
         Box::pin(self.readers.read(usage))
     }
 
@@ -168,7 +256,8 @@ impl Store for SeaStore {
         until: Timestamp,
         limit: PageLimit,
     ) -> BoxFuture<'static, Result<Vec<DueMessage>, StoreError>> {
-        let due = move |database| pages::due(database, from.clone(), until, limit);
+        let owner = self.readers.owner();
+        let due = move |database| pages::due(database, owner.clone(), from.clone(), until, limit);
         Box::pin(self.readers.read(due))
     }
 
@@ -176,7 +265,9 @@ impl Store for SeaStore {
         &self,
         from: DuePosition,
     ) -> BoxFuture<'static, Result<Option<Timestamp>, StoreError>> {
-        Box::pin(self.readers.read(move |database| pages::next_due(database, from.clone())))
+        let owner = self.readers.owner();
+        let next = move |database| pages::next_due(database, owner.clone(), from.clone());
+        Box::pin(self.readers.read(next))
     }
 
     fn purge(
@@ -185,10 +276,11 @@ impl Store for SeaStore {
         marks_before: Timestamp,
     ) -> BoxFuture<'static, Result<Purged, StoreError>> {
         let (inlet, readers) = (self.inlet.clone(), self.readers.clone());
+        let held = self.held.clone();
         Box::pin(async move {
             let marks = purge_marks(&inlet, marks_before).await?;
             let messages = match stored_before {
-                Some(before) => purge_messages(&inlet, &readers, before).await?,
+                Some(before) => purge_messages(&inlet, &readers, &held, before).await?,
                 None => 0,
             };
             Ok(Purged { messages, marks })
@@ -199,8 +291,8 @@ impl Store for SeaStore {
         Box::pin(self.readers.read(move |database| pages::find(database, key.clone())))
     }
 
-    fn epoch(&self, _: ShardId) -> u32 {
-        self.epoch
+    fn epoch(&self, shard: ShardId) -> u32 {
+        self.held.get().epoch(shard).unwrap_or(0)
     }
 
     fn healthy(&self) -> bool {
@@ -262,6 +354,7 @@ async fn purge_marks(inlet: &Inlet, before: Timestamp) -> Result<u64, StoreError
 async fn purge_messages(
     inlet: &Inlet,
     readers: &Readers,
+    held: &HeldNow,
     before: Timestamp,
 ) -> Result<u64, StoreError> {
     let mut from: Place = (Bare::from(""), MessageId::ZERO);
@@ -269,7 +362,9 @@ async fn purge_messages(
     loop {
         let place = from.clone();
         let older = move |database| pages::older(database, place.clone(), before);
-        let (old, next) = readers.read(older).await?;
+        let (mut old, next) = readers.read(older).await?;
+        let now = held.get();
+        old.retain(|place| now.has(&place.0));
         let deletes = old.chunk_by(|a, b| a.0 == b.0).map(|places| Task::Delete {
             recipient: places[0].0.clone(),
             ids: places.iter().map(|place| place.1).collect(),

@@ -22,6 +22,13 @@ pub struct StoreSettings {
     /// The name of the node, for a server: a process of the same name supersedes this one, one
     /// of another name is refused while this one lives ("amphora").
     pub node: String,
+    /// By how many shards a server's database is divided (256). Another number than before divides
+    /// it anew, unless another node has it.
+    pub shards: u32,
+    /// Several nodes share the database of a server. This one opens it with the shards of the
+    /// process that it succeeds, if any, then takes and gives them. If not, one node has the
+    /// database with all shards (false).
+    pub shared: bool,
     /// How long an append may wait before it is answered `Retry` (5 s).
     pub append_limit: Duration,
     /// How long after an append its key is remembered though the row is gone (H, 10 min).
@@ -40,6 +47,8 @@ impl StoreSettings {
             url: url.into(),
             password: None,
             node: "amphora".to_owned(),
+            shards: 256,
+            shared: false,
             append_limit: Duration::from_secs(5),
             memory_of_keys: Duration::from_secs(10 * 60),
             readers: 2,

@@ -1,5 +1,6 @@
 //! The one connection that writes, and what is durable through it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use entities::epoch;
@@ -9,8 +10,11 @@ use sea_orm::{
 };
 
 use super::fault::{self, Fault};
+use super::held::{Held, HeldNow};
 use super::job::Outcome;
-use super::lane::{self, Lane};
+use super::lane::{self, Beat, Lane};
+use super::moves::{Move, Moved};
+use super::ownership::MoveError;
 use super::place::Server;
 use super::queue::Task;
 use super::server::{self, Session, WriterSession};
@@ -33,6 +37,8 @@ pub(super) struct Writer {
     clock: Clock,
     memory: Duration,
     epoch: u32,
+    /// What this process may write, as far as it knows.
+    held: Arc<HeldNow>,
     /// The beat of the last transaction that is known to be committed.
     beat: i64,
 }
@@ -55,18 +61,31 @@ pub(super) enum End {
     Unknown(Vec<Outcome>, DbErr),
 }
 
+/// How a move ended.
+pub(super) enum MoveEnd {
+    /// Committed.
+    Done,
+    /// Not done, for good.
+    Not(MoveError),
+    /// Not done, for the database failed.
+    Failed(DbErr),
+    /// As [`End::Unknown`]. What is held if it was committed.
+    Unknown(Held, DbErr),
+}
+
 impl Writer {
     /// For a database whose epoch was just raised.
     pub(super) fn new(
         database: DatabaseConnection,
         server: Option<OnServer>,
         epoch: u32,
+        held: Arc<HeldNow>,
         clock: Clock,
         memory: Duration,
     ) -> Self {
         let statements = Statements::of(database.get_database_backend());
         let database = Some(database);
-        Writer { database, server, fenced: false, statements, clock, memory, epoch, beat: 0 }
+        Writer { database, server, fenced: false, statements, clock, memory, epoch, held, beat: 0 }
     }
 
     /// How many transactions are known to be committed.
@@ -135,58 +154,159 @@ impl Writer {
     /// An error: it is rolled back.
     async fn carry_out(
         &mut self,
-        begun: DatabaseTransaction,
+        mut begun: DatabaseTransaction,
         batch: &[&Task],
     ) -> Result<(DatabaseTransaction, Vec<Outcome>), DbErr> {
         // Where one statement that fails takes the transaction with it, savepoints are needed
         // to find the row, and cost too much to be set always.
         let fragile = begun.get_database_backend() == DbBackend::Postgres;
-        match self.answered(self.try_out(&begun, batch, !fragile)).await {
-            Ok(outcomes) => return Ok((begun, outcomes)),
-            Err(error) => {
-                // If this fails too, the connection is closed, and that rolls back.
-                let _ = self.answered(begun.rollback()).await;
-                if !fragile || fault::fault(&error) != Fault::Row {
-                    return Err(error);
+        let mut goes_on = !fragile;
+        loop {
+            let held = self.held.get();
+            match self.answered(self.try_out(&begun, batch, &held, goes_on)).await {
+                Ok(Some(outcomes)) => return Ok((begun, outcomes)),
+                Ok(None) => {
+                    self.roll_back(begun).await;
+                    self.look_again(&held).await?;
+                }
+                Err(error) => {
+                    self.roll_back(begun).await;
+                    if goes_on || fault::fault(&error) != Fault::Row {
+                        return Err(error);
+                    }
+                    goes_on = true;
                 }
             }
-        }
-        let begun = self.begin().await?;
-        match self.answered(self.try_out(&begun, batch, true)).await {
-            Ok(outcomes) => Ok((begun, outcomes)),
-            Err(error) => {
-                let _ = self.answered(begun.rollback()).await;
-                Err(error)
-            }
+            begun = self.begin().await?;
         }
     }
 
+    async fn roll_back(&self, begun: DatabaseTransaction) {
+        // If this fails too, the connection is closed, and that rolls back.
+        let _ = self.answered(begun.rollback()).await;
+    }
+
+    /// None: this process may not write, or not what it took for its own.
     async fn try_out(
         &self,
         begun: &DatabaseTransaction,
         batch: &[&Task],
+        held: &Held,
         goes_on: bool,
-    ) -> Result<Vec<Outcome>, DbErr> {
-        self.raise_beat(begun).await?;
+    ) -> Result<Option<Vec<Outcome>>, DbErr> {
+        if !self.raise_beat(begun, held).await? {
+            return Ok(None);
+        }
         let (statements, now, memory) = (&self.statements, (self.clock)(), self.memory);
-        Transaction { connection: begun, statements, now, memory, goes_on }.carry_out(batch).await
+        let transaction = Transaction { connection: begun, statements, now, memory, goes_on };
+        let own = |task: &Task| held.has(task.recipient());
+        if batch.iter().all(|task| own(task)) {
+            return transaction.carry_out(batch).await.map(Some);
+        }
+        let part: Vec<&Task> = batch.iter().copied().filter(|task| own(task)).collect();
+        let mut outcomes = transaction.carry_out(&part).await?.into_iter();
+        let outcome = |task: &&Task| match own(task) {
+            true => outcomes.next().unwrap_or(Outcome::Retry),
+            false => Outcome::NotMine,
+        };
+        Ok(Some(batch.iter().map(outcome).collect()))
     }
 
-    /// Fails if another process has taken the right to write, lock or not.
-    async fn raise_beat(&self, begun: &DatabaseTransaction) -> Result<(), DbErr> {
+    /// False: another process has taken the right to write, or what is held is not that.
+    async fn raise_beat(&self, begun: &DatabaseTransaction, held: &Held) -> Result<bool, DbErr> {
         let raise = match &self.server {
-            Some(on) => on.lane.raise(self.beat),
+            Some(on) => on.lane.raise(&Beat { beat: self.beat, term: held.term }),
             None => {
                 let values = [self.beat.into(), i64::from(self.epoch).into()];
                 let backend = begun.get_database_backend();
                 Statement::from_sql_and_values(backend, sqlite::RAISE_BEAT, values)
             }
         };
-        match begun.execute_raw(raise).await?.rows_affected() {
-            1 => Ok(()),
-            // On a server it may be the session only; a new one will tell.
-            _ => Err(taken_over()),
+        Ok(begun.execute_raw(raise).await?.rows_affected() == 1)
+    }
+
+    /// Learns what is held, when it is not what it was; an error if that is not why the lane could
+    /// not be raised.
+    async fn look_again(&mut self, known: &Held) -> Result<(), DbErr> {
+        let (Some(on), Some(database)) = (&self.server, &self.database) else {
+            return Err(taken_over());
+        };
+        let look = lane::held(database, &on.lane.incarnation, known.shards());
+        match server::answered(look).await? {
+            Some(held) if held.term > known.term => {
+                tracing::info!(term = held.term, "shards have moved");
+                self.held.learn(held);
+                Ok(())
+            }
+            // It may be the session only; a new one will tell.
+            Some(_) => Err(taken_over()),
+            None => {
+                self.fenced = true;
+                Err(taken_over())
+            }
         }
+    }
+
+    /// Moves shards, in a transaction of its own.
+    pub(super) async fn move_shards(&mut self, what: &Move) -> MoveEnd {
+        loop {
+            let held = self.held.get();
+            let begun = match self.begin().await {
+                Ok(begun) => begun,
+                Err(error) => return MoveEnd::Failed(error),
+            };
+            let Some(on) = &self.server else {
+                return MoveEnd::Not(MoveError::Alone);
+            };
+            let beat = Beat { beat: self.beat, term: held.term };
+            match self.answered(what.carry_out(&begun, &on.lane, &beat)).await {
+                Ok(Moved::Yes(epoch)) => {
+                    let next = held.with(held.term + 1, what.changes(epoch));
+                    return match self.answered(begun.commit()).await {
+                        Ok(()) => {
+                            self.moved(next);
+                            self.beat += 1;
+                            MoveEnd::Done
+                        }
+                        Err(error) => MoveEnd::Unknown(next, error),
+                    };
+                }
+                Ok(Moved::No(error)) => {
+                    self.roll_back(begun).await;
+                    return MoveEnd::Not(error);
+                }
+                Ok(Moved::Stale) => {
+                    self.roll_back(begun).await;
+                    if let Err(error) = self.look_again(&held).await {
+                        return MoveEnd::Failed(error);
+                    }
+                }
+                Err(error) => {
+                    self.roll_back(begun).await;
+                    return MoveEnd::Failed(error);
+                }
+            }
+        }
+    }
+
+    /// What is held after a move that is known to be committed.
+    pub(super) fn moved(&self, held: Held) {
+        self.held.learn(held);
+    }
+
+    /// Ends the sessions that a move may end because they are in its way: of those that it fences,
+    /// and of those that stand still, perhaps within a move of their own.
+    pub(super) async fn clear_the_way(&self, what: &Move) -> Result<(), DbErr> {
+        let (Some(on), Some(database)) = (&self.server, &self.database) else {
+            return Ok(());
+        };
+        for found in server::answered(lane::all(database)).await? {
+            let fenced = found.incarnation().is_some_and(|incarnation| what.fences(&incarnation));
+            if !found.fenced && found.session != on.session && (fenced || !found.is_seen()) {
+                server::answered(on.server.end(database, &found.session)).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether the transaction was committed whose end is unknown. On a server this waits until

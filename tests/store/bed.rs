@@ -79,7 +79,7 @@ pub fn message(recipient: &str, id: i64) -> NewMessage {
         run: Run::new(),
         sender: "alice@example.org/desk".into(),
         kind: MessageType::Chat,
-        stored_at: at(1000 + id),
+        stored_at: at(1000 + id % (1 << 32)),
         archived: false,
         expiry: None,
         met_rule: None,

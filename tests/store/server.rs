@@ -1,9 +1,13 @@
 //! Real database servers, and what the store does in each of them.
 
+mod division;
 mod facts;
 mod faults;
 mod fence;
+mod load;
 mod proxy;
+mod random;
+mod shards;
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};

@@ -6,6 +6,7 @@ use std::sync::{Arc, mpsc};
 
 use amphora::store::{Job, Outcome, SeaStore, Store, StoreError, StoreSettings};
 use amphora::words::{MessageId, ShardId};
+use migration::{Migrator, MigratorTrait};
 use tokio::time::{Duration, timeout};
 
 use super::{Kind, ServerBed, TestServer, execute, on_each_server, value};
@@ -18,6 +19,8 @@ on_each_server!(
     an_idle_node_shows_that_it_lives,
     a_process_that_stood_still_is_fenced,
     a_process_that_stood_still_within_a_transaction_is_fenced,
+    shards_are_taken_from_a_process_that_stood_still,
+    shards_are_taken_from_a_process_that_stood_still_within_a_transaction,
     what_a_killed_process_acknowledged_is_there,
     a_superseded_node_ends_with_a_code_of_its_own,
 );
@@ -96,6 +99,8 @@ async fn an_idle_node_shows_that_it_lives(at: ServerBed) {
 }
 
 const URL: &str = "AMPHORA_TEST_URL";
+/// Set: the child shares the database, and takes all shards.
+const SHARED: &str = "AMPHORA_TEST_SHARED";
 
 /// What a child says, line by line. It is read as it comes: a child whose pipe is full would
 /// stand still.
@@ -118,9 +123,14 @@ fn lines(of: ChildStdout) -> Lines {
 
 /// Runs the ignored test below in a process of its own.
 fn child(at: &ServerBed) -> (Child, Lines) {
+    child_with(at, &[])
+}
+
+fn child_with(at: &ServerBed, more: &[(&str, &str)]) -> (Child, Lines) {
     let mut child = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", "server::fence::appends_until_its_end", "--ignored", "--nocapture"])
         .env(URL, &at.bed.settings.url)
+        .envs(more.iter().copied())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -136,9 +146,13 @@ async fn appends_until_its_end() {
     let Ok(url) = std::env::var(URL) else {
         return;
     };
-    let settings =
-        StoreSettings { append_limit: Duration::from_secs(600), ..StoreSettings::new(url) };
+    let shared = std::env::var(SHARED).is_ok();
+    let append_limit = Duration::from_secs(600);
+    let settings = StoreSettings { append_limit, shared, ..StoreSettings::new(url) };
     let store = Arc::new(SeaStore::open(settings).await.unwrap());
+    if shared {
+        store.take(store.ownership().await.unwrap().shards).await.unwrap();
+    }
     let (tell, told) = mpsc::channel::<(i64, Outcome)>();
     let mut next = i64::from(store.epoch(ShardId(0))) << 32;
     let mut submit = || {
@@ -208,18 +222,22 @@ fn signal(child: &Child, signal: &str) {
 }
 
 /// The other goes on; then the first does, and can do no harm.
-async fn is_fenced(at: &ServerBed, mut child: Child, lines: Lines, mut told: Told) {
-    let second = at.bed.open().await;
+async fn is_fenced(second: Arc<dyn Store>, child: Child, lines: Lines, mut told: Told) {
+    let mut child = Killed(child);
     let after = MessageId::new(second.epoch(ShardId(0)), 0)
         .0
         .max(i64::from(second.epoch(ShardId(0))) << 32);
     assert_eq!(run(&*second, vec![append("user1", after)]).await, [Outcome::Stored]);
     let at_take = all_ids(&*second).await;
 
-    signal(&child, "-CONT");
+    signal(&child.0, "-CONT");
     let told = tokio::task::spawn_blocking(move || {
-        while told.hear(&lines) {}
-        child.wait().unwrap();
+        let before = told.stored.len();
+        while told.hear(&lines) {
+            // What was in the pipe may come; one that is not fenced would go on for ever.
+            assert!(told.stored.len() < before + 5000, "it goes on");
+        }
+        child.0.wait().unwrap();
         told
     });
     let told = told.await.unwrap();
@@ -238,31 +256,41 @@ async fn is_fenced(at: &ServerBed, mut child: Child, lines: Lines, mut told: Tol
     second.close().await;
 }
 
-async fn a_process_that_stood_still_is_fenced(at: ServerBed) {
-    let (child, lines) = child(&at);
+/// Stops a child that appends.
+async fn stopped(at: &ServerBed, more: &[(&str, &str)]) -> (Child, Lines, Told) {
+    let (child, lines) = child_with(at, more);
     let mut told = Told::default();
     while told.stored.len() < 200 {
         assert!(told.hear(&lines), "the child ended by itself: {told:?}");
     }
     signal(&child, "-STOP");
-    is_fenced(&at, child, lines, told).await;
+    (child, lines, told)
 }
 
-/// The lock of a table stops it after it has updated its lane.
-async fn a_process_that_stood_still_within_a_transaction_is_fenced(at: ServerBed) {
-    let (child, lines) = child(&at);
-    let mut told = Told::default();
-    while told.stored.len() < 50 {
-        assert!(told.hear(&lines), "the child ended by itself: {told:?}");
-    }
+/// Stops it after it has updated its lane: an insert waits. In PostgreSQL by a trigger, since a
+/// lock is not waited for longer than a second, which a busy machine may need to get here.
+async fn stopped_within_a_transaction(
+    at: &ServerBed,
+    more: &[(&str, &str)],
+) -> (Child, Lines, Told) {
     let other = at.raw().await;
-    let (hold, let_go, waiting) = match at.kind {
+    Migrator::up(&other, None).await.expect("makes the tables");
+    let (make, hold, let_go, waiting) = match at.kind {
         Kind::Postgres => (
-            "BEGIN; LOCK TABLE offline_message IN ACCESS EXCLUSIVE MODE",
-            "COMMIT",
-            "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'".to_owned(),
+            "CREATE TABLE hold (it int); \
+             CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             WHILE EXISTS (SELECT FROM hold) LOOP PERFORM pg_sleep(0.01); END LOOP; \
+             RETURN NEW; END $$; \
+             CREATE TRIGGER wait BEFORE INSERT ON offline_message \
+             FOR EACH ROW EXECUTE FUNCTION wait()",
+            "INSERT INTO hold VALUES (1)",
+            "DELETE FROM hold",
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+             AND wait_event = 'PgSleep'"
+                .to_owned(),
         ),
         Kind::MariaDb => (
+            "DO 0",
             "LOCK TABLES offline_message WRITE",
             "UNLOCK TABLES",
             format!(
@@ -272,12 +300,48 @@ async fn a_process_that_stood_still_within_a_transaction_is_fenced(at: ServerBed
             ),
         ),
     };
+    execute(&other, make).await;
+    let (child, lines) = child_with(at, more);
+    let mut told = Told::default();
+    while told.stored.len() < 50 {
+        assert!(told.hear(&lines), "the child ended by itself: {told:?}");
+    }
     let administrator = TestServer::shared(at.kind).administrator(&at.name).await;
     execute(&other, hold).await;
     while value::<i64>(&administrator, &waiting).await == 0 {}
     signal(&child, "-STOP");
     execute(&other, let_go).await;
-    is_fenced(&at, child, lines, told).await;
+    (child, lines, told)
+}
+
+async fn a_process_that_stood_still_is_fenced(at: ServerBed) {
+    let (child, lines, told) = stopped(&at, &[]).await;
+    is_fenced(at.bed.open().await, child, lines, told).await;
+}
+
+async fn a_process_that_stood_still_within_a_transaction_is_fenced(at: ServerBed) {
+    let (child, lines, told) = stopped_within_a_transaction(&at, &[]).await;
+    is_fenced(at.bed.open().await, child, lines, told).await;
+}
+
+/// Another node takes all shards from the one that is believed dead.
+async fn taker(at: &ServerBed) -> Arc<dyn Store> {
+    let store = SeaStore::open(StoreSettings { shared: true, ..named(at, "b") }).await.unwrap();
+    let seen = store.ownership().await.unwrap();
+    let first = seen.members.iter().find(|member| member.incarnation.node == "amphora").unwrap();
+    assert!(!first.fenced, "it is taken from while it is not fenced");
+    store.take(seen.shards).await.unwrap();
+    Arc::new(store)
+}
+
+async fn shards_are_taken_from_a_process_that_stood_still(at: ServerBed) {
+    let (child, lines, told) = stopped(&at, &[(SHARED, "")]).await;
+    is_fenced(taker(&at).await, child, lines, told).await;
+}
+
+async fn shards_are_taken_from_a_process_that_stood_still_within_a_transaction(at: ServerBed) {
+    let (child, lines, told) = stopped_within_a_transaction(&at, &[(SHARED, "")]).await;
+    is_fenced(taker(&at).await, child, lines, told).await;
 }
 
 async fn what_a_killed_process_acknowledged_is_there(at: ServerBed) {

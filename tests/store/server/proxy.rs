@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 /// What befalls the next commit that passes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,6 +21,7 @@ pub enum Fate {
 pub struct Proxy {
     pub port: u16,
     fate: Arc<Mutex<Fate>>,
+    cut: Arc<Notify>,
 }
 
 impl Proxy {
@@ -27,13 +29,19 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
         let port = listener.local_addr().expect("an address").port();
         let fate = Arc::new(Mutex::new(Fate::Passes));
-        let shared = fate.clone();
+        let cut = Arc::new(Notify::new());
+        let (shared, cuts) = (fate.clone(), cut.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pass(client, server, shared.clone()));
+                tokio::spawn(pass(client, server, shared.clone(), cuts.clone()));
             }
         });
-        Proxy { port, fate }
+        Proxy { port, fate, cut }
+    }
+
+    /// Breaks all connections, wherever they are.
+    pub fn cut(&self) {
+        self.cut.notify_waiters();
     }
 
     pub fn next_commit(&self, fate: Fate) {
@@ -47,13 +55,16 @@ impl Proxy {
 }
 
 /// Passes bytes on until one side ends, or the fate says so.
-async fn pass(mut client: TcpStream, server: u16, fate: Arc<Mutex<Fate>>) {
+async fn pass(mut client: TcpStream, server: u16, fate: Arc<Mutex<Fate>>, cut: Arc<Notify>) {
     let Ok(mut server) = TcpStream::connect(("127.0.0.1", server)).await else {
         return;
     };
     let (mut asked, mut answered) = (vec![0; 65536], vec![0; 65536]);
+    let cut = cut.notified();
+    tokio::pin!(cut);
     loop {
         tokio::select! {
+            () = &mut cut => return,
             read = client.read(&mut asked) => {
                 let Ok(count @ 1..) = read else { return };
                 let fate = match asked[..count].windows(6).any(|word| word == b"COMMIT") {

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use amphora::store::{NewMessage, Outcome, SeaStore, Store, StoreError, StoreSettings, Write};
+use amphora::store::{
+    Incarnation, MoveError, NewMessage, Outcome, SeaStore, Store, StoreError, StoreSettings, Write,
+};
 use amphora::words::{MessageId, ShardId};
 use migration::{Migrator, MigratorTrait};
 
@@ -24,6 +26,19 @@ async fn a_second_store_is_refused() {
     says(&error.to_string(), &["another amphora", "amphora.db.lock", "amphora.db'", "stop it"]);
     first.close().await;
     SeaStore::open(settings(dir.path())).await.unwrap().close().await;
+}
+
+#[tokio::test]
+async fn a_file_is_not_shared() {
+    let dir = dir();
+    let shared = StoreSettings { shared: true, ..settings(dir.path()) };
+    says(&refusal(shared).await, &["it is a file", "use a database server"]);
+    let store = SeaStore::open(settings(dir.path())).await.unwrap();
+    assert!(store.incarnation().is_none());
+    assert!(matches!(store.ownership().await, Err(MoveError::Alone)));
+    let to = Incarnation { node: "b".into(), number: 1 };
+    assert!(matches!(store.give(vec![ShardId(0)], to).await, Err(MoveError::Alone)));
+    store.close().await;
 }
 
 #[tokio::test]
