@@ -1,24 +1,43 @@
 //! A load driver for a whole node: it plays the server's side of the intercept protocol
-//! against the real program on SQLite, and prints rates, latencies and memory, beside bare
-//! inserts of the same rows into the same kind of database, measured in the same run.
+//! against the real program, and prints rates, latencies and memory, beside the fastest plain
+//! inserts of the same rows into the same database, measured in the same run.
 //!
-//! `cargo bench --bench load -- [--messages N] [--users N]`
+//! `cargo bench --bench load -- [--store URL] [--messages N] [--users N] [--rows-before N]`
+//!
+//! Without a URL in a new file of SQLite. The database of a URL is emptied.
+//! `benches/databases.py` runs it on all databases.
+
+mod support;
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use amphora::time::Timestamp;
 use clap::Parser;
-use sea_orm::{ConnectionTrait, Database, Statement, TransactionTrait};
+
+use support::database::Place;
+use support::limit::{self, Rows};
+use support::now;
+use support::process::{Family, peak};
+use support::report::{Report, at, median};
 
 /// What is measured.
-#[derive(Parser, Clone, Copy)]
+#[derive(Parser, Clone)]
 struct Args {
+    /// The database of a server, as `postgres://` or `mysql://`; all messages in it go.
+    #[arg(long)]
+    store: Option<String>,
+    /// Rows that are in the table before.
+    #[arg(long, default_value_t = 0)]
+    rows_before: usize,
+    /// A file that figures are added to, a line of JSON each.
+    #[arg(long)]
+    json: Option<PathBuf>,
     /// Messages of each run.
     #[arg(long, default_value_t = 200_000)]
     messages: usize,
@@ -47,42 +66,95 @@ const TOGETHER: usize = 16;
 fn main() {
     let args = Args::parse();
     let dir = tempfile::tempdir().expect("a temporary folder");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let limit = (!args.rules_only && !args.expiries_only).then(|| {
+        runtime.block_on(limit::measure(args.store.as_deref(), rows(&args, args.messages)))
+    });
+    let place = runtime.block_on(Place::new(args.store.as_deref()));
+    if args.rows_before > 0 {
+        let users = (args.rows_before / 50).max(1);
+        let before = Rows { users, expiring: 10, ..rows(&args, args.rows_before) };
+        runtime.block_on(async {
+            limit::fill(&place, before).await;
+            place.analyze().await;
+        });
+    }
+    let report = Report { database: place.name(), json: args.json.clone() };
     println!(
-        "{} messages of {} bytes to {} users, {} cores",
+        "{}: {} messages of {} bytes to {} users, {} rows before, {} cores",
+        report.database,
         args.messages,
         stanza(0, 0, "").len(),
         args.users,
+        args.rows_before,
         std::thread::available_parallelism().map_or(0, |n| n.get())
     );
-    let few = Args { messages: args.messages / 10, ..args };
+    let mut peer = Peer::start(dir.path(), &place.url);
     if args.expiries_only {
-        Peer::start(dir.path()).expiries(args.waiting);
+        return peer.expiries(args.waiting);
+    }
+    run(&args, &mut peer, limit, &report);
+    memory(&peer, &place, &report);
+    let size = runtime.block_on(place.size()) as f64 / 1e6;
+    report.line("node: table", &format!("{size:>9.0} MB"), &[("mb", size)]);
+}
+
+/// Rows like the messages of a run.
+fn rows(args: &Args, count: usize) -> Rows {
+    let (users, size) = (args.users, stanza(0, 0, "").len());
+    Rows { first: 0, count, users, size, expiring: 0, old: 0, now: now().as_micros() }
+}
+
+fn run(args: &Args, peer: &mut Peer, limit: Option<(f64, limit::Form)>, report: &Report) {
+    let few = Args { messages: args.messages / 10, ..args.clone() };
+    if let Some((limit, form)) = limit {
+        let text = format!("{limit:>9.0} rows/s   plain inserts ({form:?})");
+        report.line("node: the limit", &text, &[("rate", limit)]);
+        let limit = Some(limit);
+        let figures = peer.run(args, 1_024, Kind::Offline);
+        figures.report("node: durable appends, 1,024 waiting", limit, report);
+        let figures = peer.run(&few, 64, Kind::Offline);
+        figures.report("node: durable appends, 64 waiting", limit, report);
+    }
+    let figures = peer.run(args, 1_024, Kind::Rules);
+    figures.report("node: three rules evaluated, no store", None, report);
+    let figures = peer.run(&few, 64, Kind::Rules);
+    figures.report("node: three rules evaluated, 64 waiting", None, report);
+    if limit.is_none() {
         return;
     }
-    let bare = (!args.rules_only).then(|| bare_inserts(dir.path(), &args));
-    let mut peer = Peer::start(dir.path());
-    let idle = peer.memory();
-    if let Some(bare) = bare {
-        println!("bare inserts, 1,000 a transaction   {bare:>9.0} rows/s   (the limit)");
-        peer.run(&args, 1_024, Kind::Offline).print("durable appends, 1,024 waiting", Some(bare));
-        peer.run(&few, 64, Kind::Offline).print("durable appends, 64 waiting", Some(bare));
-    }
-    peer.run(&args, 1_024, Kind::Rules).print("three rules evaluated, no store", None);
-    peer.run(&few, 64, Kind::Rules).print("three rules evaluated, 64 waiting", None);
-    if bare.is_some() {
+    let mut times = Vec::new();
+    for n in 1..=5 {
         peer.fill(5_000);
-        let (items, took) = peer.hand_over();
-        println!(
-            "hand-over to one user               {items:>9} messages in {:.0} ms ({:.0}/s), taken and deleted",
-            took.as_secs_f64() * 1e3,
-            items as f64 / took.as_secs_f64()
-        );
+        let (items, took) = peer.hand_over(n);
+        assert_eq!(items, 5_000);
+        times.push(took.as_secs_f64() * 1e3);
+    }
+    let time = median(times);
+    let text = format!("{time:>9.0} ms, taken and deleted (median of 5)");
+    report.line("node: hand-over of 5,000 to one user", &text, &[("ms", time)]);
+    if args.rows_before == 0 {
         peer.expiries(args.waiting);
     }
-    let (now, peak) = peer.memory();
-    println!(
-        "memory of the node                  {:>9} KiB idle, {now} KiB now, {peak} KiB peak",
-        idle.0
+}
+
+fn memory(peer: &Peer, place: &Place, report: &Report) {
+    let node = Family::of(peer.node.id());
+    let (now, peak) = (node.memory() / 1024, peak(peer.node.id()) / 1024);
+    let server = Family::behind(&place.url).map_or(0, |server| server.memory() / 1024);
+    let idle = peer.idle / 1024;
+    report.line(
+        "node: memory",
+        &format!(
+            "{idle:>9} MiB idle, {now} MiB now, {peak} MiB at its peak; {server} MiB the server"
+        ),
+        &[
+            ("idle", idle as f64),
+            ("now", now as f64),
+            ("peak", peak as f64),
+            ("server", server as f64),
+        ],
     );
 }
 
@@ -106,19 +178,18 @@ struct Figures {
 }
 
 impl Figures {
-    fn print(&self, what: &str, limit: Option<f64>) {
-        let at = |part: f64| {
-            let i = ((self.latencies.len() - 1) as f64 * part) as usize;
-            self.latencies[i].as_secs_f64() * 1e3
-        };
-        let ratio =
-            limit.map(|l| format!("   {:.2} of bare inserts", self.rate / l)).unwrap_or_default();
-        println!(
-            "{what:<36}{:>9.0} /s   verdict p50 {:.2} ms, p99 {:.2} ms   node {:.1} us each{ratio}",
-            self.rate,
-            at(0.50),
-            at(0.99),
-            self.cpu.as_secs_f64() * 1e6
+    fn report(&self, what: &str, limit: Option<f64>, report: &Report) {
+        let ratio = limit.map(|limit| self.rate / limit);
+        let beside = ratio.map(|ratio| format!(", {ratio:.2} of the limit")).unwrap_or_default();
+        let (p50, p99) = (at(&self.latencies, 0.5), at(&self.latencies, 0.99));
+        let cpu = self.cpu.as_secs_f64() * 1e6;
+        report.line(
+            what,
+            &format!(
+                "{:>9.0} /s, verdict p50 {p50:.2} ms, p99 {p99:.2} ms, node {cpu:.1} us each{beside}",
+                self.rate
+            ),
+            &[("rate", self.rate), ("p50", p50), ("p99", p99), ("ratio", ratio.unwrap_or(0.0))],
         );
     }
 }
@@ -130,6 +201,8 @@ struct Peer {
     /// Bytes read and not looked at.
     buffer: Vec<u8>,
     next_key: usize,
+    /// Kilobytes of the node when nothing had happened yet.
+    idle: u64,
 }
 
 impl Drop for Peer {
@@ -140,17 +213,17 @@ impl Drop for Peer {
 }
 
 impl Peer {
-    fn start(dir: &Path) -> Peer {
+    fn start(dir: &Path, store: &str) -> Peer {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
         let config = dir.join("amphora.toml");
         let text = format!(
-            "[node]\nname = 'bench'\n[store]\nurl = 'sqlite://{}'\n[http]\nlisten = ''\n[log]\nfilter = 'warn'\n\
+            "[node]\nname = 'amphora'\n[store]\nurl = '{store}'\n[http]\nlisten = ''\n[log]\nfilter = 'warn'\n\
              [[servers]]\naddress = '{address}'\ncomponent = '{COMPONENT}'\nsecret = 's'\nhosts = ['{HOST}']\n",
-            dir.join("node.db").display()
         );
         std::fs::write(&config, text).expect("a configuration");
-        let node = Command::new(env!("CARGO_BIN_EXE_amphora"))
+        let built = env!("CARGO_BIN_EXE_amphora").into();
+        let node = Command::new(std::env::var_os("AMPHORA_BIN").unwrap_or(built))
             .args(["run", "--config"])
             .arg(&config)
             .stdin(Stdio::null())
@@ -158,7 +231,7 @@ impl Peer {
             .expect("the node");
         let (socket, _) = listener.accept().expect("a connection");
         socket.set_nodelay(true).expect("no delay");
-        let mut peer = Peer { node, socket, buffer: Vec::new(), next_key: 0 };
+        let mut peer = Peer { node, socket, buffer: Vec::new(), next_key: 0, idle: 0 };
         peer.read_until(b">", 2);
         peer.say(
             "<?xml version='1.0'?><stream:stream xmlns:stream='http://etherx.jabber.org/streams' \
@@ -174,6 +247,7 @@ impl Peer {
              xmlns='urn:amphora:intercept:1' version='1' server='bench' module='0' acks='true' \
              max-stanza='524288'/></iq>"
         ));
+        peer.idle = Family::of(peer.node.id()).memory();
         peer
     }
 
@@ -199,25 +273,9 @@ impl Peer {
         self.buffer.extend_from_slice(&chunk[..n]);
     }
 
-    /// Kilobytes resident now and at the peak.
-    fn memory(&self) -> (u64, u64) {
-        let path = format!("/proc/{}/status", self.node.id());
-        let status = std::fs::read_to_string(path).unwrap_or_default();
-        let of = |key: &str| {
-            let line = status.lines().find(|l| l.starts_with(key))?;
-            line.split_whitespace().nth(1)?.parse().ok()
-        };
-        (of("VmRSS:").unwrap_or(0), of("VmHWM:").unwrap_or(0))
-    }
-
     /// Processor time that the node has used.
     fn cpu(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.node.id()));
-        let stat = stat.unwrap_or_default();
-        let after_name = stat.rsplit(')').next().unwrap_or_default();
-        let ticks = after_name.split_whitespace().skip(11).take(2);
-        // A tick is 10 ms on every Linux that Rust runs on.
-        Duration::from_millis(10 * ticks.filter_map(|t| t.parse::<u64>().ok()).sum::<u64>())
+        Family::of(self.node.id()).cpu()
     }
 
     /// Sends messages with `window` of them unanswered, and waits for all verdicts.
@@ -380,11 +438,11 @@ impl Peer {
 
     /// Lets one user come online, takes batch after batch, and waits until the last is
     /// deleted.
-    fn hand_over(&mut self) -> (usize, Duration) {
+    fn hand_over(&mut self, n: usize) -> (usize, Duration) {
         let begin = Instant::now();
         self.say(&format!(
             "<message from='{HOST}' to='{COMPONENT}'><available xmlns='urn:amphora:intercept:1' \
-             session='s1' n='1' jid='user{COLLECTOR}@{HOST}/r' priority='1' acks='true'/></message>"
+             session='s1' n='{n}' jid='user{COLLECTOR}@{HOST}/r' priority='1' acks='true'/></message>"
         ));
         let (mut items, mut open, mut done) = (0, HashMap::new(), false);
         while !done || !open.is_empty() {
@@ -417,11 +475,6 @@ impl Peer {
         }
         (items, begin.elapsed())
     }
-}
-
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
-    Timestamp::from_micros(since.as_micros() as i64)
 }
 
 fn later(time: Timestamp, by: Duration) -> Timestamp {
@@ -494,52 +547,4 @@ fn intercept(out: &mut String, key: usize, user: usize, kind: Kind) {
          <forwarded xmlns='urn:xmpp:forward:0'>{}</forwarded></intercept>",
         stanza(key, user, rules)
     ));
-}
-
-/// Rows a second of bare inserts into a table like the node's, in a database set as the
-/// node's is, a thousand rows a transaction.
-fn bare_inserts(dir: &Path, args: &Args) -> f64 {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
-        let url = format!("sqlite://{}?mode=rwc", dir.join("bare.db").display());
-        let mut options = sea_orm::ConnectOptions::new(url);
-        options.max_connections(1).sqlx_logging(false);
-        let db = Database::connect(options).await.expect("a database");
-        for sql in [
-            "PRAGMA journal_mode=WAL",
-            "PRAGMA synchronous=FULL",
-            "PRAGMA wal_autocheckpoint=20000",
-            "CREATE TABLE m (recipient TEXT NOT NULL, id INTEGER NOT NULL, key TEXT NOT NULL UNIQUE, \
-             sender TEXT NOT NULL, stored_at INTEGER NOT NULL, stanza BLOB NOT NULL, PRIMARY KEY (recipient, id))",
-        ] {
-            db.execute_unprepared(sql).await.expect(sql);
-        }
-        let rows = 100;
-        let values = vec!["(?,?,?,?,?,?)"; rows].join(",");
-        let sql = format!("INSERT INTO m (recipient,id,key,sender,stored_at,stanza) VALUES {values}");
-        let begin = Instant::now();
-        let mut at = 0;
-        while at < args.messages {
-            let transaction = db.begin().await.expect("a transaction");
-            for _ in 0..10 {
-                let mut values: Vec<sea_orm::Value> = Vec::with_capacity(rows * 6);
-                for i in at..at + rows {
-                    let user = i % args.users;
-                    values.push(format!("user{user}@{HOST}").into());
-                    values.push((i as i64).into());
-                    values.push(format!("b-{i}").into());
-                    values.push(format!("alice{}@{HOST}/laptop", i % 97).into());
-                    values.push((i as i64).into());
-                    values.push(stanza(i, user, "").into_bytes().into());
-                }
-                let insert =
-                    Statement::from_sql_and_values(sea_orm::DatabaseBackend::Sqlite, &sql, values);
-                transaction.execute_raw(insert).await.expect("an insert");
-                at += rows;
-            }
-            transaction.commit().await.expect("a commit");
-        }
-        at as f64 / begin.elapsed().as_secs_f64()
-    })
 }

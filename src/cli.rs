@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, ConfigError, Loaded};
 use crate::node::{self, NodeError};
+use crate::store::Moved;
 use crate::telemetry::{self, TelemetryError};
 
 /// How the process ends. Where `sysexits.h` has a code, it is that one; a supervisor can
@@ -81,7 +82,7 @@ impl From<ExitCode> for std::process::ExitCode {
 impl From<&NodeError> for ExitCode {
     fn from(error: &NodeError) -> Self {
         match error {
-            NodeError::Store(_) => ExitCode::StoreUnavailable,
+            NodeError::Store(_) | NodeError::Away(..) => ExitCode::StoreUnavailable,
             NodeError::Http(_) | NodeError::Control(_) => ExitCode::CannotListen,
             NodeError::Superseded => ExitCode::Superseded,
             _ => ExitCode::Failure,
@@ -105,6 +106,8 @@ enum Command {
     CheckConfig(ConfigArgs),
     /// Bring the store's tables up to date, and stop; `run` does so too
     Migrate(ConfigArgs),
+    /// Bring stored messages into the databases that the configuration gives their shards to
+    Move(MoveArgs),
     /// Send a message to all users of a host, or to a list of them, once each
     Broadcast(broadcast::BroadcastArgs),
 }
@@ -121,6 +124,24 @@ struct ConfigArgs {
     /// see a command line: a password belongs in a file, store.password_file
     #[arg(long, value_name = "URL")]
     store_url: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  amphora move --config /etc/amphora/amphora.toml
+      after [[store.part]] or processor.shards have changed
+  amphora move --from old.toml
+      also from the databases that old.toml names, and that are named no more
+
+No node may run on any of the databases. It can be cut short, and run again with the same
+arguments. docs/store.md says when it is needed.")]
+struct MoveArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The configuration file of before. The environment says nothing about its [store] and
+    /// [processor]
+    #[arg(long, value_name = "OLD")]
+    from: Option<PathBuf>,
 }
 
 fn after_help() -> String {
@@ -202,6 +223,7 @@ fn carry_out(command: Command) -> Result<(), CliError> {
             let Loaded { settings, .. } = start(&args)?;
             Ok(node::migrate(&settings)?)
         }
+        Command::Move(args) => move_messages(&args),
         Command::Broadcast(args) => broadcast::carry_out(args),
         Command::CheckConfig(args) => {
             let Loaded { settings, file, warnings } =
@@ -214,6 +236,26 @@ fn carry_out(command: Command) -> Result<(), CliError> {
             Ok(out.flush()?)
         }
     }
+}
+
+fn move_messages(args: &MoveArgs) -> Result<(), CliError> {
+    let Loaded { settings, .. } = start(&args.config)?;
+    let of_store = |name: &OsString| {
+        let name = name.to_string_lossy();
+        name.starts_with("AMPHORA__STORE__") || name.starts_with("AMPHORA__PROCESSOR__")
+    };
+    let environment = std::env::vars_os().filter(|(name, _)| !of_store(name));
+    let old = args.from.as_deref().map(|old| config::load(Some(old), environment)).transpose()?;
+    let Moved { messages, users, broadcasts, unreadable } =
+        node::move_messages(&settings, old.as_ref().map(|old| &old.settings))?;
+    if unreadable > 0 {
+        tell(&format!(
+            "warning: {unreadable} messages can't be read and stay where they were; the log above names them"
+        ));
+    }
+    let mut out = io::stdout().lock();
+    writeln!(out, "moved {messages} messages of {users} users, and {broadcasts} broadcasts")?;
+    Ok(out.flush()?)
 }
 
 /// A line on standard error; if that is closed, there is nobody to tell.

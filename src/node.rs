@@ -1,5 +1,7 @@
 //! One node: the store, the shards, the router and the links, put together; and its end.
 
+mod stores;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -7,7 +9,6 @@ use std::time::Duration;
 
 use actix::{Actor, Addr};
 use actix_rt::{Arbiter, System};
-use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -22,9 +23,11 @@ use crate::http::{self, Health};
 use crate::link::{self, LinkContext, LinkSettings, Redirect, Stop};
 use crate::router::{Router, Settle, run_due_clock};
 use crate::shard::{self, Limits, Outbox, Over, Quotas, ShardActor, ShardContext};
-use crate::store::{SeaStore, Store, StoreError, StoreSettings, database_path};
+use crate::store::{Moved, Store, StoreError, StoreSettings, database_path};
 use crate::telemetry;
 use crate::words::ShardId;
+
+use stores::Stores;
 
 /// How long a node that stops waits for what it holds: twice the append limit.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -38,9 +41,9 @@ const CLOSE: Duration = Duration::from_secs(5);
 /// How often old marks are removed from the store.
 const PURGE: Duration = Duration::from_secs(60);
 
-/// In every so many of these rounds, messages past the retention go too: that looks at
-/// every row.
-const RETENTION_ROUNDS: u32 = 60;
+/// How long after a round messages past the retention are looked for again: that looks at every
+/// row.
+const RETENTION: Duration = Duration::from_secs(60 * 60);
 
 /// Why a node could not run.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +59,9 @@ pub enum NodeError {
         "another process of this name, or one that found this one silent, has taken the database over: do not start this one again before that one has ended"
     )]
     Superseded,
+    /// The schema of this part is as it was: the part, and why.
+    #[error("the database of part '{0}' can't be opened: {1}")]
+    Away(String, String),
     /// The control socket can't be had.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -73,10 +79,28 @@ pub fn migrate(settings: &Settings) -> Result<(), NodeError> {
     System::new().block_on(async {
         // Not in the node's own name: that would supersede a node that runs.
         let node = format!("{}/migrate", settings.node.name);
-        let store = SeaStore::open(StoreSettings { node, ..store_settings(settings) }).await?;
-        store.close().await;
+        let stores = Stores::open(settings, &node).await?;
+        let away = stores.away();
+        stores.messages.close().await;
+        if let Some((part, why)) = away {
+            return Err(NodeError::Away(part.to_string(), why));
+        }
         tracing::info!("the schema is up to date");
         Ok(())
+    })
+}
+
+/// Brings each message into the database that the settings give its recipient's shard to, also
+/// from the databases of `old` settings.
+///
+/// # Errors
+///
+/// [`NodeError::Store`].
+pub fn move_messages(settings: &Settings, old: Option<&Settings>) -> Result<Moved, NodeError> {
+    System::new().block_on(async {
+        // Not in the node's own name: a node that runs must not lose its databases.
+        let node = format!("{}/move", settings.node.name);
+        Ok(stores::move_all(settings, old, &node).await?)
     })
 }
 
@@ -109,7 +133,10 @@ pub fn control_path(settings: &Settings) -> Result<Option<PathBuf>, NodeError> {
         ControlSocket::Off => None,
         ControlSocket::At(path) => Some(path.clone()),
         ControlSocket::Auto => {
-            let file = database_path(settings.store.url.expose())?;
+            let file = match settings.store.parts.is_empty() {
+                true => database_path(settings.store.url.expose())?,
+                false => None,
+            };
             let mut path =
                 file.unwrap_or_else(|| settings.node.name.clone().into()).into_os_string();
             path.push(".sock");
@@ -161,11 +188,9 @@ impl Node {
     async fn start(settings: Settings) -> Result<Node, NodeError> {
         let metrics = telemetry::start_metrics().map_err(|e| NodeError::Other(e.to_string()))?;
         let health = Health::new();
-        let opened = Arc::new(SeaStore::open(store_settings(&settings)).await?);
-        let superseded = opened.superseded().boxed();
-        let store: Arc<dyn Store> = opened.clone();
-        let checked = store.clone();
-        health.set_store(move || checked.healthy());
+        let stores = Stores::open(&settings, &settings.node.name).await?;
+        stores.report_to(&health);
+        let Stores { messages: store, broadcasts: kept, superseded, .. } = stores;
         let http = match settings.http.listen {
             Some(listen) => {
                 let http = http::serve(listen, health.clone(), metrics).map_err(NodeError::Http)?;
@@ -187,11 +212,14 @@ impl Node {
         let (arbiters, shards) = start_shards(&settings, &context);
         let router = Router::new(shards).start();
         actix_rt::spawn(run_due_clock(store.clone(), router.clone(), clock.clone(), due_events));
-        actix_rt::spawn(purge(store.clone(), settings.store.retention, clock.clone()));
+        actix_rt::spawn(purge_marks(store.clone(), clock.clone()));
+        if let Some(retention) = settings.store.retention {
+            actix_rt::spawn(purge_messages(store.clone(), retention, clock.clone()));
+        }
 
         let (broadcasts, inbox) = BroadcastHandle::new();
         let context = BroadcastContext {
-            broadcasts: opened,
+            broadcasts: kept,
             messages: store.clone(),
             outbox: outbox.clone(),
             clock: clock.clone(),
@@ -294,23 +322,31 @@ fn start_shards(
     (arbiters, shards)
 }
 
-/// Removes old marks, and messages older than the retention.
-async fn purge(store: Arc<dyn Store>, retention: Option<Duration>, clock: crate::store::Clock) {
-    for round in 0u32.. {
+/// Removes old marks.
+async fn purge_marks(store: Arc<dyn Store>, clock: crate::store::Clock) {
+    loop {
+        sleep(PURGE).await;
+        if let Err(error) = store.purge(None, clock()).await {
+            tracing::warn!("cannot remove old marks: {error}");
+        }
+    }
+}
+
+/// Removes messages older than the retention. Beside the marks: a round may take long.
+async fn purge_messages(store: Arc<dyn Store>, retention: Duration, clock: crate::store::Clock) {
+    loop {
         sleep(PURGE).await;
         let now = clock();
-        let looked_at = round % RETENTION_ROUNDS == 0;
-        let before = retention.filter(|_| looked_at).and_then(|retention| {
-            let micros = i64::try_from(retention.as_micros()).ok()?;
-            Some(crate::time::Timestamp::from_micros(now.as_micros().checked_sub(micros)?))
-        });
-        match store.purge(before, now).await {
+        let before = i64::try_from(retention.as_micros()).ok();
+        let before = before.and_then(|micros| now.as_micros().checked_sub(micros));
+        match store.purge(before.map(crate::time::Timestamp::from_micros), now).await {
             Ok(purged) if purged.messages > 0 => {
                 tracing::info!(messages = purged.messages, "removed messages past the retention");
             }
             Ok(_) => {}
-            Err(error) => tracing::warn!("cannot remove what is old: {error}"),
+            Err(error) => tracing::warn!("cannot remove messages past the retention: {error}"),
         }
+        sleep(RETENTION).await;
     }
 }
 
@@ -323,13 +359,6 @@ async fn wait_for_signal() -> Result<(), NodeError> {
         _ = interrupt.recv() => {}
     }
     Ok(())
-}
-
-fn store_settings(settings: &Settings) -> StoreSettings {
-    let password = settings.store.password.as_ref().map(|secret| secret.expose().to_owned());
-    let node = settings.node.name.clone();
-    let shards = settings.processor.shards;
-    StoreSettings { password, node, shards, ..StoreSettings::new(settings.store.url.expose()) }
 }
 
 fn quotas(settings: &config::QuotaSettings) -> Quotas {

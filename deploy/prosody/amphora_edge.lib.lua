@@ -185,7 +185,7 @@ return function (ctx)
 			.."'><forwarded xmlns='urn:xmpp:forward:0'><delay xmlns='urn:xmpp:delay' stamp='"..escape(held.stamp).."'/>"
 			..held.xml.."</forwarded></intercept>";
 		window.sent(held, send);
-		ctx.emit(xml);
+		ctx.emit_intercept(xml);
 	end
 
 	function edge.pump()

@@ -11,6 +11,8 @@ local rostermanager = require "core.rostermanager";
 local usermanager = require "core.usermanager";
 local modulemanager = require "core.modulemanager";
 local time_now = require "util.time".now;
+local socket = require "socket";
+local by_epoll = require "net.server".get_backend() == "epoll";
 
 local host = module.host;
 local hosts = prosody.hosts;
@@ -36,6 +38,34 @@ function facts.timestamp(t)
 	t = t or time_now();
 	local seconds = math.floor(t);
 	return os.date("!%Y-%m-%dT%H:%M:%S", seconds)..(".%03dZ"):format(math.floor((t - seconds) * 1000));
+end
+
+-- ------------------------------------------------------------------------------ connections
+
+-- What is written goes out although the other side has not confirmed what came before (Nagle's
+-- algorithm): here each waits for the other's answer, and that would come 40 ms later. The event
+-- loop writes at the end of a turn, so there are no more packets by it than turns.
+function facts.send_at_once(conn, on)
+	if not conn or not conn.setoption or conn:setoption("tcp-nodelay", on) then return; end
+	-- LuaSec's sockets do not pass the option on.
+	local inner = conn.conn;
+	pcall(function ()
+		local tcp = socket.tcp();
+		tcp:setfd(inner:getfd());
+		tcp:setoption("tcp-nodelay", on);
+		tcp:setfd(-1);
+	end);
+end
+
+-- Until resume_writes() of what is returned, what is written to the session is only put together:
+-- each write by itself would tell the kernel anew that something is to be written. Nil if
+-- somebody else holds its writes back, it has no connection, or the server's network is another
+-- one than that where this can be told.
+function facts.write_together(session)
+	local conn = session.conn;
+	if not by_epoll or not conn or not conn.pause_writes or conn._write_lock then return nil; end
+	conn:pause_writes();
+	return conn;
 end
 
 -- ------------------------------------------------------------------------------ rights
@@ -114,6 +144,14 @@ function facts.has_rules(stanza)
 	return type ~= "error" and type ~= "groupchat" and not facts.is_from_room(stanza);
 end
 
+-- Does it carry rules, whether they are to be looked at or not?
+function facts.mentions_rules(stanza)
+	for _, tag in ipairs(stanza.tags) do
+		if is_amp(tag) then return true; end
+	end
+	return false;
+end
+
 -- The status of an answer to a rule; nil if it is none.
 function facts.notice_status(stanza)
 	for _, tag in ipairs(stanza.tags) do
@@ -180,6 +218,15 @@ function facts.add_delay(stanza, stamp)
 	if stanza:get_child("delay", xmlns_delay) then return; end
 	stanza:add_direct_child(st.stanza("delay", { xmlns = xmlns_delay, from = host, stamp = stamp })
 		:text("Offline Storage"));
+end
+
+-- The same with the <delay/> that a node sent beside the message, which is used up.
+function facts.take_delay(stanza, delay)
+	local stamp = delay and delay.attr.stamp;
+	if not stamp or stanza:get_child("delay", xmlns_delay) then return; end
+	for i = #delay, 1, -1 do delay[i] = nil; end
+	delay.attr, delay.tags = { xmlns = xmlns_delay, from = host, stamp = stamp }, {};
+	stanza:add_direct_child(delay:text("Offline Storage"):reset());
 end
 
 -- mod_smacks marks its copies with the time at which they were written. Takes that mark off

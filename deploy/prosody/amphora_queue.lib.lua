@@ -11,8 +11,13 @@
 --   again, ever_sent                   may have been sent before; was sent at all
 --   verdict                            an answer that waits for those before it
 --   queued, blocked, paused, waiting   why it is not on its way; waiting: behind one at rules
---   spooled                            handle of the spool, if it is there
+--   spooled                            handle of the spool, where it is until it is resolved
+--   loaded                             it comes from there: it was in memory before a restart, or has left it
+--   plain                              it carries no rules, whatever they say
 --   settle                             somebody is told when it is resolved: amphora_broadcast.lib.lua
+--
+-- A message without rules that waits behind others of its pair is no such table: it is in
+-- amphora_turns.lib.lua.
 
 local st = require "util.stanza";
 local jid_node = require "util.jid".node;
@@ -25,6 +30,7 @@ local host_session = prosody.hosts[host];
 local bare_sessions, full_sessions = prosody.bare_sessions, prosody.full_sessions;
 
 local RETRY_FIRST, RETRY_LAST = 0.25, 30; -- seconds a pair pauses after retry: doubled each time
+local RESTORED = 100; -- messages without rules that leave the spool in one turn of the event loop
 
 return function (ctx)
 	local facts, link, options, window = ctx.facts, ctx.link, ctx.options, ctx.window;
@@ -34,15 +40,17 @@ return function (ctx)
 	local users = {};   -- bare JID -> user
 	local keys = {};    -- key -> held, those in memory
 	local held_count, held_bytes = 0, 0;
-	local followers_count, followers_bytes = 0, 0;
 	local next_seq = 0;
 	local paused = {};  -- pair -> true
 	local routing;      -- what is being routed right now, see below
 
 	local new_fifo = ctx.new_fifo;
 	local urgent, normal = new_fifo(), new_fifo();
-	local waiting_order = new_fifo(); -- plain messages that wait for their pair, oldest first
 	local draining = new_fifo();     -- users with a spool
+
+	local needs = {}; -- of the queue, by those who wait behind it
+	local turns = module:require "amphora_turns"(ctx, needs);
+	local run_free = turns.run_free;
 
 	-- -------------------------------------------------------------------- users and pairs
 
@@ -171,20 +179,7 @@ return function (ctx)
 		keys[held.key] = nil;
 		held_count, held_bytes = held_count - 1, held_bytes - held.bytes;
 		held.gone = true;
-		if held.followers then
-			if prev then
-				prev.followers = prev.followers or {};
-				for _, follower in ipairs(held.followers) do
-					prev.followers[#prev.followers + 1] = follower;
-				end
-			else
-				pair.free = pair.free or {};
-				for _, follower in ipairs(held.followers) do
-					pair.free[#pair.free + 1] = follower;
-				end
-			end
-			held.followers = nil;
-		end
+		turns.inherit(held);
 		if after and after.blocked then
 			after.blocked = nil;
 			enqueue(after);
@@ -277,30 +272,6 @@ return function (ctx)
 		return stanza;
 	end
 
-	local function drop_follower(follower)
-		local stanza = follower.stanza;
-		follower.done, follower.stanza = true, nil;
-		local line = follower.pair.line;
-		while not line:empty() and line:peek().done do line:pop(); end
-		follower.pair.followers = follower.pair.followers - 1;
-		followers_count, followers_bytes = followers_count - 1, followers_bytes - follower.bytes;
-		return stanza;
-	end
-
-	local function go_on(follower)
-		fire_message(drop_follower(follower), { ord = follower.ord });
-	end
-
-	local function run_free(pair)
-		while pair.free do
-			local free = pair.free;
-			pair.free = nil;
-			for _, follower in ipairs(free) do
-				if not follower.done then go_on(follower); end
-			end
-		end
-	end
-
 	-- -------------------------------------------------------------------- the spool
 
 	-- Without a node for so long, or with the server about to end, nothing is kept in memory.
@@ -309,8 +280,8 @@ return function (ctx)
 	end
 
 	local function memory_short()
-		return held_count + followers_count >= options.held_messages
-			or held_bytes + followers_bytes >= options.held_bytes;
+		return held_count + turns.count >= options.held_messages
+			or held_bytes + turns.bytes >= options.held_bytes;
 	end
 
 	local spooled_count, bounced_count = 0, 0;
@@ -335,6 +306,8 @@ return function (ctx)
 		end
 	end
 
+	local restored = 0; -- of those that wait for their turn, in a row
+
 	-- The spool's next message of a user whose turn it is, back in its pair.
 	local function load_next()
 		while true do
@@ -346,7 +319,16 @@ return function (ctx)
 				ctx.spool:delete(user.bare, handle);
 				record, handle = ctx.spool:load(user.bare);
 			end
-			if record then
+			if record and record.stage == "turn" then
+				queue.drain(user.bare);
+				turns.restore(user, record, handle);
+				restored = restored + 1;
+				if restored >= RESTORED or memory_short() then
+					restored = 0;
+					ctx.schedule();
+					return nil;
+				end
+			elseif record then
 				local held = {
 					key = record.key, user = user, from = record.from, addressed = record.addressed;
 					stage = record.stage, stamp = record.stamp, archived = record.archived, xml = record.xml, bytes = #record.xml;
@@ -376,6 +358,7 @@ return function (ctx)
 		local stanza = stanza_of(held);
 		bounced_count = bounced_count + 1;
 		leave(held);
+		if held.spooled then ctx.spool:delete(held.user.bare, held.spooled); end
 		if stanza then queue.bounce(stanza, "cancel", "service-unavailable"); end
 	end
 
@@ -461,11 +444,24 @@ return function (ctx)
 
 	local function too_large(stanza, bytes) return facts.too_large(stanza, bytes, ctx.max_stanza); end
 
+	-- In the spool before the server goes on, and so before its sender hears that it was accepted: then
+	-- the server may be killed. Where that can't be, for the disk or the spool is full, it is in memory
+	-- alone, as if it had come a moment later.
+	local function record(held)
+		local bare = held.user.bare;
+		if held.spooled then
+			ctx.spool:replace(bare, held.spooled, held);
+			if routing and routing.spooled == held.spooled then routing.spooled = nil; end
+		elseif not spool_full() then
+			held.spooled = ctx.spool:append(bare, held);
+		end
+	end
+
 	-- A message that waits at its stage goes to the link, or behind what the spool has for the user.
 	-- It stays in memory before others of its pair that are there.
 	function queue.admit(held)
 		if held.paused or held.waiting then return; end
-		if held.stage ~= "rules" and not held.spooled
+		if held.stage ~= "rules" and not held.loaded
 		and (ctx.spool:pending(held.user.bare, held.ord)
 			or (not held.next and (straight_to_spool() or memory_short()))) then
 			local pair = held.pair;
@@ -503,6 +499,7 @@ return function (ctx)
 			ord = new_ord(), may_see = facts.may_see_presence(user.username, from);
 			seen_at = time_now(), seen_gen = link.gen;
 		};
+		record(held);
 		insert(held);
 		if held.may_see then
 			queue.admit(held);
@@ -556,20 +553,24 @@ return function (ctx)
 		queue.hold_for_storage(bare, {
 			key = key, from = from, addressed = stanza.attr.to or bare, ord = own and routing.ord or nil;
 			stage = "offline", stamp = facts.timestamp(), archived = archived, xml = xml;
+			plain = not facts.mentions_rules(stanza), spooled = own and routing.spooled or nil;
 		}, stanza);
 		return true;
 	end
 
+	-- False if it can't be held, and its sender was told, if he may know.
 	function queue.hold_for_storage(bare, held, stanza)
 		make_room();
 		held.bytes = #held.xml;
 		held.user = user_of(bare);
 		if too_large(stanza, held.bytes) then
 			if held.settle then return settle_lost(held); end
-			return bounce_stored(held.user, stanza, "modify", "policy-violation", "The message is too large to be stored");
+			bounce_stored(held.user, stanza, "modify", "policy-violation", "The message is too large to be stored");
+			return false;
 		elseif (spool_full() and (memory_short() or straight_to_spool())) or (ctx.spool.failing and memory_short()) then
 			if held.settle then return settle_lost(held); end
-			return bounce_stored(held.user, stanza, "wait", "resource-constraint", "The server can keep no more messages");
+			bounce_stored(held.user, stanza, "wait", "resource-constraint", "The server can keep no more messages");
+			return false;
 		end
 		local pair = pair_of(held.user, held.from);
 		local first_rules = pair.first_rules;
@@ -580,10 +581,12 @@ return function (ctx)
 		else
 			held.ord = new_ord();
 		end
+		record(held);
 		insert(held);
-		enter_storage_list(held);
+		if held.loaded then enter_storage_list_first(held); else enter_storage_list(held); end
 		held.waiting = first_rules ~= nil and first_rules.ord < held.ord or nil;
 		queue.admit(held);
+		return true;
 	end
 
 	-- The server was told to go on with a message, and found nobody: the second stage.
@@ -617,41 +620,24 @@ return function (ctx)
 		queue.hold_for_storage(bare, {
 			key = key, from = from, addressed = session_jid or stanza.attr.to or bare, again = true;
 			stage = "undelivered", stamp = stamp, archived = archived, xml = xml;
-			settle = ctx.broadcasts.is_key(key) or nil;
+			settle = ctx.broadcasts.is_key(key) or nil, plain = not facts.mentions_rules(stanza);
 		}, stanza);
 	end
 
-	-- A message that need not be intercepted, whose pair has something undecided before it.
-	function queue.must_follow(bare, from)
+	-- The pair of a message that need not be intercepted, if something undecided is before it.
+	function queue.must_follow(bare, from, stanza)
 		make_room();
 		local user = users[bare];
 		local pair = user and user.pairs[from];
-		return pair and (pair.tail or pair.free) and pair;
+		return pair and turns.must_wait(pair, stanza, bare) and pair;
 	end
 
 	function queue.follow(pair, stanza, bare)
-		if followers_count + held_count >= options.held_messages * 2
-		or followers_bytes + held_bytes >= options.held_bytes * 2 then
-			queue.bounce(stanza, "wait", "resource-constraint");
-			return;
+		if turns.count + held_count >= options.held_messages * 2
+		or turns.bytes + held_bytes >= options.held_bytes * 2 then
+			return queue.bounce(stanza, "wait", "resource-constraint");
 		end
-		stanza = st.clone(stanza);
-		stanza.attr.to = stanza.attr.to or bare;
-		local follower = {
-			stanza = stanza, bytes = #tostring(stanza), pair = pair, since = time_now(), ord = new_ord();
-		};
-		local list;
-		if pair.tail then
-			list = pair.tail.followers or {};
-			pair.tail.followers = list;
-		else
-			list = pair.free;
-		end
-		list[#list + 1] = follower;
-		followers_count, followers_bytes = followers_count + 1, followers_bytes + follower.bytes;
-		pair.followers = pair.followers + 1;
-		pair.line:push(follower);
-		waiting_order:push(follower);
+		turns.wait(pair, stanza, bare);
 	end
 
 	-- -------------------------------------------------------------------- sending
@@ -659,7 +645,7 @@ return function (ctx)
 	function enqueue(held, is_urgent)
 		if held.queued or held.gone then return; end
 		held.queued = true;
-		if is_urgent or (held.stage == "rules" and not held.may_see and not held.spooled) then
+		if is_urgent or (held.stage == "rules" and not held.may_see and not held.loaded) then
 			urgent:push(held);
 		else
 			normal:push(held);
@@ -728,8 +714,8 @@ return function (ctx)
 		local user, now = held.user, time_now();
 		local rules = held.stage == "rules";
 		-- A right that was looked up when the message came counts for its first sending soon after. The
-		-- host's own messages need none.
-		if held.settle then
+		-- host's own messages need none, and nothing of one without rules depends on it.
+		if held.settle or (held.plain and not rules) then
 			held.may_see = true;
 		elseif not (rules and held.seen_at and held.seen_gen == link.gen and now - held.seen_at < 1) or held.ever_sent then
 			held.may_see = facts.may_see_presence(user.username, held.from);
@@ -751,7 +737,7 @@ return function (ctx)
 		xml[#xml + 1] = "</forwarded></intercept>";
 		window.sent(held, send);
 		held.pair.last_sent = held.key;
-		ctx.emit(t_concat(xml));
+		ctx.emit_intercept(t_concat(xml));
 		local after_it = held.next;
 		if after_it and after_it.blocked then
 			after_it.blocked = nil;
@@ -833,7 +819,7 @@ return function (ctx)
 		end
 		-- It stays unresolved, as one at stage offline now.
 		unanswer(held);
-		if held.spooled then ctx.spool:replace(held.user.bare, held.spooled, held); end
+		record(held);
 		-- It goes out first, then those behind that waited for it.
 		local pair = held.pair;
 		if pair.last_sent == held.key then pair.last_sent = nil; end
@@ -848,7 +834,7 @@ return function (ctx)
 			if ctx.seats.can_take(seat) then
 				stanza = stanza or stanza_of(held);
 				if not stanza then break; end
-				if held.stage == "undelivered" or held.spooled then facts.add_delay(stanza, held.stamp); end
+				if held.stage == "undelivered" or held.loaded then facts.add_delay(stanza, held.stamp); end
 				under({ key = held.key, stamp = held.stamp }, stanza, function ()
 					if seat.session.send(stanza) then written = true; end
 				end);
@@ -878,20 +864,6 @@ return function (ctx)
 		if held.gone then ctx.seats.check_user(held.user.bare); end
 	end
 
-	-- A message that the server is told to go on with may pass those of its pair that are being
-	-- stored, for then the gates are closed. It may not pass one that waits for them openly.
-	local function would_pass(held)
-		if held.pair.followers == 0 then return false; end
-		local at = held.prev;
-		while at do
-			for _, follower in ipairs(at.followers or {}) do
-				if not follower.done then return true; end
-			end
-			at = at.prev;
-		end
-		return false;
-	end
-
 	-- Carries out what can be carried out, in the pair's order.
 	function advance(pair)
 		if pair.busy then return; end
@@ -900,7 +872,7 @@ return function (ctx)
 			local head, first_rules = pair.head, pair.first_rules;
 			if head and head.verdict and head.stage ~= "routing" then
 				carry_out(head);
-			elseif first_rules and first_rules.verdict and not would_pass(first_rules) then
+			elseif first_rules and first_rules.verdict and not turns.would_pass(first_rules) then
 				carry_out(first_rules);
 			else
 				break;
@@ -1012,16 +984,7 @@ return function (ctx)
 		if straight_to_spool() then
 			queue.spool_all(queue.stopping and "The server stops" or "No node");
 		end
-		while true do
-			local follower = waiting_order:peek();
-			if not follower then break; end
-			if not follower.done then
-				if now - follower.since < options.hold then break; end
-				go_on(follower);
-				advance(follower.pair);
-			end
-			waiting_order:pop();
-		end
+		turns.sweep(now);
 	end
 
 	-- -------------------------------------------------------------------- accounts removed
@@ -1036,18 +999,15 @@ return function (ctx)
 			pair.first_rules = nil; -- nobody waits behind it any more
 			while at do
 				local after = at.next;
-				at.spooled = nil;
 				if not at.gone then
 					leave(at);
 					if at.settle then ctx.broadcasts.settled(at.key, "discarded"); end
-					n = n + 1;
+					if not at.spooled then n = n + 1; end
 				end
+				at.spooled = nil;
 				at = after;
 			end
-			for _, follower in ipairs(pair.free or {}) do
-				if not follower.done then drop_follower(follower); end
-			end
-			pair.free = nil;
+			turns.drop_free(pair);
 			paused[pair] = nil;
 		end
 		user.pairs = {};
@@ -1092,6 +1052,9 @@ return function (ctx)
 	end
 
 	function queue.held() return held_count, held_bytes; end
+
+	needs.fire_message, needs.advance, needs.pair_of, needs.end_pair = fire_message, advance, pair_of, end_pair;
+	needs.new_ord, needs.spool_full = new_ord, spool_full;
 
 	return queue;
 end

@@ -194,6 +194,11 @@ return function (ctx)
 	function write_on(seat)
 		if seat.writing or seat.over then return; end
 		seat.writing = true;
+		if seat.at_once ~= seat.session.conn and not seat.out:empty() then
+			seat.at_once = seat.session.conn;
+			facts.send_at_once(seat.at_once, true);
+		end
+		local together = facts.write_together(seat.session);
 		local wrote = false;
 		while not seat.over do
 			local entry = seat.out:peek();
@@ -221,6 +226,7 @@ return function (ctx)
 			unacknowledged[seat], seat.asked_at = true, seat.asked_at or time_now();
 			request_ack(seat);
 		end
+		if together then together:resume_writes(); end
 	end
 
 	-- Writes what a request of the session's own brings, behind what is to be written already.
@@ -539,13 +545,13 @@ return function (ctx)
 
 	-- -------------------------------------------------------------------- hand-over
 
+	-- The message of an item. Nobody else looks at the element, so it is not copied.
 	function seats.item_stanza(element)
 		local forwarded = element:get_child("forwarded", "urn:xmpp:forward:0");
 		local message = forwarded and forwarded:get_child("message", "jabber:client");
 		if not message then return nil; end
-		local delay = forwarded:get_child("delay", "urn:xmpp:delay");
-		message = facts.unqualify(st.clone(message));
-		if delay and delay.attr.stamp then facts.add_delay(message, delay.attr.stamp); end
+		facts.unqualify(message);
+		facts.take_delay(message, forwarded:get_child("delay", "urn:xmpp:delay"));
 		return message;
 	end
 

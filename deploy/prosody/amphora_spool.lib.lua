@@ -1,19 +1,23 @@
--- The spool: what the interceptor keeps when no node can take it.
+-- The spool: what the server has accepted and no node has taken yet. A message is in it from before
+-- the server goes on until its verdict, so that the server may be killed; where no node is there for
+-- long, it stays in it and leaves memory.
 --
 -- One file per host, one record per line, each with a checksum, only ever appended to. A store
 -- of Prosody's own is not used, because its files are Lua programs: one torn line and the whole
 -- list is unreadable. Here a torn or damaged line costs that line.
 --
 --   <sum> A <bare> <key> <stage> <ord> <stamp> <archived> <from> <addressed> <xml>    a message
---   <sum> D <offset>                                                                  it is settled
+--   <sum> D <offset> ...                                                              they are settled
 --   <sum> R <bare> <stamp>                                                            an account was removed
 --   <sum> X <bare>                                                                    ... and a node knows it
 --
 -- In memory there are two numbers per message: the offset of its line, and its place in the order
 -- of arrival (ord), which is the order of its user's queue wherever its line is. A message that is
--- in the spool and in memory has a handle as well. Every line is given to the operating system at
--- once, so a full disk is noticed before the message is let go. Plain Lua has no fsync: what was
--- appended survives the end of Prosody, not a power cut in the seconds after.
+-- in the spool and in memory has a handle as well. A message is given to the operating system at
+-- once, so a full disk is noticed before the message is let go, and nobody hears that it was accepted
+-- before; what is settled is noted once in a turn of the event loop, before the socket of anybody is
+-- written to. Plain Lua has no fsync: what was appended survives the end of Prosody, not a power cut
+-- in the seconds after.
 
 local sha1 = require "util.hashes".sha1;
 local io_open, os_rename = io.open, os.rename;
@@ -24,7 +28,11 @@ local TORN = "~\n"; -- the end of a line that could not be written whole
 
 local escapes = { ["\\"] = "\\\\", ["\t"] = "\\t", ["\n"] = "\\n", ["\r"] = "\\r" };
 local unescapes = { ["\\\\"] = "\\", ["\\t"] = "\t", ["\\n"] = "\n", ["\\r"] = "\r" };
-local function escape(s) return (s:gsub("[\\\t\n\r]", escapes)); end
+local function has(s, byte) return s:find(byte, 1, true) ~= nil; end
+local function escape(s) -- four plain searches cost less than a set of bytes, and hardly ever find one
+	if not (has(s, "\n") or has(s, "\\") or has(s, "\t") or has(s, "\r")) then return s; end
+	return (s:gsub("[\\\t\n\r]", escapes));
+end
 local function unescape(s) return (s:gsub("\\.", unescapes)); end
 
 local function checksum(body) return sha1(body, true):sub(1, 12); end
@@ -53,7 +61,8 @@ local function open(path, log)
 		users = {};      -- bare JID -> { first, next, last, ords, [index] = offset or false }
 		handles = {};    -- offset -> handle of a message that is in memory too
 		removals = {};   -- bare JID -> time of the removal of accounts that no node has confirmed yet
-		owed = {};       -- lines that could not be written and are needed only after a restart
+		owed = {};       -- lines that are needed only after a restart, and are not written yet
+		settled = {};    -- offsets of messages that are settled, and whose line is not written yet
 		size = 0, live = 0, dead = 0; -- bytes of the file, messages in it, lines of no use
 		max_ord = 0;
 		torn = false, failing = false;
@@ -77,9 +86,12 @@ function spool:scan()
 				where[offset] = { unescape(fields[2]), offset, ord };
 				if ord > self.max_ord then self.max_ord = ord; end
 			elseif kind == "D" then
-				if where[tonumber(fields[2])] then
-					where[tonumber(fields[2])] = nil;
-					self.dead = self.dead + 2;
+				for i = 2, #fields do
+					local settled = tonumber(fields[i]);
+					if settled and where[settled] then
+						where[settled] = nil;
+						self.dead = self.dead + 2;
+					end
 				end
 			elseif kind == "R" and fields[3] then
 				self.removals[unescape(fields[2])] = fields[3];
@@ -122,6 +134,12 @@ function spool:open_files()
 	return true;
 end
 
+local function close_files(self)
+	if self.writer then self.writer:close(); end
+	if self.reader then self.reader:close(); end
+	self.writer, self.reader = nil, nil;
+end
+
 -- A line that can't be read is kept beside the file: someone may want to look at it.
 function spool:set_aside(line)
 	local file = io_open(self.path..".bad", "ab");
@@ -152,21 +170,29 @@ function spool:write(lines)
 	return offset;
 end
 
--- A line that changes nothing before a restart: if it can't be written now, then later.
-function spool:note(line)
-	if self.owed[1] or not self:write(line) then self.owed[#self.owed + 1] = line; end
+-- Lines that change nothing before a restart: if they can't be written now, then later.
+local function write_owed(self)
+	local lines = t_concat(self.owed);
+	if self.settled[1] then lines = lines..line_of("D", t_concat(self.settled, "\t")); end
+	if lines ~= "" and self:write(lines) then self.owed, self.settled = {}, {}; end
 end
 
+local function note(self, line)
+	self.owed[#self.owed + 1] = line;
+	if not self.failing then write_owed(self); end
+end
+
+local function note_settled(self, offset) self.settled[#self.settled + 1] = ("%d"):format(offset); end
+
+-- Called at the end of a turn of the event loop.
 function spool:pay()
-	if self.owed[1] and self:write(t_concat(self.owed)) then self.owed = {}; end
+	if self.settled[1] and not self.failing then write_owed(self); end
 end
 
 local function message_line(bare, m)
 	return line_of("A", escape(bare), escape(m.key), m.stage, ("%.6f"):format(m.ord), escape(m.stamp),
 		m.archived and "1" or "0", escape(m.from), escape(m.addressed), escape(m.xml));
 end
-
-local function deletion_line(offset) return line_of("D", ("%d"):format(offset)); end
 
 -- ------------------------------------------------------------------------------ queues
 
@@ -226,7 +252,7 @@ function spool:replace(bare, handle, m)
 	local q = self.users[bare];
 	local index = q and index_of(q, handle);
 	if not index then return; end
-	local offset = self:write(message_line(bare, m)..deletion_line(handle.offset));
+	local offset = self:write(message_line(bare, m)..line_of("D", ("%d"):format(handle.offset)));
 	if not offset then return; end -- then it is asked about once more after a restart
 	self.handles[handle.offset], self.handles[offset] = nil, handle;
 	q[index], handle.offset = offset, offset;
@@ -263,6 +289,13 @@ function spool:read(offset)
 	};
 end
 
+-- How many messages are not in memory?
+function spool:waiting()
+	local n = self.live;
+	for _ in pairs(self.handles) do n = n - 1; end
+	return n;
+end
+
 -- Are there messages that are not in memory (and before that place in the order)?
 function spool:pending(bare, ord)
 	local q = self.users[bare];
@@ -295,7 +328,7 @@ function spool:delete(bare, handle)
 	local q = self.users[bare];
 	local index = q and index_of(q, handle);
 	if not index then return; end
-	self:note(deletion_line(handle.offset));
+	note_settled(self, handle.offset);
 	self.handles[handle.offset] = nil;
 	q[index] = false;
 	self.live, self.dead = self.live - 1, self.dead + 2;
@@ -308,24 +341,25 @@ function spool:delete_user(bare)
 	local n = 0;
 	for index = q.first, q.last do
 		if q[index] then
-			self:note(deletion_line(q[index]));
+			note_settled(self, q[index]);
 			self.handles[q[index]] = nil;
 			n = n + 1;
 		end
 	end
 	self.users[bare] = nil;
 	self.live, self.dead = self.live - n, self.dead + 2 * n;
+	self:pay();
 	return n;
 end
 
 function spool:add_removal(bare, stamp)
 	self.removals[bare] = stamp;
-	self:note(line_of("R", escape(bare), stamp));
+	note(self, line_of("R", escape(bare), stamp));
 end
 
 function spool:remove_removal(bare)
 	self.removals[bare] = nil;
-	self:note(line_of("X", escape(bare)));
+	note(self, line_of("X", escape(bare)));
 end
 
 -- Keys of a user's messages: the import asks, so that a repeated import adds nothing twice.
@@ -343,11 +377,12 @@ end
 -- ------------------------------------------------------------------------------ the file
 
 function spool:truncate()
-	self:close();
+	close_files(self);
 	local file, err = io_open(self.path, "wb");
 	if not file then return nil, err; end
 	file:close();
 	self.size, self.dead, self.torn, self.failing, self.owed = 0, 0, false, false, {};
+	self.settled = {};
 	return self:open_files();
 end
 
@@ -358,7 +393,7 @@ function spool:tidy()
 	elseif self.size > COMPACT_BYTES and self.dead > self.live then
 		return self:compact();
 	end
-	self:pay();
+	write_owed(self);
 	return true;
 end
 
@@ -410,15 +445,15 @@ function spool:compact()
 	end
 	self.handles = handles;
 	for bare, q in pairs(self.users) do self:settle(bare, q); end
-	self:close();
+	close_files(self);
 	self.size, self.dead, self.torn, self.failing, self.owed = size, 0, false, false, {};
+	self.settled = {};
 	return self:open_files();
 end
 
 function spool:close()
-	if self.writer then self.writer:close(); end
-	if self.reader then self.reader:close(); end
-	self.writer, self.reader = nil, nil;
+	if self.writer then write_owed(self); end
+	close_files(self);
 end
 
 return { open = open };

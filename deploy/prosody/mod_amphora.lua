@@ -4,6 +4,7 @@
 -- The protocol is described in docs/intercept.md. What is where:
 --   mod_amphora.lua         options, the link, hooks into the server, discovery, load and unload
 --   amphora_queue.lib.lua   held messages: order, intercepts, verdicts
+--   amphora_turns.lib.lua   messages without rules that wait behind held ones
 --   amphora_edge.lib.lua    messages with rules on their way to another server
 --   amphora_servers.lib.lua what other servers support
 --   amphora_window.lib.lua  what a node has not answered
@@ -38,6 +39,8 @@ local VERSION = "0.1.0";
 local PROTOCOL = "1";
 local SWEEP = 0.25; -- seconds between two looks at everything that has a time
 local DAY = 24 * 60 * 60;
+local READ_BYTES = 32 * 1024; -- of the node's stream in a turn of the event loop; four times what a client gets
+local PROMPT = 0.25; -- seconds after the last element of a log-in
 local BATCH_BYTES = 64 * 1024; -- of elements for the node in one message
 
 local MAX_STANZA = 4 * 1024 * 1024 - 64 * 1024; -- bytes of a message that still fits into what a node reads
@@ -78,7 +81,7 @@ local options = {
 	window = number("window", 1024, 1);
 	window_bytes = number("window_bytes", 16 * 1024 * 1024, 1);
 	available_window = number("available_window", 256, 1);
-	session_window = number("session_window", 100, 1);
+	session_window = number("session_window", 400, 1);
 	gate_messages = number("gate_messages", 100, 1);
 	gate_bytes = number("gate_bytes", 1024 * 1024, 1);
 	held_messages = number("held_messages", 10000, 1);
@@ -155,12 +158,31 @@ local function flush_out()
 	if link.up then link.session.send(xml); end
 end
 
--- Elements for the node are collected, for a stanza costs more than an element in one.
-function ctx.emit(xml)
+-- An intercept. Elements for the node are collected, for a stanza costs more than an element in one.
+function ctx.emit_intercept(xml)
 	if out_bytes > 0 and out_bytes + #xml > BATCH_BYTES then flush_out(); end
 	out[#out + 1] = xml;
 	out_bytes = out_bytes + #xml;
 	ctx.schedule();
+end
+
+-- Anything of a log-in, which waits for each answer: for a while nothing on the link waits for the
+-- kernel. Intercepts alone are the better for it, for what comes together is one transaction.
+local prompt, prompt_at = false, 0;
+function ctx.emit(xml)
+	prompt_at = time_now();
+	if not prompt and link.up then
+		prompt = true;
+		facts.send_at_once(link.session.conn, true);
+	end
+	ctx.emit_intercept(xml);
+end
+
+local function end_prompt(now)
+	if prompt and link.up and (now - prompt_at >= PROMPT or now < prompt_at) then
+		prompt = false;
+		facts.send_at_once(link.session.conn, false);
+	end
 end
 
 -- A request to the node, behind what it was told before.
@@ -216,6 +238,7 @@ local pump = protect("sending to the node", function ()
 		retrieve.pump();
 		flush_out();
 	end
+	spool:pay();
 end);
 function ctx.schedule()
 	if scheduled then return; end
@@ -263,7 +286,7 @@ local function link_came()
 	module:add_feature(xmlns_offline);
 	local held = queue.held() + edge.held();
 	module:log("info", "Node %s is there at %s (%s); %d messages are held, %d are in the spool",
-		link.node, component, link.security or "?", held, spool.live);
+		link.node, component, link.security or "?", held, spool:waiting());
 	ctx.tell_removals();
 	queue.link_up();
 	edge.link_up();
@@ -280,6 +303,8 @@ local function greet(origin, stanza, greeting)
 	end
 	link_lost("it greeted again");
 	link.session = origin;
+	prompt = false;
+	if origin.conn.set_mode then origin.conn:set_mode(READ_BYTES); end
 	link.node, link.security = greeting.attr.node or "?", greeting.attr.security;
 	link.window = math.max(1, math.min(options.window, tonumber(greeting.attr.window) or options.window));
 	link.actions, link.conditions = names_of(greeting, "action"), names_of(greeting, "condition");
@@ -489,7 +514,7 @@ local intake = protect("a message was looked at", function (event)
 		queue.intercept_rules(bare, stanza, from);
 		return true;
 	end
-	local pair = queue.must_follow(bare, from);
+	local pair = queue.must_follow(bare, from, stanza);
 	if pair then
 		queue.follow(pair, stanza, bare);
 		return true;
@@ -659,6 +684,7 @@ local function sweep(now)
 		oldest = routed_order:peek();
 	end
 	spool:tidy();
+	end_prompt(now);
 	pump();
 end
 

@@ -3,5 +3,6 @@
 pub mod broadcast;
 pub mod broadcast_recipient;
 pub mod epoch;
+pub mod layout;
 pub mod mark;
 pub mod offline_message;

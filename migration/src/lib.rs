@@ -11,6 +11,7 @@ mod columns;
 mod m20261122_000001_messages;
 mod m20261125_000001_broadcast;
 mod m20261125_000002_shard;
+mod m20261125_000003_layout;
 
 /// All migrations, in order.
 pub struct Migrator;
@@ -22,6 +23,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261122_000001_messages::Migration),
             Box::new(m20261125_000001_broadcast::Migration),
             Box::new(m20261125_000002_shard::Migration),
+            Box::new(m20261125_000003_layout::Migration),
         ]
     }
 }

@@ -156,11 +156,16 @@ impl Shell {
     fn load(&self) {
         let broadcasts = self.context.broadcasts.clone();
         self.answer(async move {
+            let mut told = String::new();
             loop {
                 match broadcasts.broadcasts().await {
                     Ok(rows) => return Some(Input::Loaded(rows)),
                     Err(StoreError::Closed) => return None,
-                    Err(error) => tracing::warn!("cannot read the broadcasts: {error}"),
+                    Err(error) if error.to_string() == told => {}
+                    Err(error) => {
+                        told = error.to_string();
+                        tracing::warn!("cannot read the broadcasts; trying again: {told}");
+                    }
                 }
                 sleep(PAUSE).await;
             }
@@ -205,7 +210,7 @@ impl Shell {
                     });
                 }
                 Effect::Find { broadcast, recipient, key } => {
-                    let found = self.context.messages.find(key.into());
+                    let found = self.context.messages.find(recipient.bare.clone(), key.into());
                     self.answer(async move {
                         let known = found.await.map(|found| found.is_some());
                         let known = known.map_err(|error| error.to_string());

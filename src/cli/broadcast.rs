@@ -39,6 +39,9 @@ pub struct BroadcastArgs {
     /// The configuration file of the node, found as for `run`
     #[arg(short, long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
+    /// The database of the node, if it was started with this; its socket is found by it
+    #[arg(long, value_name = "URL", global = true)]
+    store_url: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -183,7 +186,7 @@ impl BroadcastError {
 
 /// Carries out what the arguments say.
 pub fn carry_out(args: BroadcastArgs) -> Result<(), CliError> {
-    let loaded = super::load(args.config.as_deref(), None)?;
+    let loaded = super::load(args.config.as_deref(), args.store_url.as_deref())?;
     let path = control_path(&loaded.settings).map_err(BroadcastError::Path)?;
     let path = path.ok_or(BroadcastError::Off)?;
     let connect = || Client::connect(&path).map_err(BroadcastError::Node);

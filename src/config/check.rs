@@ -38,15 +38,19 @@ pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigErr
     let Merged { raw, file, origins, problems } = merged;
     let refused = problems.iter().map(|problem| problem.key.clone()).collect();
     let mut check = Check { origins, refused, problems, warnings: Vec::new() };
-    let has_secret = raw.servers.iter().any(|server| server.secret.is_some());
-    if let Some(file) = file.filter(|_| has_secret || url_has_password(&raw.store.url)) {
+    let parts = raw.store.parts.iter().filter_map(|part| part.url.as_deref());
+    let has_secret = raw.servers.iter().any(|server| server.secret.is_some())
+        || parts.chain([&*raw.store.url]).any(url_has_password);
+    if let Some(file) = file.filter(|_| has_secret) {
         check.readable_by_all(&file);
     }
     let servers = check.servers(raw.servers);
+    let processor = check.processor(raw.processor.shards, &raw.processor.security_level);
+    let shards = processor.as_ref().map(|processor| processor.shards);
     let settings = (
         check.node(raw.node),
-        check.processor(raw.processor.shards, &raw.processor.security_level),
-        check.store(raw.store),
+        processor,
+        check.store(raw.store, shards),
         check.quota(raw.quota),
         check.forward(raw.forward, servers.as_deref()),
         servers,
@@ -78,7 +82,7 @@ pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigErr
 }
 
 /// What a check found. Each method gives nothing only after it has noted a problem.
-struct Check {
+pub(super) struct Check {
     origins: BTreeMap<String, String>,
     /// Keys that were left out of the raw settings because they could not be read; that
     /// they seem to be missing is no news.
@@ -88,7 +92,7 @@ struct Check {
 }
 
 impl Check {
-    fn problem(&mut self, key: &str, value: Option<String>, says: impl Into<String>) {
+    pub(super) fn problem(&mut self, key: &str, value: Option<String>, says: impl Into<String>) {
         if self.refused.contains(key) {
             return;
         }
@@ -96,8 +100,13 @@ impl Check {
         self.problems.push(Problem { key: key.to_owned(), origin, value, says: says.into() });
     }
 
+    /// Whether the key stands somewhere, with whatever value.
+    pub(super) fn is_written(&self, key: &str) -> bool {
+        self.origins.contains_key(key) || self.refused.contains(key)
+    }
+
     /// `says` as a problem of a key whose value may be shown.
-    fn refuse<T>(
+    pub(super) fn refuse<T>(
         &mut self,
         key: &str,
         value: impl std::fmt::Debug,
@@ -158,13 +167,18 @@ impl Check {
         Some(ProcessorSettings { shards: shards?, security_level: security_level? })
     }
 
-    fn store(&mut self, raw: RawStore) -> Option<StoreSettings> {
+    fn store(&mut self, raw: RawStore, shards: Option<u32>) -> Option<StoreSettings> {
         let has_password = url_has_password(&raw.url);
         let is_file = raw.url.starts_with("sqlite:");
-        let url = self.url(raw.url);
+        let has_parts = !raw.parts.is_empty();
+        let parts = self.parts(raw.parts, shards);
+        let url = self.url("store.url", raw.url);
         let password = match raw.password_file.as_str() {
             "" => Some(None),
-            path => self.password_file(path, has_password, is_file).map(Some),
+            _ if has_parts => Some(None),
+            path => {
+                self.password_file("store.password_file", path, has_password, is_file).map(Some)
+            }
         };
         let password_file = Some(raw.password_file).filter(|path| !path.is_empty());
         let retention = match humantime::parse_duration(&raw.retention) {
@@ -188,6 +202,7 @@ impl Check {
             password: password?,
             password_file: password_file.map(Into::into),
             retention: retention?,
+            parts: parts?,
         })
     }
 
@@ -279,30 +294,33 @@ impl Check {
         }
     }
 
-    fn url(&mut self, url: String) -> Option<StoreUrl> {
+    pub(super) fn url(&mut self, key: &str, url: String) -> Option<StoreUrl> {
         match check_url(&url) {
             Ok(()) => Some(StoreUrl(url)),
             Err(reason) => {
                 // It may be a password, or hold one.
-                self.problem("store.url", None, reason);
+                self.problem(key, None, reason);
                 None
             }
         }
     }
 
-    fn password_file(&mut self, path: &str, has_password: bool, is_file: bool) -> Option<Secret> {
-        const KEY: &str = "store.password_file";
+    pub(super) fn password_file(
+        &mut self,
+        key: &str,
+        path: &str,
+        has_password: bool,
+        is_file: bool,
+    ) -> Option<Secret> {
         if is_file {
-            return self.refuse(KEY, path, "is for a database server; SQLite has no password");
+            return self.refuse(key, path, "is for a database server; SQLite has no password");
         }
         if has_password {
-            return self.refuse(
-                KEY,
-                path,
-                "stands beside a password in store.url; keep one of the two",
-            );
+            let url = key.replace("password_file", "url");
+            let says = format!("stands beside a password in {url}; keep one of the two");
+            return self.refuse(key, path, says);
         }
-        self.secret_file(KEY, path)
+        self.secret_file(key, path)
     }
 
     fn servers(&mut self, raw: Vec<RawServer>) -> Option<Vec<ServerSettings>> {

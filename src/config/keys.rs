@@ -35,6 +35,9 @@ pub(super) const LISTS: [&str; 2] = [SERVERS, FORWARD];
 /// Any number of these stand in the section `[quota]`, as `[[quota.override]]`.
 pub(super) const OVERRIDES: &str = "quota.override";
 
+/// Any number of these stand in the section `[store]`, as `[[store.part]]`.
+pub(super) const PARTS: &str = "store.part";
+
 /// More of one section than this are a mistake in an index, not a configuration.
 pub(super) const MAX_LISTED: usize = 1_000;
 
@@ -46,6 +49,10 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("store", "url", Kind::Text),
     ("store", "password_file", Kind::Text),
     ("store", "retention", Kind::Text),
+    (PARTS, "name", Kind::Text),
+    (PARTS, "shards", Kind::Text),
+    (PARTS, "url", Kind::Text),
+    (PARTS, "password_file", Kind::Text),
     ("quota", "messages_per_user", Kind::Integer),
     ("quota", "bytes_per_user", Kind::Text),
     ("quota", "messages_per_sender", Kind::Integer),
@@ -77,7 +84,12 @@ pub(super) fn kind(section: &str, name: &str) -> Option<Kind> {
 
 /// Whether there is such a section.
 pub(super) fn is_section(section: &str) -> bool {
-    section != OVERRIDES && KEYS.iter().any(|key| key.0 == section)
+    !is_nested(section) && KEYS.iter().any(|key| key.0 == section)
+}
+
+/// Whether it stands within another section.
+fn is_nested(section: &str) -> bool {
+    [OVERRIDES, PARTS].contains(&section)
 }
 
 /// What is wrong with a key that there is not.
@@ -95,9 +107,9 @@ pub(super) fn first(section: &str) -> &'static str {
 
 /// What an unknown key should have been, for an error.
 pub(super) fn known(section: &str) -> String {
-    if is_section(section) || section == OVERRIDES {
+    if is_section(section) || is_nested(section) {
         let names: Vec<_> = KEYS.iter().filter(|key| key.0 == section).map(|key| key.1).collect();
-        let is_list = section == OVERRIDES || LISTS.contains(&section);
+        let is_list = is_nested(section) || LISTS.contains(&section);
         let open = if is_list { format!("[[{section}]]") } else { format!("[{section}]") };
         return format!("unknown key; the keys of {open} are {}", names.join(", "));
     }

@@ -8,6 +8,7 @@ mod check;
 mod error;
 mod forward;
 mod keys;
+mod part;
 mod quota;
 mod raw;
 mod secret;
@@ -24,8 +25,8 @@ pub use quota::{QuotaLimits, QuotaOver, QuotaOverride, QuotaSettings};
 pub use secret::Secret;
 pub use settings::{
     Address, BadAddress, ClusterSettings, ControlSocket, ForwardSettings, HttpSettings, LogFormat,
-    LogSettings, NodeSettings, ProcessorSettings, SecurityLevel, ServerSettings, Settings,
-    StoreSettings, StoreUrl,
+    LogSettings, NodeSettings, PartSettings, ProcessorSettings, SecurityLevel, ServerSettings,
+    Settings, StoreSettings, StoreUrl,
 };
 pub use size::{BadSize, Size};
 pub use source::{DEFAULT_PATHS, FileUsed};

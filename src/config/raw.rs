@@ -50,6 +50,8 @@ pub(super) struct RawStore {
     pub url: String,
     pub password_file: String,
     pub retention: String,
+    #[serde(rename = "part")]
+    pub parts: Vec<RawPart>,
 }
 
 impl Default for RawStore {
@@ -58,8 +60,18 @@ impl Default for RawStore {
             url: "sqlite://amphora.db".into(),
             password_file: String::new(),
             retention: "0s".into(),
+            parts: Vec::new(),
         }
     }
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawPart {
+    pub name: Option<String>,
+    pub shards: Option<String>,
+    pub url: Option<String>,
+    pub password_file: String,
 }
 
 #[derive(Debug, Deserialize)]

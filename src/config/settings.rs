@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use jid::{BareJid, DomainPart};
 
+use crate::shard_map::ShardSet;
+
 /// All settings of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -51,7 +53,8 @@ pub struct NodeSettings {
 /// Where the node takes commands from this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlSocket {
-    /// Beside the database: its file's name with `.sock` behind it.
+    /// Beside the database: its file's name with `.sock` behind it. Where that is a server, or
+    /// there are several, the node's name in the working directory.
     Auto,
     /// There; relative to the working directory.
     At(PathBuf),
@@ -95,7 +98,7 @@ impl SecurityLevel {
 /// `[store]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreSettings {
-    /// The database.
+    /// The database. Not in use where there are parts.
     pub url: StoreUrl,
     /// The password for a database server, over one in the URL.
     pub password: Option<super::Secret>,
@@ -103,6 +106,24 @@ pub struct StoreSettings {
     pub password_file: Option<PathBuf>,
     /// How long a message is kept at most; none: for ever.
     pub retention: Option<Duration>,
+    /// The databases, where there are several: together they have each shard once. Empty: one
+    /// has all.
+    pub parts: Vec<PartSettings>,
+}
+
+/// `[[store.part]]`: a database that has some of the shards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartSettings {
+    /// What health and metrics call it; no other part has the name.
+    pub name: String,
+    /// Which shards.
+    pub shards: ShardSet,
+    /// The database; no other part has it.
+    pub url: StoreUrl,
+    /// The password for a database server, over one in the URL.
+    pub password: Option<super::Secret>,
+    /// Where that password was read from.
+    pub password_file: Option<PathBuf>,
 }
 
 /// The URL of a database. Of a server's, `Display` and `Debug` show neither user nor password

@@ -4,7 +4,8 @@ use std::fmt::{self, Display, Formatter, Write};
 use std::path::Path;
 
 use super::{
-    ControlSocket, ForwardSettings, QuotaOverride, QuotaSettings, ServerSettings, Settings,
+    ControlSocket, ForwardSettings, PartSettings, QuotaOverride, QuotaSettings, ServerSettings,
+    Settings, StoreSettings,
 };
 
 /// The settings as a configuration file that says the same, with each secret and
@@ -21,11 +22,7 @@ impl Display for Settings {
         writeln!(f, "control = {}", text(&control))?;
         writeln!(f, "\n[processor]\nshards = {}", processor.shards)?;
         writeln!(f, "security_level = {}", text(processor.security_level.as_str()))?;
-        writeln!(f, "\n[store]\nurl = {}", text(&store.url.to_string()))?;
-        let password_file = store.password_file.as_deref().unwrap_or(Path::new(""));
-        writeln!(f, "password_file = {}", text(&password_file.to_string_lossy()))?;
-        let retention = humantime::format_duration(store.retention.unwrap_or_default());
-        writeln!(f, "retention = {}", text(&retention.to_string()))?;
+        show_store(store, f)?;
         show_quota(quota, f)?;
         servers.iter().try_for_each(|server| show_server(server, f))?;
         forward.iter().try_for_each(|entry| show_forward(entry, f))?;
@@ -35,6 +32,30 @@ impl Display for Settings {
         writeln!(f, "\n[log]\nfilter = {}", text(&log.filter))?;
         writeln!(f, "format = {}", text(log.format.as_str()))
     }
+}
+
+fn show_store(store: &StoreSettings, f: &mut Formatter<'_>) -> fmt::Result {
+    let StoreSettings { url, password: _, password_file, retention, parts } = store;
+    writeln!(f, "\n[store]")?;
+    if parts.is_empty() {
+        writeln!(f, "url = {}", text(&url.to_string()))?;
+        writeln!(f, "password_file = {}", path(password_file.as_deref()))?;
+    }
+    let retention = humantime::format_duration(retention.unwrap_or_default());
+    writeln!(f, "retention = {}", text(&retention.to_string()))?;
+    parts.iter().try_for_each(|part| show_part(part, f))
+}
+
+fn show_part(part: &PartSettings, f: &mut Formatter<'_>) -> fmt::Result {
+    let PartSettings { name, shards, url, password: _, password_file } = part;
+    writeln!(f, "\n[[store.part]]\nname = {}", text(name))?;
+    writeln!(f, "shards = {}", text(&shards.to_string()))?;
+    writeln!(f, "url = {}", text(&url.to_string()))?;
+    writeln!(f, "password_file = {}", path(password_file.as_deref()))
+}
+
+fn path(path: Option<&Path>) -> String {
+    text(&path.unwrap_or(Path::new("")).to_string_lossy())
 }
 
 fn show_quota(quota: &QuotaSettings, f: &mut Formatter<'_>) -> fmt::Result {

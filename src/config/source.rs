@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use config::{Config, FileFormat, Map, Value, ValueKind};
 
-use super::keys::{self, Kind, LISTS, OVERRIDES};
+use super::keys::{self, Kind, LISTS, OVERRIDES, PARTS};
 use super::raw::Raw;
 use super::{ConfigError, Problem, Problems};
 
@@ -143,7 +143,7 @@ struct Found {
     origin: String,
     values: BTreeMap<String, Value>,
     origins: BTreeMap<String, String>,
-    /// Which numbers of each section in [`LISTS`] there are.
+    /// Which numbers there are of each section that comes any number of times.
     listed: BTreeMap<&'static str, BTreeSet<usize>>,
     problems: Vec<Problem>,
 }
@@ -202,8 +202,8 @@ impl Found {
     fn section(&mut self, section: &str, path: &str, table: Map<String, Value>) {
         for (name, value) in table {
             let key = format!("{path}.{name}");
-            if key == OVERRIDES {
-                self.overrides(value.kind);
+            if let Some(nested) = [OVERRIDES, PARTS].into_iter().find(|nested| *nested == key) {
+                self.nested(nested, value.kind);
                 continue;
             }
             match keys::kind(section, &name) {
@@ -215,20 +215,22 @@ impl Found {
         }
     }
 
-    /// `[[quota.override]]`, in the file alone.
-    fn overrides(&mut self, value: ValueKind) {
+    /// `[[quota.override]]`, `[[store.part]]`.
+    fn nested(&mut self, list: &'static str, value: ValueKind) {
         let ValueKind::Array(tables) = value else {
-            return self.problem(OVERRIDES, None, "write [[quota.override]], in two brackets");
+            return self.problem(list, None, format!("write [[{list}]], in two brackets"));
         };
         for (index, table) in tables.into_iter().enumerate() {
-            let path = format!("{OVERRIDES}[{index}]");
+            let path = format!("{list}[{index}]");
             match table.kind {
                 ValueKind::Table(table) => {
                     // Also an empty one is there.
-                    self.values.insert(path.clone(), Value::new(None, Map::<String, Value>::new()));
-                    self.section(OVERRIDES, &path, table);
+                    self.listed.entry(list).or_default().insert(index);
+                    self.section(list, &path, table);
                 }
-                _ => self.problem(&path, None, "must be a table, under a line [[quota.override]]"),
+                _ => {
+                    self.problem(&path, None, format!("must be a table, under a line [[{list}]]"));
+                }
             }
         }
     }
@@ -240,9 +242,12 @@ impl Found {
         let path = path.to_lowercase();
         self.origin = name.to_string_lossy().into_owned();
         let parts: Vec<_> = path.split("__").collect();
-        let list = LISTS.into_iter().find(|list| parts.first() == Some(list));
+        let (list, parts) = match parts.as_slice() {
+            ["store", "part", ..] => (Some(PARTS), &parts[1..]),
+            parts => (LISTS.into_iter().find(|list| parts.first() == Some(list)), parts),
+        };
         let mut entry = None;
-        let (section, key, name) = match (list, &parts[..]) {
+        let (section, key, name) = match (list, parts) {
             (None, &[section, name]) => (section, format!("{section}.{name}"), name),
             (Some(list), &[_, index, name]) => match index.parse::<usize>() {
                 Ok(index) if index < keys::MAX_LISTED => {
@@ -259,7 +264,7 @@ impl Found {
             },
             (Some(list), _) => {
                 let name = keys::first(list).to_uppercase();
-                let list = list.to_uppercase();
+                let list = list.to_uppercase().replace('.', "__");
                 let says = format!("write AMPHORA__{list}__0__{name} for that of the first");
                 return self.problem(&path, None, says);
             }

@@ -12,9 +12,11 @@ pub struct Health(Arc<Reports>);
 struct Reports {
     links: Mutex<BTreeMap<String, LinkHealth>>,
     store: Mutex<Option<StoreCheck>>,
+    parts: Mutex<BTreeMap<String, PartCheck>>,
 }
 
 type StoreCheck = Arc<dyn Fn() -> bool + Send + Sync>;
+type PartCheck = Arc<dyn Fn() -> StoreHealth + Send + Sync>;
 
 /// How far a link has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +65,10 @@ pub enum StoreHealth {
 pub struct Snapshot {
     /// By component, sorted.
     pub links: BTreeMap<String, LinkHealth>,
-    /// The store.
+    /// The store: all of it.
     pub store: StoreHealth,
+    /// Its parts, where it has several, by name.
+    pub parts: BTreeMap<String, StoreHealth>,
 }
 
 impl Health {
@@ -113,6 +117,11 @@ impl Health {
         *self.store() = Some(Arc::new(check));
     }
 
+    /// The same for one database of several, which `name` tells from the others.
+    pub fn add_part(&self, name: &str, check: impl Fn() -> StoreHealth + Send + Sync + 'static) {
+        self.parts().insert(name.to_owned(), Arc::new(check));
+    }
+
     /// The state now.
     pub fn snapshot(&self) -> Snapshot {
         let check = self.store().clone();
@@ -121,7 +130,9 @@ impl Health {
             Some(true) => StoreHealth::Healthy,
             Some(false) => StoreHealth::Unhealthy,
         };
-        Snapshot { links: self.links().clone(), store }
+        let parts = self.parts().clone();
+        let parts = parts.into_iter().map(|(name, check)| (name, check())).collect();
+        Snapshot { links: self.links().clone(), store, parts }
     }
 
     /// Whether every link is greeted and the store is healthy. A node without links is
@@ -134,12 +145,22 @@ impl Health {
         self.0.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn parts(&self) -> MutexGuard<'_, BTreeMap<String, PartCheck>> {
+        self.0.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn store(&self) -> MutexGuard<'_, Option<StoreCheck>> {
         self.0.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Snapshot {
+    /// The parts of the store that are not well, a line each.
+    pub fn unwell(&self) -> String {
+        let unwell = self.parts.iter().filter(|(_, health)| **health != StoreHealth::Healthy);
+        unwell.map(|(name, health)| format!("part {name}: {health}\n")).collect()
+    }
+
     /// Whether every link is greeted and the store is healthy.
     pub fn ready(&self) -> bool {
         self.store == StoreHealth::Healthy
@@ -151,6 +172,9 @@ impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", if self.ready() { "ready" } else { "not ready" })?;
         writeln!(f, "store: {}", self.store)?;
+        for (name, health) in &self.parts {
+            writeln!(f, "part {name}: {health}")?;
+        }
         if self.links.is_empty() {
             writeln!(f, "links: none is configured")?;
         }
@@ -209,6 +233,18 @@ mod tests {
         assert_eq!(lines(&health), ["ready", "store: healthy", "links: none is configured"]);
         health.set_store(|| false);
         assert!(!health.ready());
+    }
+
+    #[test]
+    fn a_part_that_is_not_well_is_named() {
+        let health = Health::new();
+        health.set_store(|| false);
+        health.add_part("b", || StoreHealth::Unhealthy);
+        health.add_part("a", || StoreHealth::Healthy);
+        health.add_part("c", || StoreHealth::Closed);
+        let parts = ["part a: healthy", "part b: unhealthy", "part c: not open"];
+        assert_eq!(lines(&health)[..5], [&["not ready", "store: unhealthy"], &parts[..]].concat());
+        assert_eq!(health.snapshot().unwell(), "part b: unhealthy\npart c: not open\n");
     }
 
     #[test]

@@ -18,7 +18,7 @@ const BACKLOG: u32 = 64;
 const STOP_SECONDS: u64 = 1;
 
 const PAGE: &str = "amphora
-/healthz  200 while the process is alive
+/healthz  200 while the process is alive; names the parts of the store that are not well
 /readyz   200 if every link is greeted and the store is healthy, 503 otherwise
 /metrics  for Prometheus
 ";
@@ -70,7 +70,7 @@ pub fn serve(listen: SocketAddr, health: Health, metrics: PrometheusHandle) -> i
 
 fn routes(app: &mut web::ServiceConfig) {
     app.service(page("/").route(read().to(async || text(HttpResponse::Ok(), PAGE))))
-        .service(page("/healthz").route(read().to(async || text(HttpResponse::Ok(), "alive\n"))))
+        .service(page("/healthz").route(read().to(healthz)))
         .service(page("/readyz").route(read().to(readyz)))
         .service(page("/metrics").route(read().to(prometheus)))
         .default_service(web::to(async || text(HttpResponse::NotFound(), "not found\n")));
@@ -87,6 +87,10 @@ fn page(path: &str) -> Resource {
 
 fn read() -> Route {
     web::route().guard(guard::Any(guard::Get()).or(guard::Head()))
+}
+
+async fn healthz(health: web::Data<Health>) -> HttpResponse {
+    text(HttpResponse::Ok(), format!("alive\n{}", health.snapshot().unwell()))
 }
 
 async fn readyz(health: web::Data<Health>) -> HttpResponse {
@@ -162,11 +166,20 @@ mod tests {
         let (status, _, body) = ask(&http, "GET", "/readyz").await;
         assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
         assert_eq!(body, health.snapshot().to_string());
-        health.set_store(|| true);
+        health.set_store(|| false);
+        health.add_part("b", || crate::http::StoreHealth::Unhealthy);
         health.set_link("amp.a", LinkState::Greeted);
+        assert!(ask(&http, "GET", "/readyz").await.0.contains("503"));
+        let (status, _, body) = ask(&http, "GET", "/healthz").await;
+        assert_eq!((status.contains("200"), &*body), (true, "alive\npart b: unhealthy\n"));
+        health.set_store(|| true);
+        health.add_part("b", || crate::http::StoreHealth::Healthy);
         let (status, _, body) = ask(&http, "GET", "/readyz").await;
         assert_eq!(status, "HTTP/1.1 200 OK");
-        assert_eq!(body, "ready\nstore: healthy\nlink amp.a: greeted\nhost a on amp.a: greeted\n");
+        assert_eq!(
+            body,
+            "ready\nstore: healthy\npart b: healthy\nlink amp.a: greeted\nhost a on amp.a: greeted\n"
+        );
         http.stop().await;
     }
 

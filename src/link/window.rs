@@ -2,7 +2,7 @@
 //!
 //! Intercepts are windowed by the interceptor, items of hand-overs here: at most
 //! [`ITEMS`] unconfirmed on the link; one not taken within [`PATIENCE`] counts in its
-//! session's own window only (two batches), so that slow clients do not hold up the rest.
+//! session's own window only (eight batches), so that slow clients do not hold up the rest.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -17,13 +17,18 @@ pub const INTERCEPTS: usize = 1_024;
 /// an interceptor that has none gets there.
 pub const TOO_MANY_INTERCEPTS: usize = 16 * INTERCEPTS;
 
-/// Items of hand-overs that may be unconfirmed on a link.
-pub const ITEMS: usize = 1_000;
+/// Items of hand-overs that may be unconfirmed on a link: those of ten sessions that take all they
+/// can. A large one counts for several, see [`ITEM_BYTES`].
+pub const ITEMS: usize = 4_000;
+
+/// For each so many bytes an item counts once more, so that a link has 8 MiB under way at most, and
+/// one batch.
+pub const ITEM_BYTES: usize = 2_048;
 
 /// After so long an unconfirmed item counts no more.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The hand-overs of a link. What waits is bounded by two batches for each session that
+/// The hand-overs of a link. What waits is bounded by eight batches for each session that
 /// the interceptor has announced (256 unanswered at most), and for each request of a user
 /// for his messages (8 of each user at most).
 #[derive(Debug, Default)]
@@ -81,8 +86,9 @@ impl Window {
         let next = self.waiting.pop_front()?;
         if let Waiting::HandOver(batch) = &next {
             let key = (batch.session.clone(), batch.batch);
-            self.open += batch.items.len();
-            self.sent.insert(key.clone(), (batch.items.len(), now));
+            let weight = weight(batch);
+            self.open += weight;
+            self.sent.insert(key.clone(), (weight, now));
             self.order.push_back((now, key));
         }
         Some(next)
@@ -143,6 +149,10 @@ impl Window {
     }
 }
 
+fn weight(batch: &HandOver) -> usize {
+    batch.items.iter().map(|item| 1 + item.stanza.len() / ITEM_BYTES).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,7 +187,7 @@ mod tests {
         let now = Instant::now();
         let mut window = Window::default();
         for n in 0..20 {
-            window.push(batch("first", n, 50));
+            window.push(batch("first", n, 200));
             assert!(window.next(now).is_some());
         }
         window.push(batch("late", 1, 1));
@@ -191,11 +201,25 @@ mod tests {
     }
 
     #[test]
+    fn i6_a_large_item_counts_for_several() {
+        let now = Instant::now();
+        let mut window = Window::default();
+        for n in 0..40 {
+            let Waiting::HandOver(mut large) = batch("s", n, 100) else { unreachable!() };
+            large.items[0].stanza = vec![b'x'; 99 * ITEM_BYTES].into();
+            large.items[1].stanza = vec![b'x'; ITEM_BYTES - 1].into();
+            window.push(Waiting::HandOver(large));
+        }
+        let sent = std::iter::from_fn(|| window.next(now)).count();
+        assert_eq!(sent, ITEMS.div_ceil(199));
+    }
+
+    #[test]
     fn the_window_closes_and_opens_again() {
         let start = Instant::now();
         let mut window = Window::default();
         for n in 0..30 {
-            window.push(batch("s", n, 50));
+            window.push(batch("s", n, 200));
         }
         let mut sent = 0;
         while window.next(start).is_some() {
@@ -214,17 +238,17 @@ mod tests {
         let start = Instant::now();
         let mut window = Window::default();
         for n in 0..20 {
-            window.push(batch("slow", n, 50));
+            window.push(batch("slow", n, 200));
             assert!(window.next(start).is_some());
         }
-        window.push(batch("slow", 20, 50));
-        window.push(batch("fast", 1, 50));
+        window.push(batch("slow", 20, 200));
+        window.push(batch("fast", 1, 200));
         assert!(window.next(start).is_none());
         window.ended("slow");
         assert_eq!(window.open, 0);
-        assert_eq!(window.next(start), Some(batch("fast", 1, 50)));
+        assert_eq!(window.next(start), Some(batch("fast", 1, 200)));
         for n in 2..21 {
-            window.push(batch("fast", n, 50));
+            window.push(batch("fast", n, 200));
             assert!(window.next(start).is_some());
         }
         window.push(batch("other", 1, 1));

@@ -25,6 +25,10 @@ const UNDER_WAY: usize = 256;
 /// Bytes of due messages that are read at once.
 const BYTES: usize = 4 * 1024 * 1024;
 
+/// When nothing was dealt with for so long, what is under way is not waited for: the database of
+/// some recipients may be away, and the messages of others are due.
+const STUCK: Duration = Duration::from_secs(5);
+
 /// How often the clock starts over, and the longest sleep.
 const ROUND: Duration = Duration::from_secs(60);
 
@@ -41,6 +45,7 @@ pub async fn run_due_clock(
         clock,
         position: DuePosition::start(),
         under_way: 0,
+        moved: Instant::now(),
         round: Instant::now() + ROUND,
     };
     due.run(events).await;
@@ -53,6 +58,8 @@ struct DueClock {
     /// All before it was sent to the shards in this round.
     position: DuePosition,
     under_way: usize,
+    /// When something was last sent to the shards, or dealt with by them.
+    moved: Instant,
     round: Instant,
 }
 
@@ -84,6 +91,7 @@ impl DueClock {
             }
             DueEvent::Taken => {
                 self.under_way = self.under_way.saturating_sub(1);
+                self.moved = Instant::now();
                 // Half of the room is free again: worth a read.
                 if self.under_way == UNDER_WAY / 2 { Instant::now() } else { self.round }
             }
@@ -113,9 +121,13 @@ impl DueClock {
     }
 
     async fn send_due(&mut self) -> Result<Instant, StoreError> {
-        let room = UNDER_WAY.saturating_sub(self.under_way);
+        let mut room = UNDER_WAY.saturating_sub(self.under_way);
         if room == 0 {
-            return Ok(self.round);
+            if self.moved.elapsed() < STUCK {
+                return Ok(self.moved + STUCK);
+            }
+            self.under_way = 0;
+            room = UNDER_WAY;
         }
         let limit = PageLimit { rows: room, bytes: BYTES };
         let rows = self.store.due(self.position.clone(), (self.clock)(), limit).await?;
@@ -125,6 +137,7 @@ impl DueClock {
         };
         self.position = last.position();
         self.under_way += rows.len();
+        self.moved = Instant::now();
         let inputs = rows.into_iter().map(|due| {
             let user = due.recipient;
             (user.clone(), Input::Due { user, row: due.message })
@@ -136,5 +149,38 @@ impl DueClock {
     /// The moment at which the wall clock will show `at`, if nobody sets it.
     fn monotonic(&self, at: Timestamp) -> Instant {
         Instant::now() + at.since((self.clock)()).min(ROUND)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix::Actor;
+
+    use super::*;
+    use crate::store::{SeaStore, StoreSettings};
+
+    #[actix_rt::test]
+    async fn what_is_stuck_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/amphora.db", dir.path().display());
+        let settings = StoreSettings::new(url);
+        let clock = settings.clock.clone();
+        let store = Arc::new(SeaStore::open(settings).await.unwrap());
+        let now = Instant::now();
+        let mut due = DueClock {
+            store: store.clone(),
+            router: Router::new(Vec::new()).start(),
+            clock,
+            position: DuePosition::start(),
+            under_way: UNDER_WAY,
+            moved: now,
+            round: now + ROUND,
+        };
+        assert_eq!(due.send_due().await.unwrap(), now + STUCK);
+        assert_eq!(due.under_way, UNDER_WAY, "there is no room, and it may only be slow");
+        due.moved = now.checked_sub(STUCK).unwrap();
+        assert_eq!(due.send_due().await.unwrap(), due.round, "nothing expires");
+        assert_eq!(due.under_way, 0);
+        store.close().await;
     }
 }

@@ -10,7 +10,7 @@ use crate::words::{Bare, LinkId, MessageId};
 use super::effect::{Effect, HandOver, Item, ToLink};
 use super::input::{Available, Taken};
 use super::machine::{Machine, Pending};
-use super::recipient::{Held, OPEN_BATCHES, Recipient, Session};
+use super::recipient::{Held, OpenBatches, Recipient, Session};
 
 /// Items a batch.
 pub(super) const BATCH_ITEMS: usize = 50;
@@ -72,7 +72,7 @@ impl Machine {
                 again,
                 drained: false,
                 count: 0,
-                batches: Vec::new(),
+                batches: OpenBatches::default(),
             }),
         }
         self.pump(&user);
@@ -89,7 +89,7 @@ impl Machine {
         let Some(session) = recipient.draining() else {
             return;
         };
-        if session.batches.len() >= OPEN_BATCHES {
+        if !session.batches.has_room() {
             return;
         }
         let limit = PageLimit { rows: BATCH_ITEMS, bytes: session.batch_bytes };
@@ -228,7 +228,7 @@ impl Machine {
                 self.effects.push(Effect::Scheduled(at));
             }
         } else if let Some(session) = recipient.session(&id) {
-            session.batches.retain(|b| *b != batch);
+            session.batches.taken(batch);
             if session.drained && session.batches.is_empty() {
                 recipient.remove_session(&id);
             }

@@ -116,6 +116,12 @@ impl Machine {
         }
     }
 
+    /// The epoch of the ids that are given from now on. Another one than before only if that was
+    /// 0, which no id that is stored has.
+    pub fn set_epoch(&mut self, epoch: u32) {
+        self.settings.epoch = epoch;
+    }
+
     /// Takes one input and says what is to be done, in order.
     pub fn handle(&mut self, now: Timestamp, input: Input) -> Vec<Effect> {
         match input {

@@ -10,9 +10,53 @@ use super::input::Intercept;
 use super::quota::Used;
 use super::retrieve::Retrievals;
 
-/// Batches that one session may have unconfirmed: the next is sent before the first
-/// is confirmed, and a client's stream management queue is not overrun.
-pub const OPEN_BATCHES: usize = 2;
+/// Batches that a session may have unconfirmed at first: the next is sent before the first is
+/// confirmed, and little is under way to one that does not answer.
+const FIRST_OPEN: usize = 2;
+
+/// Batches that a session may have unconfirmed at the most. Then its client, the link and the store
+/// are at work at the same time. What does not fit into a client's stream management queue waits in
+/// the interceptor.
+const MOST_OPEN: usize = 8;
+
+/// The batches that a session has unconfirmed. Each that it confirms lets it have one more.
+#[derive(Debug)]
+pub struct OpenBatches {
+    numbers: Vec<u64>,
+    most: usize,
+}
+
+impl Default for OpenBatches {
+    fn default() -> Self {
+        Self { numbers: Vec::new(), most: FIRST_OPEN }
+    }
+}
+
+impl OpenBatches {
+    /// Whether all are confirmed.
+    pub fn is_empty(&self) -> bool {
+        self.numbers.is_empty()
+    }
+
+    /// Whether another one may be sent.
+    pub fn has_room(&self) -> bool {
+        self.numbers.len() < self.most
+    }
+
+    /// One is sent.
+    pub fn push(&mut self, batch: u64) {
+        self.numbers.push(batch);
+    }
+
+    /// One was confirmed; again, perhaps.
+    pub fn taken(&mut self, batch: u64) {
+        let before = self.numbers.len();
+        self.numbers.retain(|b| *b != batch);
+        if self.numbers.len() < before {
+            self.most = (self.most + 1).min(MOST_OPEN);
+        }
+    }
+}
 
 /// One recipient. Dropped as soon as nothing of it is needed.
 #[derive(Debug, Default)]
@@ -106,7 +150,7 @@ pub struct Session {
     /// Items handed over.
     pub count: u64,
     /// Unconfirmed batches.
-    pub batches: Vec<u64>,
+    pub batches: OpenBatches,
 }
 
 impl Recipient {

@@ -638,6 +638,29 @@ fn stored_messages_are_handed_over_in_order_and_deleted_when_taken() {
 }
 
 #[test]
+fn i6_a_session_has_two_batches_under_way_and_one_more_for_each_that_it_takes() {
+    let mut h = History::new();
+    h.available("s", 1);
+    let (mut id, mut batch, mut taken) = (0, 0, 0);
+    let mut under_way = Vec::new();
+    for _ in 0..9 {
+        // as many pages as it may have; the last one brings no further reading with it
+        loop {
+            (id, batch) = (id + 1, batch + 1);
+            if h.page(&[id]).len() == 1 {
+                break;
+            }
+        }
+        under_way.push(batch - taken);
+        taken += 1;
+        let read = format!("read bob@h after {id}");
+        assert!(h.taken("s", taken, &[taken as u32], false).contains(&read));
+        assert_eq!(h.taken("s", taken, &[], false), [format!("1: deleted s {taken}")], "again");
+    }
+    assert_eq!(under_way, [2, 3, 4, 5, 6, 7, 8, 8, 8]);
+}
+
+#[test]
 fn a_confirmation_that_comes_again_is_answered_and_harms_nothing() {
     let mut h = History::new();
     assert_eq!(h.taken("s", 1, &[1], false), ["#1 delete 1"]);

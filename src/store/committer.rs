@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::error::StoreError;
 use super::fault::{self, Fault};
 use super::job::Outcome;
-use super::metrics;
+use super::metrics::Metrics;
 use super::moves::{Move, Moving};
 use super::open::{Opened, Ready, open};
 use super::ownership::MoveError;
@@ -46,9 +46,9 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(metrics: Metrics) -> Self {
         let (healthy, fenced) = (AtomicBool::new(false), AtomicBool::new(false));
-        Shared { load: Arc::new(Load::new()), healthy, fenced }
+        Shared { load: Arc::new(Load::new(metrics)), healthy, fenced }
     }
 }
 
@@ -84,7 +84,7 @@ impl Committer {
             }
         };
         shared.healthy.store(true, Ordering::Relaxed);
-        metrics::healthy(true);
+        shared.load.metrics.healthy(true);
         // Also when this thread panics, nobody is told that all is well.
         let unhealthy = Unhealthy(shared.clone());
         let _ = ready.send(Ok(opened));
@@ -172,7 +172,7 @@ impl Run {
             }
             self.inbox.push_all();
             self.inbox.queue.give_up_late();
-            metrics::waiting(self.shared.load.appends());
+            self.shared.load.metrics.waiting(self.shared.load.appends());
             if !self.inbox.open && self.is_over() {
                 self.inbox.queue.give_up_all();
                 return;
@@ -380,7 +380,7 @@ impl Run {
                     stuck.insert(message.recipient.clone());
                 }
                 (Task::Delete { .. } | Task::RemoveAccount { .. }, Outcome::Done { rows }) => {
-                    metrics::deleted(*rows);
+                    self.shared.load.metrics.deleted(*rows);
                 }
                 _ => {}
             }
@@ -439,6 +439,6 @@ impl Run {
 
     fn set_healthy(&self, healthy: bool) {
         self.shared.healthy.store(healthy, Ordering::Relaxed);
-        metrics::healthy(healthy);
+        self.shared.load.metrics.healthy(healthy);
     }
 }

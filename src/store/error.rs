@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use sea_orm::DbErr;
 
+use super::fault;
+
 /// The store can't be opened, or a read failed. Writes have outcomes instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -88,6 +90,59 @@ pub enum StoreError {
         /// The first migration that is not known here.
         version: String,
     },
+    /// The database holds other shards than it is to hold.
+    #[error(
+        "the database '{url}' holds {has}, and is to hold {wanted}: bring the old processor.shards, store.url and [[store.part]] back, or stop the nodes and let `amphora move` bring each message to its place (docs/store.md)"
+    )]
+    Layout {
+        /// As configured, without secrets.
+        url: String,
+        /// What it says that it holds.
+        has: String,
+        /// What the settings say.
+        wanted: String,
+    },
+    /// The database is new, and other parts are not.
+    #[error(
+        "the database '{url}' is new, and other parts are not: if it should not be, look for what it had; if it is to take messages over, stop the nodes and run `amphora move` (docs/store.md)"
+    )]
+    New {
+        /// As configured, without secrets.
+        url: String,
+    },
+    /// A move was begun, and has not come to its end.
+    #[error(
+        "messages of the database '{url}' are being moved, or a move was cut short: wait for it, or run `amphora move` once more"
+    )]
+    Moving {
+        /// As configured, without secrets.
+        url: String,
+    },
+    /// A move needs a database that was not named.
+    #[error(
+        "the database '{url}' holds the shards {held} of {shards}, and no database that was named holds shard {shard}: name the configuration that named all of them, as in `amphora move --from OLD.toml`"
+    )]
+    Missing {
+        /// One that was named, without secrets.
+        url: String,
+        /// What it holds.
+        held: String,
+        /// Of how many.
+        shards: u32,
+        /// The first that is missing.
+        shard: u32,
+    },
+    /// A database failed during a move.
+    #[error("cannot move messages from or to the database '{url}'; run the same again")]
+    Move {
+        /// As configured, without secrets.
+        url: String,
+        /// What the database said.
+        source: DbErr,
+    },
+    /// The database of some of the recipients could not be opened yet.
+    #[error("the database of part '{0}' is not open yet")]
+    Away(String),
     /// The database was opened so often that no epoch is left (2,097,151).
     #[error(
         "the database '{url}' has no epoch left: let its messages be delivered, then begin a new database"
@@ -114,4 +169,27 @@ pub enum StoreError {
     /// The store is closed.
     #[error("the store is closed")]
     Closed,
+}
+
+impl StoreError {
+    /// Whether the database can't be reached, and may be later, without anything being put
+    /// right here.
+    pub(super) fn is_away(&self) -> bool {
+        match self {
+            StoreError::Open { source, .. } => fault::is_away(source),
+            _ => false,
+        }
+    }
+
+    /// What is wrong and why, in a line.
+    pub(super) fn told(&self) -> String {
+        let mut line = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            line.push_str(": ");
+            line.push_str(&error.to_string());
+            cause = error.source();
+        }
+        line
+    }
 }

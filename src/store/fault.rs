@@ -4,6 +4,8 @@ use sea_orm::sqlx::error::DatabaseError;
 use sea_orm::sqlx::{self, mysql, postgres};
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr};
 
+use super::server;
+
 /// What an error says about the rows of the statement.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Fault {
@@ -116,4 +118,18 @@ pub(super) fn is_lost(error: &DbErr) -> bool {
         },
         None => false,
     }
+}
+
+/// Whether a server can't be reached now: it is not there, does not answer, begins or ends, or
+/// has too many connections.
+pub(super) fn is_away(error: &DbErr) -> bool {
+    let busy = match code(error) {
+        Some(Code::Postgres(code)) => code == "53300",
+        Some(Code::MySql(code)) => matches!(code, 1040 | 1203),
+        _ => false,
+    };
+    busy || is_lost(error)
+        || server::is_silent(error)
+        || matches!(sqlx_error(error), Some(sqlx::Error::PoolTimedOut))
+        || matches!(error, DbErr::ConnectionAcquire(_))
 }

@@ -12,20 +12,25 @@ mod error;
 mod fault;
 mod held;
 mod job;
+mod joint;
 mod lane;
+mod layout;
 mod lock;
 mod message;
 mod metrics;
 mod moves;
+mod moving;
 mod mysql;
 mod nodelay;
 mod open;
 mod owner;
 mod ownership;
 mod pages;
+mod parts;
 mod place;
 mod plan;
 mod postgres;
+mod purge;
 mod queue;
 mod readers;
 mod remedy;
@@ -52,9 +57,12 @@ pub use broadcast::{
 };
 pub use error::StoreError;
 pub use job::{Done, Job, NewMessage, Outcome, Run, Write};
+pub use layout::Layout;
 pub use message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
+pub use moving::{Moved, move_messages};
 pub use ownership::{Holding, Incarnation, Member, MoveError, Ownership};
-pub use place::{check_url, database_path, shown_url, url_has_password};
+pub use parts::{PartSettings, PartState, PartedStore};
+pub use place::{check_url, database_path, same_database, shown_url, url_has_password};
 pub use sea::SeaStore;
 pub use settings::{Clock, StoreSettings};
 pub use usage::{Amount, Detail, Usage};
@@ -108,20 +116,25 @@ pub trait Store: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<Option<Timestamp>, StoreError>>;
 
     /// Removes marks that end before `marks_before`, and messages stored before
-    /// `stored_before`, in small batches between the other writes. Dropped, it stops after
-    /// the batch under way.
+    /// `stored_before`, in small batches between the other writes, with rests between them: a
+    /// round over many messages may take long. Dropped, it stops after the batch under way.
     fn purge(
         &self,
         stored_before: Option<Timestamp>,
         marks_before: Timestamp,
     ) -> BoxFuture<'static, Result<Purged, StoreError>>;
 
-    /// Whether a message of this key was stored, and may have been deleted since (rows and
+    /// Whether a message of this key was stored for a recipient, and may have been deleted since (rows and
     /// marks). `Some(rule)`: it was, with the rule that was met then.
-    fn find(&self, key: Key) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>>;
+    fn find(
+        &self,
+        recipient: Bare,
+        key: Key,
+    ) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>>;
 
     /// How often the database of a shard's messages was opened, or a shard of it moved, when this
-    /// one became ours; ids made with it are greater than all before. Zero: it is another node's.
+    /// one became ours; ids made with it are greater than all before. Zero: it is another node's,
+    /// or could not be opened yet.
     fn epoch(&self, shard: ShardId) -> u32;
 
     /// Whether the last transaction could be committed, or was refused for its own content.

@@ -11,7 +11,9 @@ use super::error::StoreError;
 use super::fault::{self, Code};
 use super::held::{Held, HeldNow};
 use super::lane::Lane;
+use super::layout;
 use super::lock::Lock;
+use super::metrics::Metrics;
 use super::owner::Owner;
 use super::place::{Place, Server};
 use super::readers::Readers;
@@ -69,6 +71,12 @@ async fn open_file(
     };
     let database = file.connect_writer().await.map_err(failed)?;
     migrate(&database, &url, failed).await?;
+    // Before the epoch: a database that was opened once is not new.
+    if is_unlike(&database, &url, settings, failed).await?
+        && let Some(layout) = &settings.layout
+    {
+        layout::write(&database, layout.shards, &layout.held).await.map_err(failed)?;
+    }
     let Some(epoch) = raise_epoch(&database).await.map_err(failed)? else {
         return Err(StoreError::EpochsUsedUp { url });
     };
@@ -76,7 +84,8 @@ async fn open_file(
     let readers = Readers::of_file(readers);
     let held = HeldNow::new(Held::all(settings.shards, epoch));
     let (clock, memory) = (settings.clock.clone(), settings.memory_of_keys);
-    let writer = Writer::new(database, None, epoch, held.clone(), clock, memory);
+    let metrics = Metrics::of(settings.part.as_ref());
+    let writer = Writer::new(database, None, epoch, held.clone(), clock, memory, metrics);
     Ok(Opened { writer, ready: Ready { readers, held }, lock: Some(lock) })
 }
 
@@ -96,6 +105,7 @@ async fn open_server(
     let WriterSession { database, session } = server.connect_writer(None).await.map_err(failed)?;
     server.check(&url, &database).await?;
     migrate(&database, &url, failed).await?;
+    let unlike = is_unlike(&database, &url, settings, failed).await?;
     let shards = ShardMap::new(settings.shards).len();
     let (node, shared) = (settings.node.as_str(), settings.shared);
     let start = Start { node, session: &session, shards, shared };
@@ -108,6 +118,10 @@ async fn open_server(
         Ok(Started::UsedUp) => return Err(StoreError::EpochsUsedUp { url }),
         Err(error) => return Err(failed(error)),
     };
+    // Not before this process may write.
+    if unlike && let Some(layout) = &settings.layout {
+        layout::write(&database, layout.shards, &layout.held).await.map_err(failed)?;
+    }
     let owner = Owner { incarnation: incarnation.clone(), held: held.clone(), shared };
     let readers = Readers::of_server(server.readers(settings.readers), owner);
     let readers = readers.map_err(StoreError::Thread)?;
@@ -115,7 +129,9 @@ async fn open_server(
     let epoch = incarnation.number;
     let lane = Lane::new(database.get_database_backend(), incarnation);
     let on_server = OnServer { server, lane, session };
-    let writer = Writer::new(database, Some(on_server), epoch, held.clone(), clock, memory);
+    let metrics = Metrics::of(settings.part.as_ref());
+    let writer =
+        Writer::new(database, Some(on_server), epoch, held.clone(), clock, memory, metrics);
     Ok(Opened { writer, ready: Ready { readers, held }, lock: None })
 }
 
@@ -129,6 +145,19 @@ async fn migrate(
         return Err(StoreError::Newer { url: url.to_owned(), version });
     }
     Migrator::up(database, None).await.map_err(&failed)
+}
+
+/// Whether the database has to be told which shards it holds; an error if it is to hold others.
+async fn is_unlike(
+    database: &DatabaseConnection,
+    url: &str,
+    settings: &StoreSettings,
+    failed: impl Fn(DbErr) -> StoreError,
+) -> Result<bool, StoreError> {
+    let Some(wanted) = &settings.layout else {
+        return Ok(false);
+    };
+    layout::judge(&layout::look(database).await.map_err(failed)?, wanted, url)
 }
 
 /// The first migration that a newer version has made, if any.

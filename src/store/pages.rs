@@ -1,10 +1,12 @@
-//! Reads: which rows first, then the rows, so that no more is read than was asked for.
+//! Reads: which rows first, then the rows, so that no more is read than was asked for. Small rows
+//! are read at once.
 
 use entities::offline_message::{Column as C, Entity, Model};
 use sea_orm::sea_query::{Expr, ExprTrait, SimpleExpr};
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait,
-    FromQueryResult, QueryFilter, QueryOrder, QueryResult, QuerySelect, QueryTrait, Select,
+    FromQueryResult, Iterable, QueryFilter, QueryOrder, QueryResult, QuerySelect, QueryTrait,
+    Select,
 };
 
 use super::error::StoreError;
@@ -17,8 +19,9 @@ use super::{metrics, row};
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, MessageId, bare};
 
-/// Rows that are looked at in one go when all are looked at.
-const SCAN: u64 = 1000;
+/// Rows that are looked at in one go when all are looked at: few, since what is too old among them
+/// is deleted in one transaction, which appends wait for.
+const SCAN: u64 = 250;
 
 /// Rows that are read one by one where the database is damaged.
 const DAMAGED: u64 = 64;
@@ -38,21 +41,23 @@ pub(super) async fn page(
 ) -> Result<Vec<StoredMessage>, StoreError> {
     let right = right_to(owner.as_ref(), &database, &recipient).await?;
     loop {
-        let ids = ids(&database, right.as_ref(), &recipient, after, limit).await.map_err(failed)?;
-        let (Some(first), Some(last)) = (ids.first(), ids.last()) else {
-            return nothing(right.as_ref(), &database).await;
+        let small = small(&database, right.as_ref(), &recipient, after, limit);
+        let (last, rows) = match small.await.map_err(failed)? {
+            Small::Rows(last, rows) => (last, rows),
+            Small::Not => {
+                let sized = sized(&database, right.as_ref(), &recipient, after, limit);
+                let Some(rows) = sized.await.map_err(failed)? else {
+                    return nothing(right.as_ref(), &database).await;
+                };
+                rows
+            }
+            Small::End => return nothing(right.as_ref(), &database).await,
         };
-        let all = Entity::find()
-            .filter(C::Recipient.eq(&*recipient))
-            .filter(C::Id.between(first.0, last.0))
-            .order_by_asc(C::Id);
-        let each = ids.iter().map(|id| (&*recipient, *id));
-        let rows = rows(&database, all, each).await.map_err(failed)?;
         let messages: Vec<StoredMessage> = rows.into_iter().filter_map(message).collect();
         if !messages.is_empty() {
             return Ok(messages);
         }
-        after = *last;
+        after = last;
     }
 }
 
@@ -94,15 +99,8 @@ pub(super) async fn headers(
     rows: usize,
 ) -> Result<Vec<Header>, StoreError> {
     let right = right_to(owner.as_ref(), &database, &recipient).await?;
-    let most = u64::try_from(rows).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64);
     loop {
-        let next = Entity::find()
-            .select_only()
-            .columns([C::Recipient, C::Id, C::Sender, C::ExpiresAt])
-            .filter(C::Recipient.eq(&*recipient))
-            .filter(C::Id.gt(after.0))
-            .order_by_asc(C::Id)
-            .limit(most);
+        let next = header_rows(&recipient, after, rows);
         let found = query(&database, with_right(next, right.as_ref())).await.map_err(failed)?;
         let headers: Vec<Header> = found.iter().filter_map(header).collect();
         let last = found.last().and_then(|row| row.try_get("", "id").ok()).map(MessageId);
@@ -112,6 +110,12 @@ pub(super) async fn headers(
             _ => return Ok(headers),
         }
     }
+}
+
+fn header_rows(recipient: &str, after: MessageId, rows: usize) -> Select<Entity> {
+    let all = [C::Recipient, C::Id, C::Sender, C::ExpiresAt];
+    let next = Entity::find().select_only().columns(all);
+    after_id(next, recipient, after).limit(most(rows))
 }
 
 fn header(row: &QueryResult) -> Option<Header> {
@@ -138,21 +142,8 @@ pub(super) async fn usage(
 ) -> Result<Usage, StoreError> {
     let right = right_to(owner.as_ref(), &database, &recipient).await?;
     let right = right.as_ref();
-    let bigint = match database.get_database_backend() {
-        DbBackend::MySql => "signed",
-        _ => "bigint",
-    };
-    let mut sums = Entity::find()
-        .filter(C::Recipient.eq(&*recipient))
-        .select_only()
-        .expr_as(C::Id.count(), "messages")
-        .expr_as(right.map_or(Expr::value(1_i64), Right::number), "own");
-    if detail != Detail::Messages {
-        sums = sums.expr_as(C::Size.sum().cast_as(bigint), "bytes");
-    }
-    if detail == Detail::Senders {
-        sums = sums.column(C::Sender).group_by(C::Sender);
-    }
+    let own = right.map_or(Expr::value(1_i64), Right::number);
+    let sums = sums(database.get_database_backend(), &recipient, detail).expr_as(own, "own");
     let rows = query(&database, sums).await.map_err(failed)?;
     let all = rows.iter().map(|row| sum(row, detail)).collect::<Result<Vec<_>, _>>();
     let all = all.map_err(failed)?;
@@ -188,6 +179,23 @@ fn sum(row: &QueryResult, detail: Detail) -> Result<Sum, DbErr> {
     };
     let own = row.try_get::<i64>("", "own")? == 1;
     Ok(Sum { amount: amount(row.try_get("", "messages")?, bytes), own, sender })
+}
+
+/// Of the rows of one recipient, which an index finds.
+fn sums(backend: DbBackend, recipient: &str, detail: Detail) -> Select<Entity> {
+    let count = Entity::find()
+        .select_only()
+        .expr_as(C::Id.count(), "messages")
+        .filter(C::Recipient.eq(recipient));
+    if detail == Detail::Messages {
+        return count;
+    }
+    let bigint = if backend == DbBackend::MySql { "signed" } else { "bigint" };
+    let sums = count.expr_as(C::Size.sum().cast_as(bigint), "bytes");
+    match detail {
+        Detail::Senders => sums.column(C::Sender).group_by(C::Sender),
+        _ => sums,
+    }
 }
 
 fn amount(messages: i64, bytes: Option<i64>) -> Amount {
@@ -241,7 +249,8 @@ pub(super) async fn due(
             from = last;
             continue;
         }
-        let all = expiring_after(&database, &from).filter(until_place(&database, &last));
+        let backend = database.get_database_backend();
+        let all = expiring_after(backend, &from).filter(until_place(backend, &last));
         let each = positions.iter().map(|position| (&*position.recipient, position.id));
         let rows = rows(&database, all, each).await.map_err(failed)?;
         let messages: Vec<DueMessage> = rows
@@ -291,26 +300,100 @@ pub(super) async fn older(
     from: Place,
     before: Timestamp,
 ) -> Result<(Vec<Place>, Option<Place>), StoreError> {
-    let rows: Vec<(String, i64, i64)> = Entity::find()
-        .select_only()
-        .columns([C::Recipient, C::Id, C::StoredAt])
-        .filter(beyond(
-            &database,
-            [C::Recipient, C::Id],
-            [Expr::value(&*from.0), Expr::value(from.1.0)],
-        ))
-        .order_by_asc(C::Recipient)
-        .order_by_asc(C::Id)
-        .limit(SCAN)
-        .into_tuple()
-        .all(&database)
-        .await
-        .map_err(failed)?;
+    let next = next_rows(database.get_database_backend(), &from);
+    let rows: Vec<(String, i64, i64)> = next.into_tuple().all(&database).await.map_err(failed)?;
     let place =
         |(recipient, id, _): &(String, i64, i64)| (Bare::from(&**recipient), MessageId(*id));
     let next = rows.last().map(place);
     let old = rows.iter().filter(|(_, _, stored_at)| *stored_at < before.as_micros());
     Ok((old.map(place).collect(), next))
+}
+
+/// The rows after a place, and when each was stored.
+fn next_rows(backend: DbBackend, from: &Place) -> Select<Entity> {
+    let key = [C::Recipient, C::Id];
+    Entity::find()
+        .select_only()
+        .columns([C::Recipient, C::Id, C::StoredAt])
+        .filter(beyond(backend, key, [Expr::value(&*from.0), Expr::value(from.1.0)]))
+        .order_by_asc(C::Recipient)
+        .order_by_asc(C::Id)
+        .limit(SCAN)
+}
+
+/// What was read without a look at the sizes before.
+enum Small {
+    /// The last row, and those that can be read.
+    Rows(MessageId, Vec<Model>),
+    /// One is larger than an even share of the limit, or there is damage to get round.
+    Not,
+    /// There are no more.
+    End,
+}
+
+/// The next messages, in one question: few pages have a large one.
+async fn small(
+    database: &DatabaseConnection,
+    right: Option<&Right<'_>>,
+    recipient: &str,
+    after: MessageId,
+    limit: PageLimit,
+) -> Result<Small, DbErr> {
+    let share = i64::try_from(limit.bytes / limit.rows.max(1)).unwrap_or(i64::MAX);
+    let next = with_right(small_rows(recipient, after, limit.rows, share), right);
+    let rows = match query(database, next).await {
+        Err(error) if fault::fault(&error) == Fault::Damage => return Ok(Small::Not),
+        rows => rows?,
+    };
+    // A size that can't be read is a row that can't.
+    let is_large = |row: &QueryResult| row.try_get("", "size").unwrap_or(0_i64) > share;
+    match rows.last() {
+        Some(_) if rows.iter().any(is_large) => Ok(Small::Not),
+        Some(last) => {
+            let last = MessageId(last.try_get("", "id")?);
+            Ok(Small::Rows(last, rows.iter().filter_map(model).collect()))
+        }
+        None => Ok(Small::End),
+    }
+}
+
+/// The next messages that stay within the limit, at least one: their sizes first. The last, and
+/// those that can be read; none: there are no more.
+async fn sized(
+    database: &DatabaseConnection,
+    right: Option<&Right<'_>>,
+    recipient: &str,
+    after: MessageId,
+    limit: PageLimit,
+) -> Result<Option<(MessageId, Vec<Model>)>, DbErr> {
+    let ids = ids(database, right, recipient, after, limit).await?;
+    let (Some(first), Some(last)) = (ids.first(), ids.last()) else {
+        return Ok(None);
+    };
+    let all = Entity::find()
+        .filter(C::Recipient.eq(recipient))
+        .filter(C::Id.between(first.0, last.0))
+        .order_by_asc(C::Id);
+    let each = ids.iter().map(|id| (recipient, *id));
+    Ok(Some((*last, rows(database, all, each).await?)))
+}
+
+/// The next rows of a recipient; those larger than `share` without their stanzas.
+fn small_rows(recipient: &str, after: MessageId, rows: usize, share: i64) -> Select<Entity> {
+    let stanza = Expr::case(C::Size.lte(share), C::Stanza.into_expr());
+    let all = C::iter().filter(|column| !matches!(column, C::Stanza));
+    let next = Entity::find().select_only().columns(all).expr_as(stanza, "stanza");
+    after_id(next, recipient, after).limit(most(rows))
+}
+
+/// Of these, the rows of the recipient after this id.
+fn after_id(select: Select<Entity>, recipient: &str, after: MessageId) -> Select<Entity> {
+    select.filter(C::Recipient.eq(recipient)).filter(C::Id.gt(after.0)).order_by_asc(C::Id)
+}
+
+/// A number of rows as databases take it.
+fn most(rows: usize) -> u64 {
+    u64::try_from(rows).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64)
 }
 
 /// The ids of the next messages that stay within the limit.
@@ -321,14 +404,9 @@ async fn ids(
     after: MessageId,
     limit: PageLimit,
 ) -> Result<Vec<MessageId>, DbErr> {
-    let next = Entity::find()
-        .select_only()
-        .column(C::Id)
-        .filter(C::Recipient.eq(recipient))
-        .filter(C::Id.gt(after.0))
-        .order_by_asc(C::Id);
-    within(database, with_right(next, right), limit, |row| Ok(MessageId(row.try_get("", "id")?)))
-        .await
+    let next = Entity::find().select_only().column(C::Id);
+    let next = with_right(after_id(next, recipient, after), right);
+    within(database, next, limit, |row| Ok(MessageId(row.try_get("", "id")?))).await
 }
 
 /// The places of the next messages that expire and stay within the limit.
@@ -339,14 +417,7 @@ async fn positions(
     until: Option<Timestamp>,
     limit: PageLimit,
 ) -> Result<Vec<DuePosition>, DbErr> {
-    let mut next = with_right(expiring_after(database, from), right).select_only().columns([
-        C::ExpiresAt,
-        C::Recipient,
-        C::Id,
-    ]);
-    if let Some(until) = until {
-        next = next.filter(C::ExpiresAt.lte(until.as_micros()));
-    }
+    let next = with_right(expiring_by(database.get_database_backend(), from, until), right);
     let position = |row: &QueryResult| {
         let recipient: String = row.try_get("", "recipient")?;
         Ok(DuePosition {
@@ -358,6 +429,16 @@ async fn positions(
     within(database, next, limit, position).await
 }
 
+/// The places of those that expire after `from`, at `until` or before, if there is one.
+fn expiring_by(backend: DbBackend, from: &DuePosition, until: Option<Timestamp>) -> Select<Entity> {
+    let next = expiring_after(backend, from).select_only();
+    let next = next.columns([C::ExpiresAt, C::Recipient, C::Id]);
+    match until {
+        Some(until) => next.filter(C::ExpiresAt.lte(until.as_micros())),
+        None => next,
+    }
+}
+
 /// The first rows of `next` whose stanzas stay within the limit, at least one. `next` selects
 /// what an index has, which may be whole where the table is damaged.
 async fn within<T>(
@@ -366,8 +447,7 @@ async fn within<T>(
     limit: PageLimit,
     read: impl Fn(&QueryResult) -> Result<T, DbErr>,
 ) -> Result<Vec<T>, DbErr> {
-    let most = u64::try_from(limit.rows).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64);
-    let sized = next.clone().column(C::Size).limit(most);
+    let sized = next.clone().column(C::Size).limit(most(limit.rows));
     let rows = match query(database, sized).await {
         Err(error) if fault::fault(&error) == Fault::Damage => {
             query(database, next.limit(DAMAGED)).await?
@@ -385,12 +465,12 @@ async fn within<T>(
 }
 
 /// All that expire after `from`, in that order.
-fn expiring_after(database: &DatabaseConnection, from: &DuePosition) -> Select<Entity> {
+fn expiring_after(backend: DbBackend, from: &DuePosition) -> Select<Entity> {
     Entity::find()
         .filter(C::ExpiresAt.is_not_null())
         // The second condition implies this one, but only this one finds its place in the index.
         .filter(C::ExpiresAt.gte(from.at.as_micros()))
-        .filter(beyond(database, POSITION, values(from)))
+        .filter(beyond(backend, POSITION, values(from)))
         .order_by_asc(C::ExpiresAt)
         .order_by_asc(C::Recipient)
         .order_by_asc(C::Id)
@@ -407,11 +487,11 @@ fn values(position: &DuePosition) -> [SimpleExpr; 3] {
 }
 
 /// At `last` or before, in the order in which messages expire.
-fn until_place(database: &DatabaseConnection, last: &DuePosition) -> SimpleExpr {
-    match database.get_database_backend() {
-        DbBackend::MySql => C::ExpiresAt
-            .lte(last.at.as_micros())
-            .and(beyond(database, POSITION, values(last)).not()),
+fn until_place(backend: DbBackend, last: &DuePosition) -> SimpleExpr {
+    match backend {
+        DbBackend::MySql => {
+            C::ExpiresAt.lte(last.at.as_micros()).and(beyond(backend, POSITION, values(last)).not())
+        }
         _ => tuple(POSITION).lte(Expr::tuple(values(last))),
     }
 }
@@ -419,11 +499,11 @@ fn until_place(database: &DatabaseConnection, last: &DuePosition) -> SimpleExpr 
 /// The columns, in this order, come after the values. MySQL finds no place in an index by a
 /// comparison of tuples; the others find none by its parts.
 fn beyond<const N: usize>(
-    database: &DatabaseConnection,
+    backend: DbBackend,
     columns: [C; N],
     values: [SimpleExpr; N],
 ) -> SimpleExpr {
-    if database.get_database_backend() != DbBackend::MySql {
+    if backend != DbBackend::MySql {
         return tuple(columns).gt(Expr::tuple(values));
     }
     // The last first: (a, b) > (x, y) is a > x OR (a = x AND b > y).
@@ -511,3 +591,6 @@ fn set_aside(recipient: &str, id: MessageId, error: &str) {
 pub(super) fn failed(error: DbErr) -> StoreError {
     if fault::is_closed(&error) { StoreError::Closed } else { StoreError::Read(error) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -198,6 +198,19 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Which database of which server this is.
+    fn address(&self) -> (Kind, &str, u16, Option<&PathBuf>, &str) {
+        let port = match self.kind {
+            Kind::Postgres => self.port.unwrap_or(5432),
+            Kind::MySql => self.port.unwrap_or(3306),
+        };
+        let socket = self.socket.as_ref();
+        let host = if socket.is_some() { "" } else { &self.host };
+        (self.kind, host, port, socket, &self.database)
+    }
+}
+
 const KNOWN: &str = "known are user, password, sslmode, sslrootcert, sslcert, sslkey, and \
                      host=/DIRECTORY (PostgreSQL) or socket=/FILE (MySQL) for a Unix socket";
 
@@ -280,6 +293,15 @@ pub fn database_path(url: &str) -> Result<Option<PathBuf>, StoreError> {
     }
 }
 
+/// Whether two URLs name one database, as far as can be seen from them.
+pub fn same_database(one: &str, other: &str) -> bool {
+    match (Place::of(one), Place::of(other)) {
+        (Ok(Place::File(one)), Ok(Place::File(other))) => one.path == other.path,
+        (Ok(Place::Server(one)), Ok(Place::Server(other))) => one.address() == other.address(),
+        _ => false,
+    }
+}
+
 /// Whether a URL holds a password.
 pub fn url_has_password(url: &str) -> bool {
     matches!(Place::of(url), Ok(Place::Server(Server { password: Some(_), .. })))
@@ -320,6 +342,21 @@ mod tests {
         let socket = server("postgres:///db?host=/run/postgresql&user=a");
         assert_eq!(socket.socket.as_deref(), Some(std::path::Path::new("/run/postgresql")));
         assert!(server("mysql:///db?socket=/run/my.sock").socket.is_some());
+    }
+
+    #[test]
+    fn one_database_by_two_urls() {
+        for (one, other, same) in [
+            ("sqlite://a.db", "sqlite:a.db?mode=rw", true),
+            ("sqlite://a.db", "sqlite://b.db", false),
+            ("postgres://u:p@h/d", "jdbc:postgresql://h:5432/d?user=v", true),
+            ("postgres://h/d", "postgres://h/e", false),
+            ("postgres://h/d", "mysql://h:5432/d", false),
+            ("mariadb:///d?socket=/a", "mysql://h/d?socket=/a", true),
+            ("sqlite://a.db", "nothing", false),
+        ] {
+            assert_eq!(same_database(one, other), same, "{one} {other}");
+        }
     }
 
     #[test]

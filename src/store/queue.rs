@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::broadcast::BroadcastChange;
 use super::job::{Done, NewMessage, Outcome, Write};
-use super::metrics;
+use super::metrics::Metrics;
 use crate::time::Timestamp;
 use crate::words::{Bare, Expiry, MessageId};
 
@@ -35,13 +35,12 @@ const BATCH_BYTES: usize = 8 * 1024 * 1024;
 pub(super) struct Load {
     appends: AtomicUsize,
     bytes: AtomicUsize,
-    outcomes: metrics::Outcomes,
+    pub(super) metrics: Metrics,
 }
 
 impl Load {
-    pub(super) fn new() -> Self {
-        let outcomes = metrics::Outcomes::new();
-        Load { appends: AtomicUsize::new(0), bytes: AtomicUsize::new(0), outcomes }
+    pub(super) fn new(metrics: Metrics) -> Self {
+        Load { appends: AtomicUsize::new(0), bytes: AtomicUsize::new(0), metrics }
     }
 
     /// Takes the job in, or says that it is too much. A job that alone is too much is taken
@@ -166,7 +165,7 @@ impl Submitted {
                 load.leave(message);
                 message.run.give_up();
             }
-            load.outcomes.count(&Outcome::Retry);
+            load.metrics.count(&Outcome::Retry);
         }
         (self.done)(vec![Outcome::Retry; self.tasks.len()]);
     }
@@ -226,7 +225,7 @@ impl Waiting {
                 message.run.give_up();
             }
         }
-        self.load.outcomes.count(&outcome);
+        self.load.metrics.count(&outcome);
         self.answers.borrow_mut().give(self.place, outcome);
     }
 }
@@ -399,7 +398,7 @@ mod tests {
 
     /// A queue of jobs that have waited for so long.
     fn queue(jobs: Vec<(Vec<Task>, Duration)>) -> (Queue, Told) {
-        let mut queue = Queue::new(Arc::new(Load::new()), LIMIT);
+        let mut queue = Queue::new(Arc::new(Load::new(Metrics::of(None))), LIMIT);
         let (tell, told) = std::sync::mpsc::channel();
         for (job, (tasks, age)) in jobs.into_iter().enumerate() {
             let tell = tell.clone();

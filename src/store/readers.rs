@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use sea_orm::{DatabaseConnection, DbErr};
+use sea_orm::DatabaseConnection;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle};
@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::error::StoreError;
 use super::fault;
 use super::owner::Owner;
+use super::server;
 
 /// How often a read is asked again: each connection that lay idle may have been lost.
 const RECONNECTIONS: u32 = 3;
@@ -88,9 +89,10 @@ impl Readers {
                 }
                 read(database).await
             };
-            let silent = || DbErr::Custom("the database does not answer".to_owned());
             let reading = async move {
-                timeout(PATIENCE, reading).await.unwrap_or_else(|_| Err(StoreError::Read(silent())))
+                timeout(PATIENCE, reading)
+                    .await
+                    .unwrap_or_else(|_| Err(StoreError::Read(server::silent())))
             };
             Task(runtime.spawn(reading)).await.unwrap_or(Err(StoreError::Closed))
         }

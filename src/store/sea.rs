@@ -18,10 +18,12 @@ use super::held::HeldNow;
 use super::job::{Done, Job, Outcome};
 use super::lane;
 use super::message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
+use super::metrics::Metrics;
 use super::moves::{self, Move, Moving};
 use super::open::Ready;
 use super::ownership::{Holding, Incarnation, Member, MoveError, Ownership};
-use super::pages::{self, Place};
+use super::pages;
+use super::purge;
 use super::queue::{Submitted, Task};
 use super::readers::Readers;
 use super::settings::StoreSettings;
@@ -29,9 +31,6 @@ use super::shards;
 use super::usage::{Detail, Usage};
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, MessageId, ShardId};
-
-/// Rows that a purge removes in one transaction, so that appends need not wait for it.
-const PURGE: u64 = 500;
 
 /// Offline messages in SQLite, PostgreSQL, MySQL or MariaDB.
 ///
@@ -54,7 +53,7 @@ impl SeaStore {
     /// Opens the database, makes it if it is not there, brings its tables up to date, and
     /// raises the epoch.
     pub async fn open(settings: StoreSettings) -> Result<SeaStore, StoreError> {
-        let shared = Arc::new(Shared::new());
+        let shared = Arc::new(Shared::new(Metrics::of(settings.part.as_ref())));
         let (sender, jobs) = mpsc::unbounded_channel();
         let (ending, ended) = watch::channel(false);
         let (tell, told) = oneshot::channel();
@@ -158,7 +157,7 @@ fn member(lane: &lane::Found) -> Option<Member> {
 
 /// Where jobs go in, until the store closes.
 #[derive(Clone)]
-struct Inlet {
+pub(super) struct Inlet {
     sender: Arc<RwLock<Option<mpsc::UnboundedSender<Submitted>>>>,
     shared: Arc<Shared>,
 }
@@ -185,7 +184,7 @@ impl Inlet {
 
     /// Carries tasks out that are never answered `Retry` but by a store that closes. What is
     /// another node's is left to it.
-    async fn run(&self, tasks: Vec<Task>) -> Result<u64, StoreError> {
+    pub(super) async fn run(&self, tasks: Vec<Task>) -> Result<u64, StoreError> {
         let outcomes = self.begin(tasks).await.map_err(|_| StoreError::Closed)?;
         outcomes.into_iter().try_fold(0, |sum, outcome| match outcome {
             Outcome::Done { rows } => Ok(sum + rows),
@@ -277,17 +276,16 @@ impl Store for SeaStore {
     ) -> BoxFuture<'static, Result<Purged, StoreError>> {
         let (inlet, readers) = (self.inlet.clone(), self.readers.clone());
         let held = self.held.clone();
-        Box::pin(async move {
-            let marks = purge_marks(&inlet, marks_before).await?;
-            let messages = match stored_before {
-                Some(before) => purge_messages(&inlet, &readers, &held, before).await?,
-                None => 0,
-            };
-            Ok(Purged { messages, marks })
-        })
+        Box::pin(
+            async move { purge::purge(&inlet, &readers, &held, stored_before, marks_before).await },
+        )
     }
 
-    fn find(&self, key: Key) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>> {
+    fn find(
+        &self,
+        _: Bare,
+        key: Key,
+    ) -> BoxFuture<'static, Result<Option<Option<u16>>, StoreError>> {
         Box::pin(self.readers.read(move |database| pages::find(database, key.clone())))
     }
 
@@ -335,47 +333,5 @@ impl BroadcastStore for SeaStore {
                 _ => Err(StoreError::Closed),
             }
         })
-    }
-}
-
-async fn purge_marks(inlet: &Inlet, before: Timestamp) -> Result<u64, StoreError> {
-    let mut removed = 0;
-    loop {
-        let rows = inlet.run(vec![Task::PurgeMarks { before, limit: PURGE }]).await?;
-        removed += rows;
-        if rows < PURGE {
-            return Ok(removed);
-        }
-    }
-}
-
-/// Looks at every row: retention is checked rarely, and an index for it would have to be kept
-/// by every append.
-async fn purge_messages(
-    inlet: &Inlet,
-    readers: &Readers,
-    held: &HeldNow,
-    before: Timestamp,
-) -> Result<u64, StoreError> {
-    let mut from: Place = (Bare::from(""), MessageId::ZERO);
-    let mut removed = 0;
-    loop {
-        let place = from.clone();
-        let older = move |database| pages::older(database, place.clone(), before);
-        let (mut old, next) = readers.read(older).await?;
-        let now = held.get();
-        old.retain(|place| now.has(&place.0));
-        let deletes = old.chunk_by(|a, b| a.0 == b.0).map(|places| Task::Delete {
-            recipient: places[0].0.clone(),
-            ids: places.iter().map(|place| place.1).collect(),
-        });
-        let deletes: Vec<Task> = deletes.collect();
-        if !deletes.is_empty() {
-            removed += inlet.run(deletes).await?;
-        }
-        match next {
-            Some(next) => from = next,
-            None => return Ok(removed),
-        }
     }
 }

@@ -161,8 +161,20 @@ pub(super) fn remedy_of(error: &DbErr) -> &'static str {
 pub(super) async fn answered<T>(work: impl Future<Output = Result<T, DbErr>>) -> Result<T, DbErr> {
     match timeout(PATIENCE, work).await {
         Ok(answer) => answer,
-        Err(_) => Err(DbErr::Custom("the database does not answer".to_owned())),
+        Err(_) => Err(silent()),
     }
+}
+
+const SILENT: &str = "the database does not answer";
+
+/// What is said of a server that does not answer in time.
+pub(super) fn silent() -> DbErr {
+    DbErr::Custom(SILENT.to_owned())
+}
+
+/// Whether that was said.
+pub(super) fn is_silent(error: &DbErr) -> bool {
+    matches!(error, DbErr::Custom(text) if text == SILENT)
 }
 
 /// Closes a session, whatever state it is in.

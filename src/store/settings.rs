@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::layout::Layout;
 use crate::time::Timestamp;
 
 /// Tells the wall time.
@@ -22,6 +23,10 @@ pub struct StoreSettings {
     /// The name of the node, for a server: a process of the same name supersedes this one, one
     /// of another name is refused while this one lives ("amphora").
     pub node: String,
+    /// What metrics call it, where it is one of several. None: they need not tell it from others.
+    pub part: Option<Arc<str>>,
+    /// Which shards it is to hold. None: nobody asks, and nothing is said in the database.
+    pub layout: Option<Layout>,
     /// By how many shards a server's database is divided (256). Another number than before divides
     /// it anew, unless another node has it.
     pub shards: u32,
@@ -47,6 +52,8 @@ impl StoreSettings {
             url: url.into(),
             password: None,
             node: "amphora".to_owned(),
+            part: None,
+            layout: None,
             shards: 256,
             shared: false,
             append_limit: Duration::from_secs(5),
@@ -68,6 +75,7 @@ fn system_clock() -> Timestamp {
 impl fmt::Debug for StoreSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoreSettings")
+            .field("part", &self.part)
             .field("append_limit", &self.append_limit)
             .field("memory_of_keys", &self.memory_of_keys)
             .field("readers", &self.readers)

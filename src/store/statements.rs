@@ -33,14 +33,18 @@ pub(super) struct Deletion {
 pub(super) enum Statements {
     /// A row is a tuple of parameters.
     Rows { backend: DbBackend, words: &'static Words, texts: Vec<Text> },
-    /// A column is a parameter (PostgreSQL): one text for any number of rows.
-    Arrays,
+    /// A column is a parameter (PostgreSQL): one text for any number of rows. This one is
+    /// for a transaction that goes on after a conflict.
+    Arrays { careful_insert: String },
 }
 
 impl Statements {
     pub(super) fn of(backend: DbBackend) -> Self {
         let words = match backend {
-            DbBackend::Postgres => return Statements::Arrays,
+            DbBackend::Postgres => {
+                let careful_insert = format!("{}{}", postgres::INSERT, postgres::UNLESS_KNOWN);
+                return Statements::Arrays { careful_insert };
+            }
             DbBackend::MySql => &mysql::WORDS,
             _ => &sqlite::WORDS,
         };
@@ -49,8 +53,13 @@ impl Statements {
     }
 
     /// Inserts rows. Only a conflict on the key may leave one out, and where that is an error,
-    /// too, it is one of [`super::fault::Fault::Row`].
-    pub(super) fn insert(&self, rows: &[Append<'_>], now: Timestamp) -> (Statement, usize) {
+    /// too, it is one of [`super::fault::Fault::Row`]. `careful`: conflicts are to be expected.
+    pub(super) fn insert(
+        &self,
+        rows: &[Append<'_>],
+        now: Timestamp,
+        careful: bool,
+    ) -> (Statement, usize) {
         match self {
             Statements::Rows { backend, texts, .. } => {
                 let text = at_most(texts, rows.len());
@@ -58,9 +67,9 @@ impl Statements {
                 let values = rows.iter().flat_map(|(_, message)| row::values(message, now));
                 (Statement::from_sql_and_values(*backend, &text.insert, values), rows.len())
             }
-            Statements::Arrays => {
-                let values = postgres::insert_values(rows, now);
-                (arrays(postgres::INSERT, values), rows.len())
+            Statements::Arrays { careful_insert } => {
+                let text = if careful { careful_insert } else { postgres::INSERT };
+                (arrays(text, postgres::insert_values(rows, now)), rows.len())
             }
         }
     }
@@ -76,7 +85,7 @@ impl Statements {
                 });
                 (Statement::from_sql_and_values(*backend, &text.mark, values), marks.len())
             }
-            Statements::Arrays => {
+            Statements::Arrays { .. } => {
                 (arrays(postgres::MARK, postgres::mark_values(marks)), marks.len())
             }
         }
@@ -98,7 +107,7 @@ impl Statements {
                 let find = text.find.as_deref().map(statement);
                 (Deletion { find, delete: statement(&text.delete) }, pairs.len())
             }
-            Statements::Arrays => {
+            Statements::Arrays { .. } => {
                 let delete = arrays(postgres::DELETE, postgres::pair_values(pairs));
                 (Deletion { find: None, delete }, pairs.len())
             }
@@ -113,7 +122,7 @@ impl Statements {
             Statements::Rows { backend, words, .. } => {
                 Statement::from_sql_and_values(*backend, words.purge_marks, values)
             }
-            Statements::Arrays => arrays(postgres::PURGE_MARKS, values),
+            Statements::Arrays { .. } => arrays(postgres::PURGE_MARKS, values),
         }
     }
 }

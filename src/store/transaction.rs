@@ -109,7 +109,7 @@ impl Transaction<'_> {
             let Some(&(place, message)) = rows.first() else {
                 continue;
             };
-            let (statement, count) = self.statements.insert(rows, self.now);
+            let (statement, count) = self.statements.insert(rows, self.now, self.goes_on);
             let (head, rest) = rows.split_at(count);
             left.push(rest);
             match self.insert(statement).await {

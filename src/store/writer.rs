@@ -13,15 +13,16 @@ use super::fault::{self, Fault};
 use super::held::{Held, HeldNow};
 use super::job::Outcome;
 use super::lane::{self, Beat, Lane};
+use super::metrics::Metrics;
 use super::moves::{Move, Moved};
 use super::ownership::MoveError;
 use super::place::Server;
 use super::queue::Task;
 use super::server::{self, Session, WriterSession};
 use super::settings::Clock;
+use super::sqlite;
 use super::statements::Statements;
 use super::transaction::Transaction;
-use super::{metrics, sqlite};
 
 /// Begins and commits transactions. Each raises the beat, so that one whose commit was not
 /// answered can be asked about.
@@ -36,6 +37,7 @@ pub(super) struct Writer {
     statements: Statements,
     clock: Clock,
     memory: Duration,
+    metrics: Metrics,
     epoch: u32,
     /// What this process may write, as far as it knows.
     held: Arc<HeldNow>,
@@ -82,10 +84,12 @@ impl Writer {
         held: Arc<HeldNow>,
         clock: Clock,
         memory: Duration,
+        metrics: Metrics,
     ) -> Self {
         let statements = Statements::of(database.get_database_backend());
         let database = Some(database);
-        Writer { database, server, fenced: false, statements, clock, memory, epoch, held, beat: 0 }
+        let (fenced, beat) = (false, 0);
+        Writer { database, server, fenced, statements, clock, memory, metrics, epoch, held, beat }
     }
 
     /// How many transactions are known to be committed.
@@ -144,7 +148,7 @@ impl Writer {
         match self.answered(begun.commit()).await {
             Ok(()) => {
                 self.beat += 1;
-                metrics::committed(batch.len(), began.elapsed());
+                self.metrics.committed(batch.len(), began.elapsed());
                 End::Committed(outcomes)
             }
             Err(error) => End::Unknown(outcomes, error),

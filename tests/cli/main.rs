@@ -108,6 +108,76 @@ fn a_command_about_broadcasts_without_a_node_says_where_it_looked() {
 }
 
 #[test]
+fn a_command_about_broadcasts_finds_the_node_by_the_same_store_url() {
+    let place = Place::new();
+    let arguments = ["broadcast", "list", "--store-url", "sqlite://other.db"];
+    let End { code, err, .. } = place.ends(&arguments);
+    assert_eq!(code, Some(75), "{err}");
+    assert!(err.contains("'other.db.sock'"), "{err}");
+}
+
+const PARTS: &str = "
+[processor]
+shards = 4
+[http]
+listen = ''
+[[store.part]]
+shards = '0-1'
+url = 'sqlite://a.db'
+[[store.part]]
+name = 'b'
+shards = '2-3'
+url = 'sqlite://b.db'
+";
+
+#[test]
+fn every_command_takes_parts() {
+    let place = Place::with(PARTS);
+    let End { code, out, err } = place.ends(&["check-config"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.contains("[[store.part]]\nname = \"b\"\nshards = \"2-3\"\n"), "{out}");
+    for _ in 0..2 {
+        let End { code, err, .. } = place.ends(&["migrate"]);
+        assert_eq!(code, Some(0), "{err}");
+    }
+    assert!(place.path().join("a.db").exists() && place.path().join("b.db").exists());
+    let End { err, .. } = place.ends(&["broadcast", "list"]);
+    assert!(err.contains("'amphora.sock'"), "{err}");
+    for command in ["run", "migrate", "check-config", "move", "broadcast"] {
+        let list: &[&str] = if command == "broadcast" { &["list"] } else { &[] };
+        let arguments = [&[command], list, &["--store-url", "sqlite://c.db"]].concat();
+        let End { code, err, .. } = place.ends(&arguments);
+        assert_eq!(code, Some(78), "{command}: {err}");
+        assert!(err.contains("--store-url counts as store.url"), "{command}: {err}");
+    }
+}
+
+#[test]
+fn a_node_is_not_let_in_before_its_messages_are_moved() {
+    let place = Place::with(PARTS);
+    std::fs::write(place.path().join("old.toml"), "[store]\nurl = 'sqlite://a.db'\n").unwrap();
+    let End { code, err, .. } = place.ends(&["migrate", "--config", "old.toml"]);
+    assert_eq!(code, Some(0), "{err}");
+    for command in ["run", "migrate"] {
+        let End { code, err, .. } = place.ends(&[command]);
+        assert_eq!(code, Some(69), "{command}: {err}");
+        assert!(err.contains("'sqlite://a.db' holds the shards 0-255 of 256"), "{err}");
+    }
+    let End { code, out, err } = place.ends(&["move", "--from", "old.toml"]);
+    assert_eq!(
+        (code, &*out),
+        (Some(0), "moved 0 messages of 0 users, and 0 broadcasts\n"),
+        "{err}"
+    );
+    assert_eq!(place.ends(&["migrate"]).code, Some(0));
+    let End { code, err, .. } = place.ends(&["migrate", "--config", "old.toml"]);
+    assert_eq!(code, Some(69), "{err}");
+    let End { code, err, .. } = place.ends(&["move", "--from", "none.toml"]);
+    assert_eq!(code, Some(78), "{err}");
+    assert!(place.ends(&["move", "--help"]).out.contains("Examples:"));
+}
+
+#[test]
 fn a_wrong_command_line() {
     for arguments in [
         &["walk"][..],

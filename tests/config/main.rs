@@ -1,5 +1,7 @@
 //! The configuration: the shipped file, the environment, and every way to get it wrong.
 
+mod parts;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

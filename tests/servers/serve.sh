@@ -12,6 +12,9 @@
 # however the test ends. With a SIZE (as 64m) the folder is a disk in memory of that size; only
 # root can have that.
 #
+# SERVER_OPTIONS in the environment are given to the server after the script's own, and win: as
+# '--innodb-buffer-pool-size=1G', or '-c shared_buffers=1GB'.
+#
 # The servers sync as in earnest. Users: 'amphora' may make databases; 'postgres' or 'root' may
 # do all. Each has the password 'secret'. FOLDER/ca.pem signed the server's certificate, which
 # is for 'localhost'.
@@ -19,6 +22,7 @@ set -euo pipefail
 
 kind=$1
 size=${2:-}
+read -r -a options <<<"${SERVER_OPTIONS:-}"
 password=secret
 server=''
 mounted=''
@@ -114,7 +118,7 @@ start_postgres() {
     "${as_user[@]}" setpriv --pdeathsig QUIT "$bin/postgres" -D data -p "$port" \
         -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=300 \
         -c shared_buffers=64MB -c fsync=on -c ssl=on -c ssl_cert_file="$folder/server.pem" \
-        -c ssl_key_file="$folder/server.key" -c log_min_messages=warning \
+        -c ssl_key_file="$folder/server.key" -c log_min_messages=warning "${options[@]}" \
         </dev/null >>"$log" 2>&1 &
     server=$!
 }
@@ -129,8 +133,13 @@ sql_postgres() {
 users_postgres() { sql_postgres "CREATE ROLE amphora LOGIN CREATEDB PASSWORD '$password'"; }
 
 make_mariadb() {
+    local option page=()
+    for option in "${options[@]}"; do
+        case $option in --innodb-page-size=*) page=("$option") ;; esac
+    done
     run mariadb-install-db --no-defaults --datadir="$folder/data" --skip-test-db \
-        --auth-root-authentication-method=normal --innodb-log-file-size=32M >>"$log" 2>&1
+        --auth-root-authentication-method=normal --innodb-log-file-size=32M "${page[@]}" \
+        >>"$log" 2>&1
 }
 
 start_mariadb() {
@@ -139,7 +148,8 @@ start_mariadb() {
         --pid-file="$folder/pid" --tmpdir="$folder" --skip-name-resolve --max-connections=300 \
         --innodb-buffer-pool-size=64M --innodb-log-file-size=32M \
         --innodb-flush-log-at-trx-commit=1 --ssl-ca="$folder/ca.pem" \
-        --ssl-cert="$folder/server.pem" --ssl-key="$folder/server.key" </dev/null >>"$log" 2>&1 &
+        --ssl-cert="$folder/server.pem" --ssl-key="$folder/server.key" "${options[@]}" \
+        </dev/null >>"$log" 2>&1 &
     server=$!
 }
 

@@ -28,6 +28,10 @@ macro_rules! conformance {
             pages_by_rows_and_bytes,
             lists_headers,
             keeps_recipients_apart,
+            takes_the_longest_names,
+            takes_letters_of_four_bytes,
+            keeps_what_looks_alike_apart,
+            a_nul_harms_nobody_else,
             stores_a_key_once,
             finds_keys_that_come_again,
             forgets_keys_after_a_while,
@@ -37,6 +41,7 @@ macro_rules! conformance {
             deletes_and_counts,
             sums_up_what_is_stored,
             carries_large_jobs,
+            carries_the_largest_stanzas,
             purges,
             survives_a_restart,
             takes_from_many_at_once,
@@ -166,6 +171,199 @@ pub async fn keeps_recipients_apart(bed: Bed) {
         assert_eq!(ids(&*store, name).await, [1], "{name}");
     }
     assert_eq!(count(&*store, bare("bob")).await, 0);
+    store.close().await;
+}
+
+/// RFC 7622, section 3.1: 1,023 bytes a part. The same lengths in letters of each size.
+pub async fn takes_the_longest_names(bed: Bed) {
+    let store = bed.open().await;
+    let filled = |letter: &str, bytes: usize, end: &str| {
+        let mut text = letter.repeat((bytes - end.len()) / letter.len());
+        text.push_str(&"x".repeat(bytes - end.len() - text.len()));
+        text + end
+    };
+    let names: Vec<(String, String)> = ["y", "\u{e9}", "\u{3042}", "\u{1f600}"]
+        .iter()
+        .flat_map(|letter| {
+            ["1", "2"].map(|end| (filled(letter, 2047, end), filled(letter, 3071, end)))
+        })
+        .collect();
+    let expiry = Some(Expiry { at: at(70), rule: 1 });
+    let long = |(recipient, sender): &(String, String), id: i64| NewMessage {
+        sender: sender.clone(),
+        // The ends differ: nothing is cut off.
+        key: filled(
+            "\u{1f600}",
+            255,
+            &format!("{}-{id}-{}", &recipient[2046..], sender.chars().next().map_or(0, u32::from)),
+        )
+        .into(),
+        expiry,
+        ..message(recipient, id)
+    };
+    let writes: Vec<Write> =
+        names.iter().flat_map(|name| [1, 2].map(|id| Write::Append(long(name, id)))).collect();
+    assert_eq!(run(&*store, writes.clone()).await, vec![Outcome::Stored; 16]);
+    for write in &writes {
+        let Write::Append(message) = write else { unreachable!("all are") };
+        assert_eq!(
+            (message.recipient.len(), message.sender.len(), message.key.len()),
+            (2047, 3071, 255)
+        );
+        let found = store.find(message.recipient.clone(), message.key.clone()).await.unwrap();
+        assert_eq!(found, Some(None));
+    }
+    for (recipient, sender) in &names {
+        let rows = page(&*store, recipient, 0).await;
+        assert!(rows.len() == 2 && rows.iter().all(|row| row.sender == *sender));
+        let headers = store.headers(bare(recipient), MessageId::ZERO, 9).await.unwrap();
+        assert!(headers.len() == 2 && headers[1].sender == *sender);
+        let usage = store.usage(bare(recipient), Detail::Senders).await.unwrap();
+        assert_eq!((usage.all.messages, usage.senders.len()), (2, 1));
+    }
+    // All expire at one moment, so that the recipient decides the order.
+    let mut from = DuePosition::start();
+    let mut due = Vec::new();
+    while let Some(last) = {
+        let limit = PageLimit { rows: 3, bytes: 1 << 20 };
+        let some = store.due(from.clone(), at(70), limit).await.unwrap();
+        due.extend(some.iter().map(|due| (due.recipient.clone(), due.message.id.0)));
+        some.last().map(|due| due.position())
+    } {
+        from = last;
+    }
+    let mut expected: Vec<_> =
+        names.iter().flat_map(|name| [1, 2].map(|id| (bare(&name.0), id))).collect();
+    expected.sort();
+    assert_eq!(due, expected);
+    for (recipient, _) in &names {
+        assert_eq!(
+            run(&*store, vec![delete(recipient, &[1]), remove(recipient)]).await,
+            [done(1), done(1)]
+        );
+    }
+    store.close().await;
+}
+
+pub async fn takes_letters_of_four_bytes(bed: Bed) {
+    let store = bed.open().await;
+    let face = |n: u32| char::from_u32(0x1f600 + n).expect("a letter").to_string();
+    let of = |n: u32| NewMessage {
+        key: format!("k-{}", face(n)).into(),
+        sender: format!("{0}@example.org/{0}", face(n)),
+        stanza: format!("<message><body>{}</body></message>", face(n)).into(),
+        ..message(&format!("{}@example.org", face(n % 4)), i64::from(n) + 1)
+    };
+    let outcomes = run(&*store, (0..40).map(|n| Write::Append(of(n))).collect()).await;
+    assert_eq!(outcomes, vec![Outcome::Stored; 40]);
+    for n in 0..4 {
+        let rows = page(&*store, &format!("{}@example.org", face(n)), 0).await;
+        let seen: Vec<_> = rows.iter().map(|row| (&*row.key, &*row.sender, &row.stanza)).collect();
+        let expected: Vec<_> = (n..40).step_by(4).map(of).collect();
+        let expected: Vec<_> = expected.iter().map(|m| (&*m.key, &*m.sender, &m.stanza)).collect();
+        assert_eq!(seen, expected);
+    }
+    let again = NewMessage { again: true, ..of(7) };
+    assert_eq!(run(&*store, vec![Write::Append(again)]).await, [already()]);
+    store.close().await;
+}
+
+/// Texts that a collation of some database takes for one: as recipients, keys and senders.
+pub async fn keeps_what_looks_alike_apart(bed: Bed) {
+    let store = bed.open().await;
+    let alike = [
+        "bob",
+        "Bob",
+        "BOB",
+        "bob ",
+        "bob  ",
+        " bob",
+        "bob\t",
+        "b\u{f6}b",
+        "bo\u{308}b",
+        "b\u{d6}b",
+        "bob\u{a0}",
+        "bob\u{200b}",
+        "b\u{43e}b",
+        "stra\u{df}e",
+        "strasse",
+        "\u{212b}",
+        "\u{c5}",
+        "A\u{30a}",
+        "\u{1f600}",
+        "\u{1f601}",
+        "\u{131}",
+        "i",
+        "I",
+        "\u{130}",
+        "\u{fb01}",
+        "fi",
+        "b%b",
+        "b_b",
+        "b\\b",
+        "b'b",
+    ];
+    let writes: Vec<Write> = alike
+        .iter()
+        .map(|name| {
+            let sender = (*name).to_owned();
+            Write::Append(NewMessage { key: (*name).into(), sender, ..message(name, 1) })
+        })
+        .chain(alike.iter().zip(2..).map(|(name, id)| {
+            let key = format!("all-{name}").into();
+            Write::Append(NewMessage { key, sender: (*name).to_owned(), ..message("all", id) })
+        }))
+        .collect();
+    assert_eq!(run(&*store, writes).await, vec![Outcome::Stored; 2 * alike.len()]);
+    let usage = store.usage(bare("all"), Detail::Senders).await.unwrap();
+    for name in alike {
+        let rows = page(&*store, name, 0).await;
+        assert!(
+            rows.len() == 1 && rows[0].sender == name && *rows[0].key == *name,
+            "{name:?}: {rows:?}"
+        );
+        assert_eq!(store.find(bare(name), name.into()).await.unwrap(), Some(None), "{name:?}");
+        assert_eq!(usage.senders[&bare(name)].messages, 1, "{name:?}");
+        assert_eq!(run(&*store, vec![delete(name, &[1])]).await, [done(1)], "{name:?}");
+    }
+    // The marks are as different as the keys were.
+    let again = alike.iter().map(|name| {
+        Write::Append(NewMessage { again: true, key: (*name).into(), ..message(name, 9) })
+    });
+    assert_eq!(run(&*store, again.collect()).await, vec![already(); alike.len()]);
+    assert_eq!(run(&*store, vec![again_of("bob   ")]).await, [Outcome::Stored]);
+    store.close().await;
+}
+
+fn again_of(name: &str) -> Write {
+    again(name, 9, name)
+}
+
+/// No XML has one; PostgreSQL takes none in a text. It is refused alone, or kept as it is.
+pub async fn a_nul_harms_nobody_else(bed: Bed) {
+    let store = bed.open().await;
+    let mut writes: Vec<Write> = (1..=40).map(|id| append("bob", id)).collect();
+    writes[10] = Write::Append(NewMessage { key: "in\0key".into(), ..message("bob", 11) });
+    writes[20] = Write::Append(NewMessage { sender: "in\0sender".into(), ..message("bob", 21) });
+    writes[30] = append("in\0recipient", 31);
+    let outcomes = run(&*store, writes).await;
+    for (place, outcome) in outcomes.iter().enumerate() {
+        match outcome {
+            Outcome::Stored => {}
+            Outcome::Refused(_) => assert!([10, 20, 30].contains(&place), "{place}"),
+            other => panic!("{place}: {other:?}"),
+        }
+    }
+    assert!(store.healthy());
+    let kept = page(&*store, "bob", 0).await;
+    let refused = |place: usize| usize::from(outcomes[place] != Outcome::Stored);
+    assert_eq!(kept.len(), 39 - refused(10) - refused(20));
+    assert!(kept.iter().all(|row| row.id.0 != 21 || row.sender == "in\0sender"));
+    // Whatever is asked of such a one later.
+    assert!(
+        run(&*store, vec![delete("in\0recipient", &[31]), append("bob", 99)]).await[1]
+            == Outcome::Stored
+    );
     store.close().await;
 }
 
@@ -457,6 +655,44 @@ pub async fn carries_large_jobs(bed: Bed) {
     store.close().await;
 }
 
+/// As large as the largest servers take, of all bytes, more at once than a packet of MySQL may
+/// have; read page by page, as they are handed over.
+pub async fn carries_the_largest_stanzas(bed: Bed) {
+    const SIZE: usize = 512 * 1024;
+    let store = bed.open().await;
+    let stanza = |id: i64| -> Bytes {
+        let mut x = id as u32;
+        let mut next = || {
+            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (x >> 24) as u8
+        };
+        (0..SIZE).map(|_| next()).collect::<Vec<u8>>().into()
+    };
+    let large = |id| Write::Append(NewMessage { stanza: stanza(id), ..message("bob", id) });
+    let mut writes: Vec<Write> = (1..=48).map(large).collect();
+    writes.push(append("eve", 1));
+    assert_eq!(run(&*store, writes).await, vec![Outcome::Stored; 49]);
+    let usage = store.usage(bare("bob"), Detail::Bytes).await.unwrap();
+    assert_eq!(usage.all, Amount { messages: 48, bytes: 48 * SIZE as u64 });
+    let mut after = MessageId::ZERO;
+    let mut seen = 0;
+    loop {
+        let limit = PageLimit { rows: 50, bytes: 3 * SIZE };
+        let rows = store.page(bare("bob"), after, limit).await.unwrap();
+        let Some(last) = rows.last() else { break };
+        assert!(rows.len() <= 3);
+        after = last.id;
+        for row in rows {
+            seen += 1;
+            assert!(row.id.0 == seen && row.stanza == stanza(seen), "{seen}");
+        }
+    }
+    assert_eq!(seen, 48);
+    let all: Vec<i64> = (1..=48).collect();
+    assert_eq!(run(&*store, vec![delete("bob", &all)]).await, [done(48)]);
+    store.close().await;
+}
+
 pub async fn purges(bed: Bed) {
     let store = bed.open().await;
     let aged = |recipient: &str, id, second| {
@@ -538,7 +774,7 @@ pub async fn finds_a_key(bed: Bed) {
     let store = bed.open().await;
     let met = |id, met_rule| Write::Append(NewMessage { met_rule, ..message("bob", id) });
     run(&*store, vec![met(1, Some(4)), met(2, None)]).await;
-    let find = async |key: &str| store.find(key.into()).await.unwrap();
+    let find = async |key: &str| store.find(bare("bob"), key.into()).await.unwrap();
     assert_eq!(find("bob-1").await, Some(Some(4)));
     assert_eq!(find("bob-2").await, Some(None));
     assert_eq!(find("bob-3").await, None);

@@ -3,5 +3,6 @@
 mod bed;
 mod broadcast;
 mod conformance;
+mod parts;
 mod server;
 mod sqlite;

@@ -5,9 +5,12 @@ mod facts;
 mod faults;
 mod fence;
 mod load;
+mod plans;
 mod proxy;
 mod random;
 mod shards;
+mod slow;
+mod unfit;
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -55,7 +58,7 @@ impl Kind {
 pub struct TestServer {
     kind: Kind,
     port: u16,
-    folder: String,
+    pub folder: String,
     process: Mutex<Process>,
 }
 
@@ -76,9 +79,15 @@ impl Process {
 impl TestServer {
     /// A server of one's own; `size` is that of its disk, as `64m`.
     pub fn start(kind: Kind, size: Option<&str>) -> Self {
+        Self::start_with(kind, size, "")
+    }
+
+    /// One with options that its command understands.
+    pub fn start_with(kind: Kind, size: Option<&str>, options: &str) -> Self {
         let mut child = Command::new("tests/servers/serve.sh")
             .arg(kind.word())
             .args(size)
+            .env("SERVER_OPTIONS", options)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -105,6 +114,11 @@ impl TestServer {
             Kind::MariaDb => &MARIADB,
         };
         server.get_or_init(|| TestServer::start(kind, None))
+    }
+
+    /// Where it has its files.
+    pub fn folder(&self) -> &str {
+        &self.folder
     }
 
     pub fn kill(&self) {

@@ -76,6 +76,8 @@ impl ShardActor {
     }
 
     fn take(&mut self, inputs: Vec<Input>, actor: &Addr<Self>) {
+        // The database of this shard may have been away when it began.
+        self.machine.set_epoch(self.context.store.epoch(self.id));
         let mut effects = Vec::new();
         for input in inputs {
             effects.append(&mut self.machine.handle((self.context.clock)(), input));
@@ -127,7 +129,7 @@ impl ShardActor {
                     metrics::counter!("amphora_over_quota_total", "answer" => answer).increment(1);
                 }
                 Effect::Find { user, key } => {
-                    let found = self.context.store.find(key.clone());
+                    let found = self.context.store.find(user.clone(), key.clone());
                     answer(actor, async move { Input::Found { user, key, known: found.await } });
                 }
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::shard::drain::BATCH_ITEMS;
-use crate::shard::recipient::OPEN_BATCHES;
+use crate::shard::recipient::OpenBatches;
 use crate::store::PageLimit;
 use crate::words::MessageId;
 
@@ -43,7 +43,7 @@ pub(super) struct Retrieval {
     pub until: MessageId,
     pub step: Step,
     /// Batches that are not confirmed.
-    pub batches: Vec<u64>,
+    pub batches: OpenBatches,
 }
 
 /// What is done next.
@@ -149,7 +149,7 @@ impl Retrieval {
             Ask::Purge => Step::Purge { after: MessageId::ZERO },
         };
         let Retrieve { asker, batch_bytes, .. } = retrieve;
-        Retrieval { asker, batch_bytes, until, step, batches: Vec::new() }
+        Retrieval { asker, batch_bytes, until, step, batches: OpenBatches::default() }
     }
 
     /// What the store has to show for it to go on; nothing while it waits for something
@@ -158,8 +158,7 @@ impl Retrieval {
         let headers = |after, rows| Some(Look::Headers { after, rows });
         let messages = |after, rows| {
             let limit = PageLimit { rows, bytes: self.batch_bytes };
-            let may = self.batches.len() < OPEN_BATCHES;
-            may.then_some(Look::Messages { after, limit })
+            self.batches.has_room().then_some(Look::Messages { after, limit })
         };
         match &self.step {
             Step::Count { after, .. } | Step::List { after, .. } => headers(*after, HEADERS),
@@ -197,7 +196,7 @@ impl Retrievals {
         if ended {
             self.retain(|asker| &*asker.name != name);
         } else if let Some(retrieval) = self.named(name) {
-            retrieval.batches.retain(|b| *b != batch);
+            retrieval.batches.taken(batch);
         }
     }
 

@@ -24,7 +24,7 @@ shards = {shards}
 security_level = "{security}"
 
 [store]
-url = "{url}"
+{store}
 
 [quota]
 messages_per_user = {per_user}
@@ -66,6 +66,7 @@ class Node:
             "shards": 8,
             "security": "strict",
             "url": f"sqlite://{self.database}",
+            "parts": "",
             "per_user": 0,
             "quota": "",
             "http": self.http,
@@ -82,7 +83,8 @@ class Node:
     def write_config(self, **settings):
         """Write the settings file, with changes if any."""
         self.settings.update(settings)
-        self.config.write_text(CONFIG.format(**self.settings))
+        store = self.settings["parts"] or f'url = "{self.settings["url"]}"'
+        self.config.write_text(CONFIG.format(**self.settings, store=store))
         self.config.chmod(0o600)
 
     @property
@@ -126,6 +128,13 @@ class Node:
             return error.code
         except OSError:
             return None
+
+    def metric(self, name):
+        """The value of a metric, with its labels as they stand; None if it is not there."""
+        for line in self.http_get("/metrics").splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.split(" ")[1])
+        return None
 
     def http_get(self, path):
         """The text of a GET."""
@@ -186,6 +195,8 @@ class Node:
     @property
     def control(self):
         """Its control socket, where it is by default."""
+        if self.settings["parts"]:
+            return str(self.dir / f"{self.settings['name']}.sock")
         return f"{self.database}.sock"
 
     def ask(self, **command):

@@ -18,7 +18,8 @@ SASL = "urn:ietf:params:xml:ns:xmpp-sasl"
 class RawClient:
     """Acknowledges only if told to (`acks=True`), or by `acknowledge`.
 
-    Its session can be resumed with stream management, unless that is `sm="once"`.
+    Its session can be resumed with stream management, unless that is `sm="once"`. `accepted` is how
+    many of its stanzas the server said that it has (XEP-0198, section 4).
     """
 
     def __init__(self, server, jid, resource, *, sm=False, acks=False):
@@ -30,6 +31,7 @@ class RawClient:
         self.handled = 0
         self.resumption = None
         self.asked = 0
+        self.accepted = 0
         self.closed = asyncio.Event()
         self._nonzas = asyncio.Queue()
         self._reader = self._writer = self._task = None
@@ -123,7 +125,7 @@ class RawClient:
             if self.acks:
                 self.acknowledge(self.handled)
         elif element.tag == f"{{{SM}}}a":
-            pass
+            self.accepted = int(element.get("h"))
         else:
             self._nonzas.put_nowait(element)
 
@@ -147,6 +149,10 @@ class RawClient:
     def acknowledge(self, handled):
         """Tell the server how many stanzas were taken (XEP-0198)."""
         self.write(f"<a xmlns='{SM}' h='{handled}'/>")
+
+    def ask(self):
+        """Ask the server how many stanzas it has; the answer goes to `accepted`."""
+        self.write(f"<r xmlns='{SM}'/>")
 
     async def available(self, priority=0):
         """Become available, and wait until the server has said so."""

@@ -13,16 +13,18 @@ on_each_server!(
     a_newer_schema,
     the_last_epoch,
     migrations_go_up_and_down,
+    migrations_go_back_and_forth_over_messages,
     a_migration_that_was_cut_short_goes_on,
     what_cannot_be_opened_says_what_to_do_and_no_password,
     the_session_that_writes_is_set_up,
     rows_that_make_no_sense_are_left_out,
     rows_are_found_by_an_index,
+    the_messages_have_three_indexes,
     the_password_of_the_settings_comes_over_the_one_in_the_url,
 );
 
 /// Why the store can't be opened: the whole chain of causes.
-async fn refusal(settings: StoreSettings) -> String {
+pub(super) async fn refusal(settings: StoreSettings) -> String {
     let error = SeaStore::open(settings).await.expect_err("does not open");
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);
@@ -33,7 +35,7 @@ async fn refusal(settings: StoreSettings) -> String {
     text
 }
 
-fn says(text: &str, words: &[&str]) {
+pub(super) fn says(text: &str, words: &[&str]) {
     for word in words {
         assert!(text.contains(word), "'{word}' is missing: {text}");
     }
@@ -83,6 +85,29 @@ async fn migrations_go_up_and_down(at: ServerBed) {
         assert_eq!(value::<i64>(&raw, tables(at.kind)).await, 0);
     }
     at.bed.open().await.close().await;
+}
+
+/// Back to the first tables, as an older program has them, and forth again.
+async fn migrations_go_back_and_forth_over_messages(at: ServerBed) {
+    let store = at.bed.open().await;
+    let large = NewMessage { stanza: vec![b'x'; 512 * 1024].into(), ..message("bob", 1) };
+    let writes = vec![Write::Append(large), append("b\u{1f600}b", 2), append("bob", 3)];
+    assert_eq!(run(&*store, writes).await, vec![Outcome::Stored; 3]);
+    run(&*store, vec![delete("bob", &[3])]).await;
+    let before = (page(&*store, "bob", 0).await, page(&*store, "b\u{1f600}b", 0).await);
+    let epoch = store.epoch(ShardId(0));
+    store.close().await;
+    let raw = at.raw().await;
+    let after_the_first = Migrator::migrations().len() as u32 - 1;
+    for _ in 0..2 {
+        Migrator::down(&raw, Some(after_the_first)).await.unwrap();
+        Migrator::up(&raw, None).await.unwrap();
+    }
+    let store = at.bed.open().await;
+    assert_eq!((page(&*store, "bob", 0).await, page(&*store, "b\u{1f600}b", 0).await), before);
+    assert!(store.epoch(ShardId(0)) > epoch);
+    assert_eq!(run(&*store, vec![again("bob", 4, "bob-3")]).await, [already()]);
+    store.close().await;
 }
 
 /// In MySQL each statement of a migration is committed by itself.
@@ -245,7 +270,7 @@ async fn rows_are_found_by_an_index(at: ServerBed) {
     let from = due[9].position();
     assert_eq!(store.due(from.clone(), at_second(1000), few).await.unwrap().len(), 10);
     store.next_due(from).await.unwrap();
-    store.find("user1-1".into()).await.unwrap();
+    store.find(bare("user1"), "user1-1".into()).await.unwrap();
     let ids: Vec<i64> = (1..=20).collect();
     assert_eq!(
         run(
@@ -265,6 +290,32 @@ async fn rows_are_found_by_an_index(at: ServerBed) {
     store.close().await;
     let read = rows_read(&at).await - before;
     assert!(read < 1500, "{read} of 10,000 rows were read");
+}
+
+/// Each one costs every append; another has to be worth it.
+async fn the_messages_have_three_indexes(at: ServerBed) {
+    at.bed.open().await.close().await;
+    let indexes = match at.kind {
+        Kind::Postgres => {
+            "SELECT string_agg(regexp_replace(indexdef, '^.* USING btree ', ''), '; ' ORDER BY \
+             indexname) FROM pg_indexes WHERE tablename = 'offline_message'"
+        }
+        Kind::MariaDb => {
+            "SELECT GROUP_CONCAT(CONCAT(INDEX_NAME, ' ', COLUMN_NAME) ORDER BY INDEX_NAME, \
+             SEQ_IN_INDEX SEPARATOR '; ') FROM information_schema.STATISTICS \
+             WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'offline_message'"
+        }
+    };
+    let expected = match at.kind {
+        Kind::Postgres => {
+            "(expires_at, recipient, id) WHERE (expires_at IS NOT NULL); (key); (recipient, id)"
+        }
+        Kind::MariaDb => {
+            "offline_message_expiry expires_at; offline_message_expiry recipient; \
+             offline_message_expiry id; offline_message_key key; PRIMARY recipient; PRIMARY id"
+        }
+    };
+    assert_eq!(value::<String>(&at.raw().await, indexes).await, expected);
 }
 
 fn at_second(second: i64) -> amphora::time::Timestamp {

@@ -151,6 +151,47 @@ async fn migrations_go_up_and_down() {
     SeaStore::open(settings(dir.path())).await.unwrap().close().await;
 }
 
+/// Each one costs every append; another has to be worth it. The first is the primary key's.
+#[tokio::test]
+async fn the_messages_have_three_indexes() {
+    let dir = dir();
+    SeaStore::open(settings(dir.path())).await.unwrap().close().await;
+    let indexes = "SELECT group_concat(name || coalesce(' ' || substr(sql, instr(sql, ' ON ')), ''), \
+                   '; ') FROM (SELECT name, sql FROM sqlite_master WHERE type = 'index' \
+                   AND tbl_name = 'offline_message' ORDER BY name DESC)";
+    assert_eq!(
+        value::<String>(&raw(dir.path()).await, indexes).await,
+        "sqlite_autoindex_offline_message_1; \
+         offline_message_key  ON \"offline_message\" (\"key\"); \
+         offline_message_expiry  ON \"offline_message\" (\"expires_at\", \"recipient\", \"id\") \
+         WHERE \"expires_at\" IS NOT NULL"
+    );
+}
+
+/// Back to the first tables, as an older program has them, and forth again.
+#[tokio::test]
+async fn migrations_go_back_and_forth_over_messages() {
+    let dir = dir();
+    let store = SeaStore::open(settings(dir.path())).await.unwrap();
+    let large = NewMessage { stanza: vec![b'x'; 512 * 1024].into(), ..message("bob", 1) };
+    let writes = vec![Write::Append(large), append("b\u{1f600}b", 2), append("bob", 3)];
+    assert_eq!(run(&store, writes).await, vec![Outcome::Stored; 3]);
+    run(&store, vec![delete("bob", &[3])]).await;
+    let before = (page(&store, "bob", 0).await, page(&store, "b\u{1f600}b", 0).await);
+    store.close().await;
+    let database = raw(dir.path()).await;
+    let after_the_first = Migrator::migrations().len() as u32 - 1;
+    for _ in 0..2 {
+        Migrator::down(&database, Some(after_the_first)).await.unwrap();
+        Migrator::up(&database, None).await.unwrap();
+    }
+    database.close().await.unwrap();
+    let store = SeaStore::open(settings(dir.path())).await.unwrap();
+    assert_eq!((page(&store, "bob", 0).await, page(&store, "b\u{1f600}b", 0).await), before);
+    assert_eq!(run(&store, vec![again("bob", 4, "bob-3")]).await, [already()]);
+    store.close().await;
+}
+
 #[tokio::test]
 async fn it_is_set_up_to_be_durable() {
     let dir = dir();

@@ -3,13 +3,16 @@
 
 use std::time::Instant;
 
-use bytes::Bytes;
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, DbBackend,
     Statement, TransactionTrait, Value,
 };
 
-use super::{Args, COLUMNS, Place, STATEMENT, TOGETHER, message};
+use crate::support::database::Place;
+use crate::support::limit::{COLUMNS, Rows, TOGETHER};
+
+/// Rows of a statement.
+const STATEMENT: usize = 64;
 
 /// What is measured, each beside the whole of its kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,17 +46,17 @@ impl Way {
 }
 
 /// Prints the medians of the rounds. A round does each once, beginning with another one.
-pub async fn costs(args: &Args) {
+pub async fn run(url: Option<&str>, rows: Rows, rounds: usize) {
     let mut rates: Vec<[f64; 5]> = Vec::new();
-    for round in 0..args.rounds {
+    for round in 0..rounds {
         let mut of_round = [0.0; 5];
         for n in 0..Way::ALL.len() {
             let place = (n + round) % Way::ALL.len();
-            of_round[place] = measure(Way::ALL[place], args).await;
+            of_round[place] = measure(Way::ALL[place], url, rows).await;
         }
         rates.push(of_round);
     }
-    println!("{TOGETHER} rows a transaction, {STATEMENT} a statement; medians of {}", args.rounds);
+    println!("{TOGETHER} rows a transaction, {STATEMENT} a statement; medians of {rounds}");
     for (place, way) in Way::ALL.into_iter().enumerate() {
         let whole = Way::ALL.iter().position(|one| *one == way.whole()).unwrap_or(place);
         let rate = median(rates.iter().map(|round| round[place]));
@@ -69,12 +72,12 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// Rows a second.
-async fn measure(way: Way, args: &Args) -> f64 {
-    let place = Place::new(args).await;
-    let mut options = ConnectOptions::new(&place.url);
+async fn measure(way: Way, url: Option<&str>, rows: Rows) -> f64 {
+    let place = Place::new(url).await;
+    let mut options = ConnectOptions::new(place.driver_url());
     options.max_connections(1).sqlx_logging(false);
     let database = Database::connect(options).await.expect("connects");
-    let bench = Bench { backend: database.get_database_backend(), args, way };
+    let bench = Bench { backend: database.get_database_backend(), rows, way };
     bench.set_up(&database).await;
     let inserts = way.whole() == Way::Inserts;
     let began = Instant::now();
@@ -88,13 +91,13 @@ async fn measure(way: Way, args: &Args) -> f64 {
     rate
 }
 
-struct Bench<'a> {
+struct Bench {
     backend: DbBackend,
-    args: &'a Args,
+    rows: Rows,
     way: Way,
 }
 
-impl Bench<'_> {
+impl Bench {
     async fn set_up(&self, database: &DatabaseConnection) {
         let settings: &[&str] = match self.backend {
             DbBackend::Sqlite => &[
@@ -132,7 +135,7 @@ impl Bench<'_> {
     /// Inserts all rows, or deletes them. How many.
     async fn transactions(&self, database: &DatabaseConnection, insert: bool) -> f64 {
         let mut done = 0;
-        while done + TOGETHER <= self.args.rows {
+        while done + TOGETHER <= self.rows.count {
             let begun = database.begin().await.expect("begins");
             if self.way != Way::NoLane {
                 self.raise(&begun).await;
@@ -169,23 +172,22 @@ impl Bench<'_> {
     }
 
     async fn insert(&self, begun: &DatabaseTransaction, first: usize) {
-        let stanza = Bytes::from(vec![b'x'; self.args.size]);
+        let stanza = vec![b'x'; self.rows.size];
         let values = (first..first + STATEMENT).flat_map(|n| -> [Value; COLUMNS] {
-            let row = message(self.args, n, &stanza);
             [
-                (&*row.recipient).into(),
-                row.id.0.into(),
-                (&*row.key).into(),
-                row.sender.into(),
+                self.rows.recipient(n).into(),
+                (n as i64 + 1).into(),
+                Rows::key(n).into(),
+                "someone@example.org/resource".into(),
                 1_i32.into(),
-                (row.stanza.len() as i64).into(),
-                row.stored_at.as_micros().into(),
-                row.stored_at.as_micros().into(),
+                (stanza.len() as i64).into(),
+                self.rows.now.into(),
+                self.rows.now.into(),
                 false.into(),
                 None::<i64>.into(),
                 None::<i32>.into(),
                 None::<i32>.into(),
-                row.stanza.to_vec().into(),
+                stanza.clone().into(),
             ]
         });
         let text = format!(
@@ -199,11 +201,10 @@ impl Bench<'_> {
 
     /// MySQL can't tell what it deletes: for the marks it is asked first.
     async fn delete(&self, begun: &DatabaseTransaction, first: usize) {
-        let rows: Vec<_> =
-            (first..first + STATEMENT).map(|n| message(self.args, n, &Bytes::new())).collect();
+        let rows = first..first + STATEMENT;
         let pairs = rows
-            .iter()
-            .flat_map(|row| -> [Value; 2] { [(&*row.recipient).into(), row.id.0.into()] });
+            .clone()
+            .flat_map(|n| -> [Value; 2] { [self.rows.recipient(n).into(), (n as i64 + 1).into()] });
         let pairs: Vec<Value> = pairs.collect();
         // SQLite wants the word.
         let list = match self.backend {
@@ -222,8 +223,8 @@ impl Bench<'_> {
         let delete = format!("DELETE FROM offline_message WHERE (recipient, id) IN ({list})");
         self.execute(begun, &delete, pairs).await;
         if marks {
-            let values = rows.iter().flat_map(|row| -> [Value; 3] {
-                [(&*row.key).into(), None::<i32>.into(), i64::MAX.into()]
+            let values = rows.flat_map(|n| -> [Value; 3] {
+                [Rows::key(n).into(), None::<i32>.into(), i64::MAX.into()]
             });
             let mark = format!(
                 "INSERT INTO mark ({}, met_rule, until) VALUES {}",

@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+"""Runs the benches of the store and of a whole node on all databases, and writes what they say.
+
+Each server is a new one (tests/servers/serve.sh) in TMPDIR, which must be on a real disk: it syncs
+as in earnest. Its memory and its log are what docs/store.md advises; all else is its default.
+The figures are medians over the rounds, of one run on one machine.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "benches" / "peers"), str(ROOT / "benches" / "store_runs")]
+
+import machine  # noqa: E402
+import picture  # noqa: E402
+
+#: Name, kind for serve.sh, options of the server, URL.
+DATABASES = {
+    "sqlite": ("SQLite", None, "", ""),
+    "postgres": (
+        "PostgreSQL",
+        "postgres",
+        "-c shared_buffers=1GB -c max_wal_size=4GB",
+        "postgres://amphora:secret@127.0.0.1:{port}/bench?sslmode=disable",
+    ),
+    "mariadb": (
+        "MariaDB",
+        "mariadb",
+        "--innodb-buffer-pool-size=1G --innodb-log-file-size=1G",
+        "mysql://amphora:secret@127.0.0.1:{port}/bench?sslmode=disable",
+    ),
+}
+
+#: Figures of the table: the bench's words, ours, and how a number is shown.
+ROWS = [
+    ("limit", "the limit: plain bulk inserts, rows a second", "rate", "{:,.0f}"),
+    ("appends, 1024 waiting, 1 a job", "durable appends a second, 1,024 waiting", "rate", "{:,.0f}"),
+    ("appends, 1024 waiting, 1 a job", "as a part of the limit (aim: 0.60)", "ratio", "{:.2f}"),
+    ("appends, 1024 waiting, 1 a job", "processor time of an append, the node's part, µs", "cpu", "{:.1f}"),
+    ("appends, 1024 waiting, 1 a job", "the server's part, µs", "server_cpu", "{:.1f}"),
+    ("appends, 64 waiting, 1 a job", "p99 of an append with 64 waiting, ms (aim: 10)", "p99", "{:.1f}"),
+    ("appends, 1 waiting, 1 a job", "p50 of an append that is alone, ms", "p50", "{:.1f}"),
+    ("hand-over of 5,000, store alone", "hand-over of 5,000, the store alone, ms", "ms", "{:.0f}"),
+    ("node: durable appends, 1,024 waiting", "whole node: durable appends a second, 1,024 waiting", "rate", "{:,.0f}"),
+    ("node: durable appends, 64 waiting", "whole node: p99 of a verdict with 64 waiting, ms (aim: 10)", "p99", "{:.1f}"),
+    ("node: hand-over of 5,000 to one user", "whole node: hand-over of 5,000, ms (aim: 100)", "ms", "{:.0f}"),
+    ("node: memory", "whole node: memory at its peak, MiB", "peak", "{:.0f}"),
+    ("rows before", "rows in the table before what follows", "rows", "{:,.0f}"),
+    ("appends, 1024 waiting, many rows", "durable appends a second there, 1,024 waiting", "rate", "{:,.0f}"),
+    ("hand-over of 5,000, many rows", "hand-over of 5,000 there, the store alone, ms", "ms", "{:.0f}"),
+    ("count of a user's messages", "a count of a user's messages there, ms", "ms", "{:.2f}"),
+    ("page of expiries", "a page of expiries there, ms", "ms", "{:.2f}"),
+    ("appends, 64 waiting, without retention", "p99 with 64 waiting there, ms", "p99", "{:.1f}"),
+    ("appends, 64 waiting, during retention", "the same during a round of retention, ms", "p99", "{:.1f}"),
+    ("a round of retention", "that round, s", "s", "{:.0f}"),
+]
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--databases", default=",".join(DATABASES), help="which, with commas")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=200_000, help="rows of each run")
+    parser.add_argument("--rows-before", type=int, default=0, help="measure again with so many; 0: don't")
+    parser.add_argument("--churn", type=int, default=0, help="minutes of coming and going; 0: none")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "figures", help="where store.md goes")
+    parser.add_argument("--replot", action="store_true", help="write the page anew from store.json")
+    return parser.parse_args()
+
+
+class Server:
+    """A database server of its own, or none for a file."""
+
+    def __init__(self, kind, options):
+        self.process = None
+        if kind is None:
+            return
+        environment = {**os.environ, "SERVER_OPTIONS": options}
+        self.process = subprocess.Popen(
+            [ROOT / "tests" / "servers" / "serve.sh", kind],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )
+        word, _, rest = self.process.stdout.readline().strip().partition(" ")
+        if word != "ready":
+            raise SystemExit(f"{kind} does not start: see above")
+        self.port = rest.split()[0]
+        self._make_database(kind)
+
+    def _make_database(self, kind):
+        clients = {
+            "postgres": ["psql", "-q", "-h", "127.0.0.1", "-p", self.port, "-U", "amphora",
+                         "-d", "postgres", "-c", "CREATE DATABASE bench"],
+            "mariadb": ["mariadb", "--no-defaults", "-h", "127.0.0.1", "-P", self.port, "-u", "amphora",
+                        "-psecret", "-e", "CREATE DATABASE bench"],
+        }
+        subprocess.run(clients[kind], check=True, env={**os.environ, "PGPASSWORD": "secret"})
+
+    def stop(self):
+        if self.process:
+            # The end of its input is the sign; then it removes its folder.
+            self.process.stdin.close()
+            self.process.wait()
+
+
+def bench(name, words, lines):
+    """One run; it adds its figures to the file."""
+    command = ["cargo", "bench", "--locked", "--quiet", "--bench", name, "--", "--json", str(lines), *words]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def measure(options, lines):
+    """All databases, one after the other: each has the machine for itself."""
+    for key in options.databases.split(","):
+        _, kind, settings, url = DATABASES[key]
+        server = Server(kind, settings)
+        try:
+            url = url.format(port=getattr(server, "port", ""))
+            store = ["--url", url] if url else []
+            node = ["--store", url] if url else []
+            rows = str(options.rows)
+            bench("store", [*store, "--rows", rows, "--rounds", str(options.rounds)], lines)
+            for _ in range(options.rounds):
+                bench("load", [*node, "--messages", rows, "--waiting", "10000"], lines)
+            if options.rows_before:
+                many = ["--rows-before", str(options.rows_before)]
+                bench("store", [*store, *many, "--rows", rows], lines)
+            if options.churn:
+                bench("store", [*store, "--churn", str(options.churn)], lines)
+        finally:
+            server.stop()
+
+
+def medians(lines):
+    """By database and what was measured: each number's median. Runs of churn stay as they are."""
+    found, churn = {}, {}
+    many = set()
+    for line in lines:
+        database, what, numbers = line["database"], line["what"], line["numbers"]
+        if what == "rows before":
+            many.add(database)
+        if what.startswith("churn, minute"):
+            churn.setdefault(database, []).append(numbers)
+            continue
+        if what == "hand-over of 5,000, store alone" and database in many:
+            what = "hand-over of 5,000, many rows"
+        for name, number in numbers.items():
+            found.setdefault((what, name, database), []).append(number)
+    return {key: statistics.median(numbers) for key, numbers in found.items()}, churn
+
+
+def page(about, figures, churn, settings):
+    """The page, as Markdown."""
+    names = [name for name, *_ in DATABASES.values() if any(key[2] == name for key in figures)]
+    note = ""
+    if about["load"] > about["cores"] / 4:
+        note = (
+            f" **The machine was not idle when the run began (load {about['load']:g}): others used"
+            " the same cores and the same disk, and every figure is worse for it.** Compare within a"
+            " column only."
+        )
+    text = [
+        "# The store on each database",
+        "",
+        f"Written by `benches/databases.py` on {about['date']}; medians of {settings['rounds']} round(s)."
+        f"{note}",
+        *(["", settings["note"]] if settings.get("note") else []),
+        "",
+        "![Durable appends a second, by database, beside the limit](store.svg)",
+        "",
+        "| | " + " | ".join(names) + " |",
+        "| --- |" + " --- |" * len(names),
+    ]
+    for what, ours, name, form in ROWS:
+        values = [figures.get((what, name, database)) for database in names]
+        if any(value is not None for value in values):
+            cells = ["–" if value is None else form.format(value) for value in values]
+            text.append(f"| {ours} | " + " | ".join(cells) + " |")
+    text += ["", *_what_is_measured(), *_churn(churn), "", _machine(about)]
+    return "\n".join(text) + "\n"
+
+
+def _what_is_measured():
+    return [
+        "The limit is the fastest of the plain forms of a bulk insert, of the same rows, by the same"
+        " driver, into the same tables of the same server, 1,024 rows a transaction, the rows made"
+        " before the clock runs. An append counts when its commit was answered. A hand-over reads"
+        " pages of 50 and deletes each; for the whole node the client's acknowledgements come at once."
+        " The load generator runs on the same cores.",
+        "",
+        "Every server syncs each commit. Memory and log are what [store.md](../store.md) advises"
+        " (`shared_buffers` and `innodb_buffer_pool_size` 1 GiB, `max_wal_size` 4 GiB,"
+        " `innodb_log_file_size` 1 GiB); all else is the default.",
+    ]
+
+
+def _churn(churn):
+    if not churn:
+        return []
+    text = [
+        "",
+        "## Coming and going",
+        "",
+        "Messages come at a steady rate and go by pages of 50, at a steady number of rows.",
+        "",
+        "| database, minute | rows/s | append p99, ms | page p99, ms | table, MB | bench, MiB | server, MiB |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for database, intervals in churn.items():
+        for at in intervals:
+            text.append(
+                f"| {database}, {at['minute']:.1f} | {at['rate']:,.0f} | {at['p99']:.1f} | {at['page']:.1f} "
+                f"| {at['table']:.0f} | {at['node']:.0f} | {at['server']:.0f} |"
+            )
+    return text
+
+
+def _machine(about):
+    versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
+    return (
+        f"{about['cores']} cores ({about['processor']}), {about['memory_gib']} GiB, {about['system']}. Data on"
+        f" {about['filesystem']}, where a synced write of 512 bytes took {about['sync_ms']:.2f} ms (median)"
+        f" before the run; the load average was {about['load']:g}. Versions: {versions}. Every figure is in"
+        " [store.json](store.json)."
+    )
+
+
+def main():
+    options = arguments()
+    saved = options.out / "store.json"
+    if options.replot:
+        data = json.loads(saved.read_text())
+    else:
+        machine.PACKAGES = ("postgresql-15", "postgresql-17", "mariadb-server")
+        with tempfile.TemporaryDirectory(prefix="amphora-databases.") as folder:
+            subprocess.run(["cargo", "bench", "--locked", "--no-run", "--bench", "store", "--bench", "load"],
+                           cwd=ROOT, check=True)
+            about = machine.describe(folder, "true")
+            about["versions"]["amphora"] = machine._commit()
+            lines = Path(folder) / "lines"
+            measure(options, lines)
+            found = [json.loads(line) for line in lines.read_text().splitlines()]
+        data = {"machine": about, "settings": {"rounds": options.rounds}, "lines": found}
+        options.out.mkdir(parents=True, exist_ok=True)
+        saved.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    figures, churn = medians(data["lines"])
+    (options.out / "store.md").write_text(page(data["machine"], figures, churn, data["settings"]))
+    (options.out / "store.svg").write_text(picture.svg(data["machine"], figures))
+    print(f"written: {options.out / 'store.md'}")
+
+
+if __name__ == "__main__":
+    main()

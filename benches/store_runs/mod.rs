@@ -1,0 +1,7 @@
+//! The runs of the store's benchmark.
+
+pub mod appends;
+pub mod churn;
+pub mod costs;
+pub mod crowd;
+pub mod reads;

@@ -1,0 +1,100 @@
+//! One job that several stores carry out, answered once.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::job::{Done, Job, Outcome, Write};
+
+/// The outcomes of a job as they come in from those who carry out its pieces.
+struct Joint {
+    outcomes: Vec<Option<Outcome>>,
+    missing: usize,
+    done: Option<Done>,
+}
+
+/// Divides a job: writes with the same mark go into one piece, in their order. `done` of the
+/// job is called when the last piece is answered.
+pub(super) fn divide<M: PartialEq>(
+    job: Job,
+    mark: impl Fn(&Write) -> M,
+) -> impl Iterator<Item = (M, Job)> {
+    let Job { writes, done } = job;
+    let joint = Joint {
+        outcomes: writes.iter().map(|_| None).collect(),
+        missing: writes.len(),
+        done: Some(done),
+    };
+    let joint = Arc::new(Mutex::new(joint));
+    let mut pieces: Vec<(M, Vec<usize>, Vec<Write>)> = Vec::new();
+    for (place, write) in writes.into_iter().enumerate() {
+        let mark = mark(&write);
+        match pieces.iter_mut().find(|piece| piece.0 == mark) {
+            Some((_, places, writes)) => {
+                places.push(place);
+                writes.push(write);
+            }
+            None => pieces.push((mark, vec![place], vec![write])),
+        }
+    }
+    pieces.into_iter().map(move |(mark, places, writes)| {
+        let joint = joint.clone();
+        let done: Done = Box::new(move |outcomes| answer(&joint, &places, outcomes));
+        (mark, Job { writes, done })
+    })
+}
+
+fn answer(joint: &Mutex<Joint>, places: &[usize], outcomes: Vec<Outcome>) {
+    let mut joint = joint.lock().unwrap_or_else(PoisonError::into_inner);
+    for (place, outcome) in places.iter().zip(outcomes) {
+        if joint.outcomes[*place].replace(outcome).is_none() {
+            joint.missing -= 1;
+        }
+    }
+    let done = match joint.missing {
+        0 => joint.done.take(),
+        _ => None,
+    };
+    let outcomes = std::mem::take(&mut joint.outcomes);
+    match done {
+        Some(done) => {
+            // Whoever is told may hand over the next job.
+            drop(joint);
+            done(outcomes.into_iter().map(|outcome| outcome.unwrap_or(Outcome::Retry)).collect());
+        }
+        None => joint.outcomes = outcomes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn remove(recipient: &str) -> Write {
+        Write::RemoveAccount { recipient: recipient.into() }
+    }
+
+    fn is(n: u64) -> Outcome {
+        Outcome::Done { rows: n }
+    }
+
+    #[test]
+    fn outcomes_come_back_in_the_order_of_the_writes() {
+        let (tell, told) = mpsc::channel();
+        let done = Box::new(move |outcomes| tell.send(outcomes).expect("listens"));
+        let writes = ["a1", "b2", "a3", "c4", "b5"].map(remove).into();
+        let kind = |write: &Write| write.recipient()[..1].to_owned();
+        let pieces: Vec<(String, Job)> = divide(Job { writes, done }, kind).collect();
+        let kinds: Vec<(&str, usize)> =
+            pieces.iter().map(|(mark, job)| (mark.as_str(), job.writes.len())).collect();
+        assert_eq!(kinds, [("a", 2), ("b", 2), ("c", 1)]);
+        // Answered in another order than they were given.
+        for (_, job) in pieces.into_iter().rev() {
+            assert!(told.try_recv().is_err());
+            let number = |write: &Write| is(write.recipient()[1..].parse().expect("a number"));
+            let outcomes = job.writes.iter().map(number).collect();
+            (job.done)(outcomes);
+        }
+        assert_eq!(told.try_recv(), Ok((1..=5).map(is).collect()));
+    }
+}
