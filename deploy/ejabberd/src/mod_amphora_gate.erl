@@ -49,6 +49,9 @@
 -define(COPY_MS, 60000).
 -define(COPY_LAST_MS, 24 * 60 * 60 * 1000).
 
+%% For so long a session that was resumed waits for the one that replaces it to have its name.
+-define(SUCCESSOR_MS, 5000).
+
 -record(g, {
     %% name on the link, for ever
     id,
@@ -83,8 +86,8 @@
     settling = #{},
     %% something was given back to the worker since it was last asked whether all is decided
     gave = false,
-    %% the process that this one has replaced, while it is there; the gate is told to open
-    replaced,
+    %% the processes that this one has replaced, while they are there: monitor -> pid; the gate is told to open
+    replaced = #{},
     may_open = false,
     %% when the client read the archive, before it became available
     read,
@@ -301,8 +304,13 @@ set_gate(State, #g{id = Id} = G, Gate) ->
     ets:insert(map_get(seats, ctx(State)), {self(), Id, Gate}),
     G#g{gate = Gate}.
 
-c2s_copy_session(State, #{amphora := #g{} = G, sid := {_, Old}}) ->
-    put_g(State, G#g{replaced = erlang:monitor(process, Old), may_open = false});
+%% It has the name from now on, and before the one that it replaces is told to end: what that one still gets
+%% finds its way.
+c2s_copy_session(State, #{amphora := #g{id = Id} = G, sid := {_, Old}}) ->
+    ets:insert(map_get(sessions, ctx(State)), {Id, self()}),
+    Before = [Old | maps:values(G#g.replaced)],
+    Replaced = maps:from_list([{erlang:monitor(process, Pid), Pid} || Pid <- Before]),
+    put_g(State, G#g{replaced = Replaced, may_open = false, repeating = false});
 c2s_copy_session(State, _OldState) -> State.
 
 c2s_session_resumed(#{amphora := #g{} = G, jid := JID} = State) ->
@@ -362,6 +370,8 @@ can_take(#{amphora := #g{priority = P}}) -> is_integer(P) andalso P >= 0.
 
 %% The server's table says already what the presence says, and what was routed since then is behind this
 %% in the mailbox.
+c2s_self_presence({_, #{mgmt_state := resumed}} = Acc) ->
+    Acc;
 c2s_self_presence({#presence{type = Type} = Presence, #{amphora := #g{priority = Before} = G} = State}) when
     Type == available; Type == unavailable
 ->
@@ -417,7 +427,7 @@ close_gate(#{amphora := #g{bare = Bare} = G, jid := #jid{luser = LUser}, lserver
         false ->
             Ctx = ctx(State),
             N = G#g.n + 1,
-            G1 = G#g{gave = false, n = N, answer_at = mod_amphora:now_ms(), parked = false},
+            G1 = G#g{gave = false, may_open = false, n = N, answer_at = mod_amphora:now_ms(), parked = false},
             G2 =
                 case G1#g.limited of
                     true -> G1;
@@ -454,24 +464,29 @@ limit_reached(#{amphora := #g{in_flight = InFlight, answer_at = At}} = State) ->
 
 min_time(At) -> At.
 
-release(#{amphora := #g{replaced = undefined} = G} = State) ->
+release(#{amphora := #g{replaced = Replaced} = G} = State) when map_size(Replaced) == 0 ->
     write_on(put_g(State, set_gate(State, G#g{may_open = false}, releasing)));
 release(#{amphora := G} = State) ->
     put_g(State, G#g{may_open = true}).
 
-%% The process that this one replaced is gone: all that it had is here. Until then nothing was given back, for
-%% it would have been in no order; it is not for long, and no more than comes meanwhile.
-alone(#{amphora := #g{waiting = Waiting, may_open = MayOpen} = G} = State) ->
+%% The processes that this one replaced are gone: all that they had is here. Until then nothing was given back,
+%% for it would have been in no order; it is not for long, and no more than comes meanwhile.
+alone(#{amphora := #g{waiting = Waiting, may_open = MayOpen, gate = Gate} = G} = State) ->
     #{opts := #{gate_messages := MaxCount, gate_bytes := MaxBytes}} = ctx(State),
-    Sorted = lists:sort(fun({A, _, _}, {B, _, _}) -> place(A) =< place(B) end, queue:to_list(Waiting)),
-    State1 = put_g(State, G#g{replaced = undefined, waiting = queue:from_list(Sorted)}),
-    case MayOpen of
+    {Placed, _} = lists:mapfoldl(fun with_place/2, 0, queue:to_list(Waiting)),
+    Sorted = [Entry || {_, Entry} <- lists:keysort(1, Placed)],
+    State1 = put_g(State, G#g{waiting = queue:from_list(Sorted)}),
+    case MayOpen orelse Gate /= closed of
         true -> release(State1);
         false when G#g.waiting_count > MaxCount; G#g.waiting_bytes > MaxBytes -> empty_gate(State1);
         false -> State1
     end.
 
-place(Message) -> xmpp:get_meta(Message, amphora_ord, 0).
+%% One that does not say it keeps the place that it has.
+with_place({Message, _, _} = Entry, Last) ->
+    {_, Inner} = without_carbon(Message),
+    Place = xmpp:get_meta(Inner, amphora_ord, Last),
+    {{Place, Entry}, Place}.
 
 has_sm(#{mgmt_state := S}) when S == active; S == pending -> true;
 has_sm(_) -> false.
@@ -498,7 +513,7 @@ c2s_filter_send({#message{} = Message, #{amphora := #g{} = G} = State} = Acc) ->
 c2s_filter_send(Acc) ->
     Acc.
 
-live(Message, #g{gate = open} = G, State) ->
+live(Message, #g{gate = open, replaced = Replaced} = G, State) when map_size(Replaced) == 0 ->
     case has_room(State) orelse not can_take(State) of
         true ->
             have(ctx(State), Message),
@@ -522,7 +537,7 @@ live(Message, _G, State) ->
 wait(Message, #{amphora := #g{waiting_count = Count, waiting_bytes = Sum} = G} = State) ->
     #{opts := #{gate_messages := MaxCount, gate_bytes := MaxBytes}} = ctx(State),
     Bytes = erlang:external_size(Message),
-    case G#g.replaced == undefined andalso (Count >= MaxCount orelse (Count > 0 andalso Sum + Bytes > MaxBytes)) of
+    case map_size(G#g.replaced) == 0 andalso (Count >= MaxCount orelse (Count > 0 andalso Sum + Bytes > MaxBytes)) of
         true ->
             ?INFO_MSG("The gate of ~ts is full, its ~b messages are intercepted", [G#g.jid, Count]),
             [Pid ! {amphora_gate, empty} || {_, _, Pid, _} <- others(State)],
@@ -742,6 +757,8 @@ never_sent(State, _Packet, _What) ->
 
 %%% ------------------------------------------------------------------ acknowledgements
 
+c2s_authenticated_packet(#{mgmt_state := resumed} = State, _Packet) ->
+    State;
 c2s_authenticated_packet(#{amphora := #g{}, mgmt_stanzas_out := Sent} = State, #sm_a{h = H}) when H =< Sent ->
     write_on(acknowledged(State, H));
 c2s_authenticated_packet(State, _Packet) ->
@@ -984,8 +1001,16 @@ has_unacknowledged(#g{items = Items}) -> lists:any(fun({Acked, _}) -> not Acked 
 c2s_handle_info(#{mgmt_state := resumed, amphora := #g{} = G} = State, {amphora_gate, What}) ->
     send_on(G, State, What),
     {stop, State};
-c2s_handle_info(#{amphora := #g{replaced = Ref}} = State, {'DOWN', Ref, process, _, _}) ->
-    {stop, alone(State)};
+c2s_handle_info(#{mgmt_state := resumed} = State, _Info) ->
+    State;
+c2s_handle_info(#{amphora := #g{replaced = Replaced} = G} = State, {'DOWN', Ref, process, _, _}) when
+    is_map_key(Ref, Replaced)
+->
+    State1 = put_g(State, G#g{replaced = maps:remove(Ref, Replaced)}),
+    case map_size(Replaced) of
+        1 -> {stop, alone(State1)};
+        _ -> {stop, State1}
+    end;
 c2s_handle_info(#{amphora := #g{}} = State, {amphora_gate, What}) ->
     {stop, on_info(What, State)};
 c2s_handle_info(#{jid := _, lserver := Host} = State, {amphora_gate, adopt}) ->
@@ -1063,12 +1088,32 @@ on_info(repeat, State) ->
 on_info(_What, State) ->
     State.
 
-send_on(#g{id = Id}, State, What) ->
+%% The one that replaces this one takes its name as soon as it has the state.
+send_on(G, State, What) ->
+    case successor(G, State, ?SUCCESSOR_MS) of
+        none -> send_back(State, What);
+        Pid -> Pid ! {amphora_gate, What}
+    end,
+    ok.
+
+successor(#g{id = Id} = G, State, Left) ->
     case ets:lookup(map_get(sessions, ctx(State)), Id) of
-        [{_, Pid}] when Pid /= self() -> Pid ! {amphora_gate, What};
-        %% it is about to be there
-        _ -> erlang:send_after(10, self(), {amphora_gate, What})
+        [{_, Pid}] when Pid /= self() ->
+            Pid;
+        [{_, _}] when Left > 0 ->
+            timer:sleep(1),
+            successor(G, State, Left - 1);
+        _ ->
+            none
     end.
+
+%% It has ended already, or was never there.
+send_back(State, {late, Message}) -> lost(State, Message, mod_amphora_xml:stamp());
+send_back(_State, {write, Message, Worker}) -> Worker ! {amphora_unwritten, key_of(Message)};
+send_back(_State, {where, Key, Who}) -> Who ! {amphora_where, Key, nowhere};
+send_back(_State, _What) -> ok.
+
+key_of(Message) -> map_get(key, xmpp:get_meta(Message, amphora)).
 
 adopted(State) ->
     #{amphora := G} = State1 = new(State),
@@ -1085,6 +1130,11 @@ adopted(State) ->
         false -> State2
     end.
 
+c2s_handle_call(#{mgmt_state := resumed} = State, Call, From) when
+    Call == amphora_let_go; Call == amphora_other_awake; Call == amphora_hear
+->
+    ejabberd_c2s:reply(From, ok),
+    {stop, State};
 c2s_handle_call(#{amphora := #g{out = Out, waiting = Waiting} = G} = State, amphora_let_go, From) ->
     Messages =
         [M || {live, M, _} <- queue:to_list(Out)] ++ [M || {M, _, _} <- queue:to_list(Waiting)],
@@ -1181,16 +1231,12 @@ drain_hand_overs(Last) ->
     after 0 -> Last
     end.
 
+%% What came for it and was not read yet.
 drain_writes(State) ->
     receive
-        {amphora_gate, {write, Message, Worker}} ->
-            #{key := Key, stamp := Stamp} = xmpp:get_meta(Message, amphora),
-            Worker ! {amphora_written, Key},
-            lost(State, Message, Stamp),
-            drain_writes(State);
-        {amphora_gate, {where, Key, Who}} ->
-            Who ! {amphora_where, Key, nowhere},
-            drain_writes(State)
+        {amphora_gate, {late, _} = What} -> send_back(State, What), drain_writes(State);
+        {amphora_gate, {write, _, _} = What} -> send_back(State, What), drain_writes(State);
+        {amphora_gate, {where, _, _} = What} -> send_back(State, What), drain_writes(State)
     after 0 -> ok
     end.
 

@@ -385,12 +385,12 @@ holds(Host, Bare, Key) ->
 -spec undelivered(map(), message(), map()) -> ok.
 undelivered(#{host := Host, held := Held, foreign := Foreign} = Ctx, #message{to = To} = Message, What) ->
     Key = maps:get(key, What, undefined),
-    case Key /= undefined andalso ets:member(Held, Key) of
+    Bare = mod_amphora_facts:bare(To#jid.luser, Host),
+    {_, Worker} = mod_amphora:worker(Ctx, Bare),
+    case Key /= undefined andalso is_held(Held, Key, Worker) of
         true ->
             ok;
         false ->
-            Bare = mod_amphora_facts:bare(To#jid.luser, Host),
-            {_, Worker} = mod_amphora:worker(Ctx, Bare),
             [ets:insert(Foreign, {Key, Worker}) || Key /= undefined, is_foreign(Ctx, Key, Bare)],
             Settle = Key /= undefined andalso mod_amphora_broadcast:is_key(Key),
             _ = Settle andalso mod_amphora_broadcast:returned(Host, Key),
@@ -403,6 +403,14 @@ undelivered(#{host := Host, held := Held, foreign := Foreign} = Ctx, #message{to
             }),
             ok
     end.
+
+%% The worker may be about to note that a session has it.
+is_held(Held, Key, Worker) ->
+    ets:member(Held, Key) andalso
+        begin
+            _ = wait_for(Worker),
+            ets:member(Held, Key)
+        end.
 
 is_foreign(#{token := Token} = Ctx, Key, Bare) ->
     {Index, _} = mod_amphora:worker(Ctx, Bare),
@@ -548,6 +556,7 @@ on_info({amphora_follow, Bare, From, F}, W) -> add_follower(W, Bare, From, F);
 on_info({amphora_verdicts, Component, Gen, Verdicts}, W) -> pump(verdicts(W, {Component, Gen}, Verdicts));
 on_info({amphora_verdict, _, _, _}, W) -> W;
 on_info({amphora_written, Key}, W) -> written(W, Key);
+on_info({amphora_unwritten, Key}, W) -> unwritten_by_one(W, Key);
 on_info({amphora_seat, {reason, Reason}}, W) -> mod_amphora_seats:reason(W, Reason);
 on_info({amphora_seat, {left, Id}}, W) -> mod_amphora_seats:left(W, Id);
 on_info({amphora_seat, {ended, Bare, Id, What}}, W) -> mod_amphora_seats:ended(W, Bare, Id, What);
@@ -1523,7 +1532,7 @@ deliver_rules(#w{host = Host} = W, #h{bare = Bare, from = From, ord = Ord, key =
         {ok, Message0} ->
             Message = mod_amphora_xml:address_rules(Message0),
             Meta = #{key => Key, stamp => H#h.stamp, silent => Silent},
-            Marked = xmpp:put_meta(xmpp:put_meta(Message, amphora, Meta), amphora_copy, {node(), Key}),
+            Marked = marked(W, Message, Meta),
             Redirected =
                 mod_amphora_forward:any(Host) andalso
                     not mod_amphora_facts:is_blocked(H#h.luser, Host, H#h.from_jid) andalso
@@ -1539,6 +1548,11 @@ deliver_rules(#w{host = Host} = W, #h{bare = Bare, from = From, ord = Ord, key =
                 {Stored, Archived} -> to_offline_stage(W, H, Stored, Archived)
             end
     end.
+
+%% With its key, the name of its copies and its place in the order in which sessions get what is for them.
+marked(#w{ctx = Ctx}, Message, #{key := Key} = Meta) ->
+    Marks = #{amphora => Meta, amphora_copy => {node(), Key}, amphora_ord => mod_amphora:new_ord(Ctx)},
+    Message#message{meta = maps:merge(Message#message.meta, Marks)}.
 
 %% A settled send went to sessions, or to nobody. They say whether it was written, or waits in a gate.
 routed(#w{host = Host} = W, #h{key = Key, luser = LUser, to = To} = H) ->
@@ -1597,8 +1611,7 @@ deliver_to_sessions(#w{host = Host} = W, #h{listed = Listed, key = Key} = H, Sen
                     true -> mod_amphora_xml:add_delay(Message0, Host, H#h.stamp);
                     false -> Message0
                 end,
-            Meta = #{key => Key, stamp => H#h.stamp},
-            Marked = xmpp:put_meta(xmpp:put_meta(Message, amphora, Meta), amphora_copy, {node(), Key}),
+            Marked = marked(W, Message, #{key => Key, stamp => H#h.stamp}),
             [Pid ! {amphora_gate, {write, Marked, self()}} || Pid <- Alive],
             put_held(W, H#h{writing = {mod_amphora:now_ms(), Sends}});
         _ ->
@@ -1612,6 +1625,13 @@ written(#w{held = Held} = W, Key) ->
             advance(W1, Bare, From);
         _ ->
             W
+    end.
+
+%% A session ended before it wrote it. Where others were to write it as well, they say so, or are not heard of.
+unwritten_by_one(#w{held = Held} = W, Key) ->
+    case Held of
+        #{Key := #h{writing = {_, _}, listed = [_]} = H} -> pump(ask_again(W, H));
+        _ -> W
     end.
 
 pause_from(W, #h{bare = Bare, from = From, ord = Ord} = H) ->
