@@ -141,9 +141,12 @@ restore_mod_offline(Host) ->
 config_reloaded() ->
     lists:foreach(fun host_config_reloaded/1, [H || H <- ejabberd_option:hosts(), loaded(H)]).
 
-%% What is on its way out goes back to its senders.
+%% What is on its way out goes back to its senders; what sessions have in hand comes back, while there is
+%% somebody to keep it: the server would end them all at a time, and some before they could say anything.
 stopping() ->
-    lists:foreach(fun mod_amphora_edge:stop_all/1, [H || H <- ejabberd_option:hosts(), loaded(H)]).
+    Hosts = [H || H <- ejabberd_option:hosts(), loaded(H)],
+    lists:foreach(fun mod_amphora_edge:stop_all/1, Hosts),
+    lists:foreach(fun mod_amphora_gate:end_all/1, Hosts).
 
 host_config_reloaded(Host) ->
     set_aside_mod_offline(Host),

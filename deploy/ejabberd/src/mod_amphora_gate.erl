@@ -20,7 +20,7 @@
 %%% was stored}. It comes back from a session only if no other has it or may still acknowledge it.
 -module(mod_amphora_gate).
 
--export([hooks/1, adopt/1, let_go/1]).
+-export([hooks/1, adopt/1, let_go/1, end_all/1]).
 -export([is_open/2, renew/2, write/2, fetches/1, fetched_by_one/2, new_copy/1, copy/3, forget_copies/1]).
 -export([
     c2s_session_opened/1,
@@ -51,6 +51,9 @@
 
 %% For so long a session that was resumed waits for the one that replaces it to have its name.
 -define(SUCCESSOR_MS, 5000).
+
+%% For so long the server's stop waits for sessions to end.
+-define(END_MS, 20000).
 
 -record(g, {
     %% name on the link, for ever
@@ -186,6 +189,32 @@ let_go(Host) ->
      || Pid <- local_sessions(Host)
     ],
     ok.
+
+%% Ends the sessions of this node, as the server is about to, and waits until each has said what it leaves.
+end_all(Host) ->
+    Pids = local_sessions(Host),
+    Refs = [erlang:monitor(process, Pid) || Pid <- Pids],
+    lists:foreach(
+        fun(Pid) ->
+            ejabberd_c2s:send(Pid, xmpp:serr_system_shutdown()),
+            ejabberd_c2s:stop_async(Pid)
+        end,
+        Pids
+    ),
+    Timer = erlang:start_timer(?END_MS, self(), ended),
+    case await_ends(Refs, Timer) of
+        0 -> ok;
+        N -> ?WARNING_MSG("~b sessions of ~ts did not end within ~b ms", [N, Host, ?END_MS])
+    end.
+
+await_ends([], Timer) ->
+    _ = erlang:cancel_timer(Timer),
+    0;
+await_ends([Ref | Rest] = Refs, Timer) ->
+    receive
+        {'DOWN', Ref, process, _, _} -> await_ends(Rest, Timer);
+        {timeout, Timer, ended} -> length(Refs)
+    end.
 
 local_sessions(Host) ->
     [
