@@ -516,9 +516,11 @@ links(Links, #state{held = All, links = Before} = State) ->
         _ -> lists:foldl(fun(#held{id = Id}, Acc) -> consult(Id, Acc) end, Fresh, in_order(unasked(Fresh)))
     end.
 
-%% All that is not under way is asked for again, in the order in which it came.
+%% All that is not under way is asked for again, in the order in which it came: a pause was for a link that is
+%% no more.
 begin_anew(#state{held = All} = State) ->
-    Anew = fun(_, #held{link = undefined, verdict = undefined} = Held) -> Held#held{supports = unknown};
+    Anew = fun(_, #held{link = undefined, verdict = undefined} = Held) ->
+                  Held#held{supports = unknown, resume_at = undefined, tries = 0};
               (_, Held) -> Held
            end,
     State#state{held = maps:map(Anew, All), ready = queue:new()}.

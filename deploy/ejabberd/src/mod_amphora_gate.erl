@@ -358,7 +358,8 @@ c2s_session_resumed(State) ->
     State.
 
 %% It has lost its connection, and may be resumed.
-c2s_session_pending(#{amphora := #g{} = G, jid := JID} = State) ->
+c2s_session_pending(#{amphora := #g{}, jid := JID} = State0) ->
+    #{amphora := G} = State = tell_waiting(State0),
     say_flags(JID, [asleep] ++ [fetches || G#g.fetches]),
     %% what it has completely stays with it
     case G#g.done /= G#g.n andalso is_other_awake(State) of
@@ -575,12 +576,43 @@ wait(Message, #{amphora := #g{waiting_count = Count, waiting_bytes = Sum} = G} =
             add_waiting(Message, Bytes, State)
     end.
 
-add_waiting(Message, Bytes, #{amphora := #g{} = G} = State) ->
+add_waiting(Message0, Bytes, #{amphora := #g{} = G} = State) ->
+    Message = tell_sleeper(Message0, State),
     put_g(State, G#g{
         waiting = queue:in({Message, Bytes, mod_amphora_xml:stamp()}, G#g.waiting),
         waiting_count = G#g.waiting_count + 1,
         waiting_bytes = G#g.waiting_bytes + Bytes
     }).
+
+%% One who sleeps is told of what waits for him as of what is written to him, and once.
+tell_sleeper(Message, #{lserver := Host, push_enabled := true, mgmt_state := pending} = State) ->
+    case gen_mod:is_loaded(Host, mod_push) of
+        true ->
+            _ = mod_push:c2s_stanza(State, Message, ok),
+            xmpp:put_meta(Message, amphora_told, true);
+        false ->
+            Message
+    end;
+tell_sleeper(Message, _State) ->
+    Message.
+
+%% He falls asleep, and was told of what he has not acknowledged. That stands for all.
+tell_waiting(#{push_enabled := true, mgmt_queue := Queue, amphora := #g{waiting = Waiting} = G} = State) ->
+    case queue:to_list(Waiting) of
+        [] ->
+            State;
+        [{First, Bytes, Stamp} | Rest] ->
+            IsTold = lists:any(fun({_, _, Packet}) -> mod_push:is_incoming_chat_msg(Packet) end, p1_queue:to_list(Queue)),
+            Told =
+                case IsTold of
+                    true -> First;
+                    false -> tell_sleeper(First, State)
+                end,
+            Marked = [{xmpp:put_meta(M, amphora_told, true), B, S} || {M, B, S} <- [{Told, Bytes, Stamp} | Rest]],
+            put_g(State, G#g{waiting = queue:from_list(Marked)})
+    end;
+tell_waiting(State) ->
+    State.
 
 %% All in it is intercepted, in order. What several gates hold is stored once.
 empty_gate(#{amphora := #g{waiting = Waiting, parked = Parked} = G} = State) ->
@@ -662,6 +694,9 @@ is_connected(_) -> true.
 
 write_one(State, {item, Id, Message}) ->
     ejabberd_c2s:send(State, xmpp:put_meta(Message, amphora_written, {item, Id}));
+write_one(#{push_enabled := true} = State, {live, #message{meta = #{amphora_told := true}} = Message, Stamp}) ->
+    State1 = write_one(maps:remove(push_enabled, State), {live, xmpp:del_meta(Message, amphora_told), Stamp}),
+    State1#{push_enabled => true};
 write_one(State, {live, Message, Stamp}) ->
     ejabberd_c2s:send(State, xmpp:put_meta(Message, amphora_written, {waited, Stamp}));
 write_one(State, {own, {Stanza, Pid, Ref}}) ->
