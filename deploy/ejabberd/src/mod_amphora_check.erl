@@ -2,7 +2,7 @@
 %%% wrong is warned about by name, with the remedy.
 -module(mod_amphora_check).
 
--export([options/2, settings/1]).
+-export([options/2, settings/1, stanza_limit/1]).
 
 -include("logger.hrl").
 -include("mod_amphora.hrl").
@@ -44,6 +44,16 @@ warnings(Host) ->
         [client_queue(Id, Opts) || {Id, Opts} <- Clients, queue(Opts) < ?C2S_QUEUE],
         stream_management(Host)
     ]).
+
+%% What the listeners of these components take in a stanza: bytes, or infinity.
+-spec stanza_limit([binary()]) -> pos_integer() | infinity.
+stanza_limit(Components) ->
+    Services = [Opts || {_, ejabberd_service, Opts} <- listeners(ejabberd_option:listen())],
+    Limits = [
+        proplists:get_value(max_stanza_size, Opts, infinity)
+     || Opts <- Services, lists:any(fun(C) -> takes(C, Opts) end, Components)
+    ],
+    lists:min([infinity | Limits]).
 
 listeners(Listeners) -> [{Id, map_get_module(Opts), Opts} || {Id, _Module, Opts} <- [listener(L) || L <- Listeners]].
 

@@ -24,7 +24,6 @@
 -define(REQUEST_BYTES, 64 * 1024). % of a request; a thousand names fit
 -define(MAX_DEPTH, 32). % levels of elements in a request
 -define(SWEEP, 250).
--define(RESUMED, 1000). % milliseconds until a session whose process is gone counts as ended, unless it was resumed
 -define(PREFIX, "amphora-retrieve-").
 
 -record(batch, {
@@ -233,8 +232,6 @@ handle_info({amphora_shown, {Name, Batch}}, State) when is_binary(Batch) ->
     {noreply, with(Name, State, fun(Request) -> acknowledged(Request, Batch, State) end)};
 handle_info({'DOWN', Ref, process, _Pid, _}, State) ->
     {noreply, session_left(Ref, State)};
-handle_info({look_for, Session}, State) ->
-    {noreply, look_for(Session, State)};
 handle_info(sweep, State) ->
     erlang:send_after(?SWEEP, self(), sweep),
     {noreply, pump(sweep(mod_amphora:now_ms(), State))};
@@ -242,7 +239,8 @@ handle_info(_Other, State) ->
     {noreply, State}.
 
 terminate(_Reason, #state{requests = Requests}) ->
-    Left = [IQ || #request{state = What, iq = IQ} <- maps:values(Requests), What =:= waiting orelse What =:= asked],
+    %% what was behind messages that are shown is dropped with them
+    Left = [IQ || #request{state = What, iq = IQ} <- maps:values(Requests), What =/= over],
     Error = unavailable(<<"The storage went away">>),
     lists:foreach(fun(IQ) -> ejabberd_router:route(refuse(IQ, Error)) end, Left).
 
@@ -518,12 +516,15 @@ known(#request{batches = Batches} = Request, Batch, State) ->
 
 %%% ------------------------------------------------------------------ ends
 
-%% The process of a session is gone. If it is resumed, another one has its name soon.
+%% The process of a session is gone. If it was resumed, another one has its name already.
 session_left(Ref, #state{monitors = Monitors} = State) ->
     case maps:take(Ref, Monitors) of
         {Session, Rest} ->
-            _ = has_requests(Session, State) andalso erlang:send_after(?RESUMED, self(), {look_for, Session}),
-            State#state{monitors = Rest};
+            Left = State#state{monitors = Rest},
+            case has_requests(Session, Left) of
+                true -> look_for(Session, Left);
+                false -> Left
+            end;
         error ->
             State
     end.
@@ -533,8 +534,13 @@ has_requests(Session, #state{requests = Requests}) ->
 
 look_for(Session, State) ->
     case process_of_session(Session, State) of
-        none -> session_ended(Session, State);
-        Pid -> watch(Session, Pid, State)
+        none ->
+            session_ended(Session, State);
+        Pid ->
+            case is_process_alive(Pid) of
+                true -> watch(Session, Pid, State);
+                false -> session_ended(Session, State)
+            end
     end.
 
 %% Of what was answered the node keeps nothing.

@@ -96,7 +96,9 @@ set_options(Host, Opts) ->
     mod_amphora_queue:options(Host).
 
 options(Opts) ->
-    maps:from_list([{Name, value(Name, gen_mod:get_opt(Name, Opts))} || {Name, _} <- mod_amphora:mod_options(<<>>)]).
+    Values = [{Name, value(Name, gen_mod:get_opt(Name, Opts))} || {Name, _} <- mod_amphora:mod_options(<<>>)],
+    #{max_stanza := Mine, components := Components} = Map = maps:from_list(Values),
+    Map#{max_stanza := min(Mine, mod_amphora_check:stanza_limit(Components))}.
 
 value(Name, Value) ->
     case lists:member(Name, ?TIMES) of
