@@ -1,7 +1,7 @@
 %%% What the server knows and a node asks for: rights, block lists, accounts, sessions.
 -module(mod_amphora_facts).
 
--export([may_see/3, is_blocked/3, account_exists/2, sessions/2, takers/3, archives/1]).
+-export([may_see/3, is_blocked/3, account_exists/2, sessions/2, takers/3, archives/1, read_since/3]).
 -export([is_storable/2, jid/1, bare/2, seal/4, too_large/2]).
 
 -include("xmpp.hrl").
@@ -50,6 +50,19 @@ sessions(LUser, Host) ->
             lists:member(asleep, proplists:get_value(amphora, Info, []))}
      || {Resource, Info} <- ejabberd_sm:get_user_info(LUser, Host)
     ].
+
+%% Has a session of the user's that is there read the archive since then, before it became available?
+-spec read_since(binary(), binary(), binary()) -> boolean().
+read_since(LUser, Host, Stamp) ->
+    lists:any(
+        fun({_, Info}) ->
+            case lists:keyfind(read, 1, proplists:get_value(amphora, Info, [])) of
+                {read, Read} -> Read >= Stamp;
+                false -> false
+            end
+        end,
+        ejabberd_sm:get_user_info(LUser, Host)
+    ).
 
 %% Who would get a message if it were routed now. A decision holds only as long as this.
 takers(LUser, Host, #jid{lresource = LResource}) ->

@@ -342,10 +342,10 @@ c2s_copy_session(State, #{amphora := #g{id = Id} = G, sid := {_, Old}}) ->
     put_g(State, G#g{replaced = Replaced, may_open = false, repeating = false});
 c2s_copy_session(State, _OldState) -> State.
 
-c2s_session_resumed(#{amphora := #g{} = G, jid := JID} = State) ->
+c2s_session_resumed(#{amphora := #g{} = G} = State) ->
     Ctx = ctx(State),
     register_g(Ctx, G),
-    say_flags(JID, [fetches || G#g.fetches]),
+    say_flags(State, G),
     State1 = acknowledged(State, acked_position(State)),
     case can_take(State1) of
         true ->
@@ -358,9 +358,9 @@ c2s_session_resumed(State) ->
     State.
 
 %% It has lost its connection, and may be resumed.
-c2s_session_pending(#{amphora := #g{}, jid := JID} = State0) ->
+c2s_session_pending(#{amphora := #g{}} = State0) ->
     #{amphora := G} = State = tell_waiting(State0),
-    say_flags(JID, [asleep] ++ [fetches || G#g.fetches]),
+    say_flags(State, G),
     %% what it has completely stays with it
     case G#g.done /= G#g.n andalso is_other_awake(State) of
         true ->
@@ -373,7 +373,11 @@ c2s_session_pending(#{amphora := #g{}, jid := JID} = State0) ->
 c2s_session_pending(State) ->
     State.
 
-say_flags(#jid{luser = U, lserver = S, lresource = R}, Flags) ->
+%% What others want to know of it: whether it sleeps, fetches for itself, and has read the archive.
+say_flags(#{jid := #jid{luser = U, lserver = S, lresource = R}} = State, #g{fetches = Fetches, read = Read}) ->
+    Flags =
+        [asleep || maps:get(mgmt_state, State, inactive) == pending] ++ [fetches || Fetches] ++
+            [{read, Read} || Read /= undefined],
     _ = ejabberd_sm:set_user_info(U, S, R, amphora, Flags),
     ok.
 
@@ -432,7 +436,10 @@ user_send_packet({#iq{type = Type, sub_els = [Query]} = IQ, #{amphora := #g{} = 
     Type == set; Type == get
 ->
     case is_archive_query(Query) andalso not can_take(State) andalso mod_amphora_facts:archives(Host) of
-        true -> {IQ, put_g(State, G#g{read = mod_amphora_xml:stamp()})};
+        true ->
+            G1 = G#g{read = mod_amphora_xml:stamp()},
+            say_flags(State, G1),
+            {IQ, put_g(State, G1)};
         false -> Acc
     end;
 user_send_packet(Acc) ->
@@ -1130,9 +1137,10 @@ on_info({where, Key, Who}, #{amphora := #g{settling = Settling} = G} = State) ->
     end;
 on_info({own, Entries}, #{amphora := #g{out = Out} = G} = State) ->
     write_on(put_g(State, G#g{out = lists:foldl(fun(E, Q) -> queue:in({own, E}, Q) end, Out, Entries)}));
-on_info(fetches, #{amphora := #g{} = G, jid := JID} = State) ->
-    say_flags(JID, [fetches] ++ [asleep || maps:get(mgmt_state, State, inactive) == pending]),
-    put_g(State, G#g{fetches = true});
+on_info(fetches, #{amphora := #g{} = G} = State) ->
+    G1 = G#g{fetches = true},
+    say_flags(State, G1),
+    put_g(State, G1);
 on_info({limit, N}, #{amphora := #g{n = N, gate = closed, parked = false} = G} = State) ->
     case limit_reached(State) of
         true ->

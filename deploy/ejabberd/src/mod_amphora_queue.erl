@@ -1568,7 +1568,9 @@ routed(#w{host = Host} = W, #h{key = Key, luser = LUser, to = To} = H) ->
 to_offline_stage(#w{ctx = Ctx, host = Host} = W, H, Message, Archived) ->
     #{held := Held, counters := Counters, pairs := Pairs} = Ctx,
     #h{bare = Bare, from = From, key = Key, ord = Ord} = H,
-    {El, IsArchived} = reseal(Host, Message, Bare, Key, Archived),
+    {El, Sealed} = reseal(Host, Message, Bare, Key, Archived),
+    %% the archive has it only now: who read it since the stamp has not seen this one
+    IsArchived = Sealed andalso not mod_amphora_facts:read_since(H#h.luser, Host, H#h.stamp),
     Bytes = mod_amphora_xml:bytes(El),
     atomics:add(Counters, 4, Bytes - H#h.bytes),
     H1 = H#h{
