@@ -81,8 +81,10 @@ takers(LUser, Host, #jid{lresource = LResource}) ->
             end
     end.
 
-%% Would mod_offline store it? The same questions as it asks.
+%% Would mod_offline store it? The same questions as it asks, and one more.
 is_storable(_Host, #message{type = Type}) when Type == error; Type == headline; Type == groupchat -> false;
+%% what a client did not acknowledge of the archive's answer is still in the archive
+is_storable(_Host, #message{sub_els = [#mam_result{} | _]}) -> false;
 is_storable(Host, #message{sub_els = []} = Message) -> is_storable_body(Host, Message);
 is_storable(Host, #message{sub_els = Els} = Message) ->
     Offline = lists:any(fun(El) -> xmpp:get_name(El) == <<"offline">> andalso xmpp:get_ns(El) == ?NS_FLEX end, Els),
