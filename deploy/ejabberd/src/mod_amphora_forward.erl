@@ -182,8 +182,8 @@ redirect(Host, Bare, Message, Silent) ->
 
 refuse(_Message, true) -> ok;
 refuse(Message, false) ->
-    ejabberd_router:route_error(Message, (xmpp:err_policy_violation(<<"The message was sent on too often">>, <<"en">>))
-                                             #stanza_error{type = cancel}).
+    Error = xmpp:err_policy_violation(<<"The message was sent on too often">>, <<"en">>),
+    mod_amphora_xml:bounce(Message, Error#stanza_error{type = cancel}).
 
 %% Its rules name the sender, and the address that he wrote to (section 4.1 of XEP-0079).
 send_on(Host, Bare, #jid{lserver = Domain} = To, #message{from = From} = Message, Silent) ->
