@@ -138,7 +138,7 @@ async def test_the_time_of_a_removal(workshop, clients):
 
 async def test_what_is_to_be_stored_does_not_wait_for_its_pair(workshop, clients):
     """I3: a flood of one sender to one user who is away goes out at once, each after the one before."""
-    prosody = workshop.prosody()
+    prosody = workshop.server()
     alice, bob = prosody.people("alice", "bob")
     async with Component(prosody) as node:
         await node.greet()
