@@ -478,7 +478,7 @@ async def test_at_strict_an_entry_tells_a_stranger_nothing(workshop, clients):
     # nobody is at the gateway: an error is silent where it answers rules
     silent = e.send_xml(message(f"123@{SMS}", "x", payload=amp(rule("drop", "deliver", "none"))))
     told = await e.inbox.reply(e.send_text(f"123@{SMS}", "x"))
-    assert told.condition == unreachable(site.prosody)
+    assert told.condition == unreachable(prosody)
     assert e.inbox.with_id(silent) == []
     f = await clients.online(prosody, friend, "desk")
     id = f.send_xml(message(fred, "x", payload=amp(rule(*alert))))

@@ -790,9 +790,10 @@ take_in(W, #h{stage = rules} = H) ->
     end;
 take_in(W, H) ->
     W1 = make_room(W),
-    Short = memory_short(W1),
-    case (Short orelse straight_to_spool(W1)) andalso spool_full(W1) of
-        true when Short; W1#w.stopping ->
+    %% what is in the journal has its room already
+    IsSpooled = H#h.spooled /= undefined,
+    case not IsSpooled andalso (memory_short(W1) orelse straight_to_spool(W1)) andalso spool_full(W1) of
+        true ->
             case message_of(W1, H) of
                 {ok, Message} ->
                     Text = <<"The server can keep no more messages">>,
