@@ -1187,8 +1187,23 @@ send_back(_State, _What) -> ok.
 
 key_of(Message) -> map_get(key, xmpp:get_meta(Message, amphora)).
 
+%% What a session knows while the module is not there: a module that is loaded again, and hands over to it anew,
+%% must not write once more what is on its way. The numbers of batches are another session's then.
+keep(#g{items = Items, out = Out, track = Track, in_flight = InFlight, read = Read}, State) ->
+    Unwritten = [Id || {item, Id, _} <- queue:to_list(Out)],
+    Known = maps:map(fun(_, {Acked, _}) -> {Acked, []} end, maps:without(Unwritten, Items)),
+    State#{amphora_kept => #g{items = Known, track = Track, in_flight = InFlight, read = Read}}.
+
+with_kept(#{amphora := G, amphora_kept := #g{items = Items, track = Track, in_flight = InFlight, read = Read}} = State) ->
+    State1 = put_g(maps:remove(amphora_kept, State), G#g{
+        items = Items, track = Track, in_flight = InFlight, read = Read
+    }),
+    acknowledged(State1, acked_position(State1));
+with_kept(State) ->
+    State.
+
 adopted(State) ->
-    #{amphora := G} = State1 = new(State),
+    #{amphora := G} = State1 = with_kept(new(State)),
     Priority =
         case State of
             #{pres_last := #presence{priority = undefined}} -> 0;
@@ -1213,7 +1228,7 @@ c2s_handle_call(#{amphora := #g{out = Out, waiting = Waiting} = G} = State, amph
     unregister_g(ctx(State), G),
     State1 = lists:foldl(
         fun(M, Acc) -> ejabberd_c2s:send(Acc, xmpp:put_meta(M, amphora_written, live)) end,
-        maps:remove(amphora, State),
+        keep(G, maps:remove(amphora, State)),
         Messages
     ),
     ejabberd_c2s:reply(From, ok),
