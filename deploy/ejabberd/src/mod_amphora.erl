@@ -59,12 +59,14 @@ start(Host, Opts) ->
 stop(Host) ->
     case loaded(Host) of
         true ->
-            %% first, so that what waited for its pair goes into the gates and not past them
+            %% first, so that what waited for its pair goes into the gates and not past them; and once more for
+            %% what was in the gates
             mod_amphora_queue:stop_all(Host, <<"The module is unloaded">>),
             mod_amphora_edge:stop_all(Host),
             mod_amphora_retrieve:stop(Host),
             mod_amphora_broadcast:stop(Host),
             mod_amphora_gate:let_go(Host),
+            mod_amphora_queue:stop_all(Host, <<"The module is unloaded">>),
             remove_hooks(Host),
             mod_amphora_sup:stop_host(Host),
             restore_mod_offline(Host);

@@ -178,7 +178,7 @@ fetched_by_one(Host, LUser) ->
 %% Sessions that were there before the module.
 adopt(Host) -> [Pid ! {amphora_gate, adopt} || Pid <- local_sessions(Host)], ok.
 
-%% What waits goes to its session.
+%% The module goes: what waits in a gate is behind what is stored, and goes to the spool.
 let_go(Host) ->
     [
         try
@@ -1189,10 +1189,10 @@ key_of(Message) -> map_get(key, xmpp:get_meta(Message, amphora)).
 
 %% What a session knows while the module is not there: a module that is loaded again, and hands over to it anew,
 %% must not write once more what is on its way. The numbers of batches are another session's then.
-keep(#g{items = Items, out = Out, track = Track, in_flight = InFlight, read = Read}, State) ->
+keep(#g{items = Items, out = Out, track = Track, in_flight = InFlight, read = Read, gate = Gate}, State) ->
     Unwritten = [Id || {item, Id, _} <- queue:to_list(Out)],
     Known = maps:map(fun(_, {Acked, _}) -> {Acked, []} end, maps:without(Unwritten, Items)),
-    State#{amphora_kept => #g{items = Known, track = Track, in_flight = InFlight, read = Read}}.
+    State#{amphora_kept => #g{items = Known, track = Track, in_flight = InFlight, read = Read, gate = Gate}}.
 
 with_kept(#{amphora := G, amphora_kept := #g{items = Items, track = Track, in_flight = InFlight, read = Read}} = State) ->
     State1 = put_g(maps:remove(amphora_kept, State), G#g{
@@ -1203,6 +1203,12 @@ with_kept(State) ->
     State.
 
 adopted(State) ->
+    %% nothing of its gate was ever promised, unless one was closed before
+    Limited =
+        case State of
+            #{amphora_kept := #g{gate = Gate}} -> Gate == open;
+            _ -> true
+        end,
     #{amphora := G} = State1 = with_kept(new(State)),
     Priority =
         case State of
@@ -1210,8 +1216,7 @@ adopted(State) ->
             #{pres_last := #presence{priority = P}} -> P;
             _ -> undefined
         end,
-    %% nothing of its gate was ever promised
-    State2 = put_g(State1, G#g{limited = true, priority = Priority}),
+    State2 = put_g(State1, G#g{limited = Limited, priority = Priority}),
     case can_take(State2) of
         true -> close_gate(State2);
         false -> State2
@@ -1223,16 +1228,11 @@ c2s_handle_call(#{mgmt_state := resumed} = State, Call, From) when
     ejabberd_c2s:reply(From, ok),
     {stop, State};
 c2s_handle_call(#{amphora := #g{out = Out, waiting = Waiting} = G} = State, amphora_let_go, From) ->
-    Messages =
-        [M || {live, M, _} <- queue:to_list(Out)] ++ [M || {M, _, _} <- queue:to_list(Waiting)],
+    [lost(State, M, Stamp) || {live, M, Stamp} <- queue:to_list(Out)],
+    [lost(State, M, Stamp) || {M, _, Stamp} <- queue:to_list(Waiting)],
     unregister_g(ctx(State), G),
-    State1 = lists:foldl(
-        fun(M, Acc) -> ejabberd_c2s:send(Acc, xmpp:put_meta(M, amphora_written, live)) end,
-        keep(G, maps:remove(amphora, State)),
-        Messages
-    ),
     ejabberd_c2s:reply(From, ok),
-    {stop, State1};
+    {stop, keep(G, maps:remove(amphora, State))};
 c2s_handle_call(#{amphora := #g{parked = false} = G, mgmt_state := pending} = State, amphora_other_awake, From) ->
     State1 =
         case G#g.done /= G#g.n orelse has_unacknowledged(G) of
