@@ -410,8 +410,10 @@ inner(Els) ->
     try
         [#xmlel{} = Element | _] = [El || #xmlel{name = <<"retrieve">>} = El <- Els],
         #xmlel{} = Forwarded = mod_amphora_xml:child(<<"forwarded">>, ?NS_FORWARDED, Element),
-        #xmlel{} = Found = mod_amphora_xml:child(<<"iq">>, ?NS_CLIENT, Forwarded),
-        xmpp:decode(Found, ?NS_CLIENT, [ignore_els])
+        #xmlel{attrs = Attrs} = Found = mod_amphora_xml:child(<<"iq">>, ?NS_CLIENT, Forwarded),
+        %% it goes to the client under the id of his request, and need have none
+        Named = Found#xmlel{attrs = lists:keystore(<<"id">>, 1, Attrs, {<<"id">>, <<"reply">>})},
+        xmpp:decode(Named, ?NS_CLIENT, [ignore_els])
     catch
         _:_ -> none
     end.
