@@ -1189,14 +1189,14 @@ key_of(Message) -> map_get(key, xmpp:get_meta(Message, amphora)).
 
 %% What a session knows while the module is not there: a module that is loaded again, and hands over to it anew,
 %% must not write once more what is on its way. The numbers of batches are another session's then.
-keep(#g{items = Items, out = Out, track = Track, in_flight = InFlight, read = Read, gate = Gate}, State) ->
+keep(#g{items = Items, out = Out} = G, State) ->
     Unwritten = [Id || {item, Id, _} <- queue:to_list(Out)],
     Known = maps:map(fun(_, {Acked, _}) -> {Acked, []} end, maps:without(Unwritten, Items)),
-    State#{amphora_kept => #g{items = Known, track = Track, in_flight = InFlight, read = Read, gate = Gate}}.
+    State#{amphora_kept => G#g{items = Known}}.
 
-with_kept(#{amphora := G, amphora_kept := #g{items = Items, track = Track, in_flight = InFlight, read = Read}} = State) ->
+with_kept(#{amphora := G, amphora_kept := #g{items = Items, track = Track, in_flight = InFlight} = Kept} = State) ->
     State1 = put_g(maps:remove(amphora_kept, State), G#g{
-        items = Items, track = Track, in_flight = InFlight, read = Read
+        items = Items, track = Track, in_flight = InFlight, read = Kept#g.read, fetches = Kept#g.fetches
     }),
     acknowledged(State1, acked_position(State1));
 with_kept(State) ->
