@@ -91,7 +91,8 @@ async def test_mod_offline_stays_out_of_the_way(workshop, clients):
 
 async def test_options_that_change(workshop, clients):
     """A reload of the configuration takes them on, and disturbs neither node nor messages."""
-    server = workshop.server(options={"amphora_hold": 600})
+    # with the journal it would be there at once
+    server = workshop.server(options={"amphora_hold": 600, "amphora_journal": False})
     node = workshop.node(server)
     alice, bob = server.people("alice", "bob")
     a = await clients.online(server, alice, "desk", raw=True)
