@@ -769,6 +769,17 @@ spool_full(#w{host = Host, ctx = #{opts := Opts}}) ->
     #{size := Size, failing := Failing} = mod_amphora_spool:status(Host),
     Failing orelse Size >= map_get(spool_limit, Opts).
 
+%% For one that is not in the journal. While the spool can't be written, memory keeps what it can.
+no_place(#w{stopping = Stopping} = W) ->
+    case Stopping orelse memory_short(W) of
+        true -> spool_full(W);
+        false -> straight_to_spool(W) andalso spool_over(W)
+    end.
+
+spool_over(#w{host = Host, ctx = #{opts := Opts}}) ->
+    #{size := Size, failing := Failing} = mod_amphora_spool:status(Host),
+    not Failing andalso Size >= map_get(spool_limit, Opts).
+
 take_in(W, #h{stage = rules} = H) ->
     W1 = make_room(W),
     case straight_to_spool(W1) orelse memory_short(W1) of
@@ -792,7 +803,7 @@ take_in(W, H) ->
     W1 = make_room(W),
     %% what is in the journal has its room already
     IsSpooled = H#h.spooled /= undefined,
-    case not IsSpooled andalso (memory_short(W1) orelse straight_to_spool(W1)) andalso spool_full(W1) of
+    case not IsSpooled andalso no_place(W1) of
         true ->
             case message_of(W1, H) of
                 {ok, Message} ->
