@@ -1280,14 +1280,9 @@ largest_below_node(Ord, Iterator, Best) ->
         _ -> Best
     end.
 
-%% Rights of a message with rules, and who would get it.
-look_up(#w{host = Host} = W, #h{has_rules = true, settle = false, ever_sent = Sent, stage = Stage} = H) ->
-    H1 =
-        case Sent orelse Stage /= rules of
-            true -> H#h{may_see = mod_amphora_facts:may_see(H#h.luser, Host, H#h.from_jid)};
-            false -> H
-        end,
-    with_takers(W, H1);
+%% Rights of a message with rules, as they are when a node is asked, and who would get it.
+look_up(#w{host = Host} = W, #h{has_rules = true, settle = false} = H) ->
+    with_takers(W, H#h{may_see = mod_amphora_facts:may_see(H#h.luser, Host, H#h.from_jid)});
 look_up(W, H) ->
     with_takers(W, H).
 
