@@ -4,18 +4,19 @@ set -euo pipefail
 
 usage() {
     cat <<'EOF'
-Usage: deploy/quickstart.sh [--keep] [--binary FILE]
+Usage: deploy/quickstart.sh [--server prosody|ejabberd] [--keep] [--binary FILE]
 
 Shows what Amphora does, on a fresh Debian with a Rust toolchain:
 
-  1. installs what is missing: Prosody, and a Python environment with a client
+  1. installs what is missing: the server, and a Python environment with a client
   2. builds the amphora command
-  3. starts a Prosody and an Amphora node of its own on loopback, with free ports,
-     in a new folder; a Prosody that runs on this machine is left alone
+  3. starts a server and an Amphora node of its own on loopback, with free ports,
+     in a new folder; a server that runs on this machine is left alone
   4. lets alice write to bob while he is away, and prints what each of them sees
   5. stops both and removes the folder
 
 Options:
+  --server NAME   the XMPP server: prosody (the default) or ejabberd
   --keep          leave both running after the scene, until Ctrl-C
   --binary FILE   use this amphora command instead of building one
   -h, --help      this text
@@ -34,9 +35,19 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/deploy/quickstart/common.sh"
 
 binary=''
+server=prosody
+label=Prosody
 stage=()
 while [ $# -gt 0 ]; do
     case $1 in
+        --server)
+            case ${2:-} in
+                prosody) server=$2 label=Prosody ;;
+                ejabberd) server=$2 label=$2 ;;
+                *) die "--server is prosody or ejabberd" ;;
+            esac
+            shift
+            ;;
         --keep) stage+=(--keep) ;;
         --binary)
             [ $# -ge 2 ] || die "--binary needs a file"
@@ -56,7 +67,7 @@ while [ $# -gt 0 ]; do
 done
 
 say "Looking for what is needed"
-need_prosody
+"need_$server"
 python=$(make_venv "$root/deploy/quickstart/requirements.txt")
 note "Python: $("$python" --version) with slixmpp, in ${python%/bin/python}"
 
@@ -72,6 +83,6 @@ if [ -z "$binary" ]; then
 fi
 [ -x "$binary" ] || die "$binary is not there or can't be run"
 
-say "Starting Prosody and Amphora"
+say "Starting $label and Amphora"
 exec env PYTHONDONTWRITEBYTECODE=1 "$python" "$root/deploy/quickstart/stage.py" \
-    --binary "$binary" --modules "$root/deploy/prosody" ${stage[@]+"${stage[@]}"}
+    --binary "$binary" --server "$server" --modules "$root/deploy/$server" ${stage[@]+"${stage[@]}"}

@@ -9,17 +9,21 @@ Usage: tests/run.sh [STEP] [PYTEST ARGUMENTS...]
 Without a step all of them run, in this order; the first that fails ends the run.
 
   scripts   shellcheck over the scripts
-  lua       luacheck over the interceptor
+  lua       luacheck over the interceptor for Prosody
+  erlang    the interceptor for ejabberd: layout, compiled with warnings as errors,
+            unit tests, dialyzer
   lint      cargo fmt --check, cargo clippy with warnings as errors
   unit      cargo test over the whole workspace
-  e2e       build the command, then pytest over tests/e2e: real Prosody, node and clients
+  e2e       build the command, then pytest over tests/e2e: real Prosody, ejabberd, node and clients
 
+  tests/run.sh e2e --server ejabberd
+                                 only over ejabberd (or: prosody)
   tests/run.sh e2e -k expiry     only the end-to-end tests whose names say so
   tests/run.sh e2e -x --pdb      any other arguments of pytest
 
 Environment:
   CARGO_TARGET_DIR   where cargo builds (default: cargo's own, ./target)
-  AMPHORA_CACHE      where the Python environment and a client in C++ are kept
+  AMPHORA_CACHE      where the Python environment, a client in C++ and dialyzer's table are kept
                      (default: ~/.cache/amphora)
   AMPHORA_BIN        a command to test instead of building one (e2e)
 EOF
@@ -77,6 +81,64 @@ step_lua() {
     begin "luacheck deploy/prosody"
     # its settings, if any, are beside the module
     (cd deploy/prosody && luacheck --no-color .)
+}
+
+# dialyzer's table of ejabberd and what it stands on, made once for each version; prints its path.
+make_plt() {
+    local stamp plt ebins=()
+    mapfile -t ebins < <(ls -d /usr/lib/*/ejabberd-*/ebin /usr/lib/erlang/lib/p1_{utils,xml,xmpp,yconf}-*/ebin)
+    stamp=$( (erl -noinput -eval 'io:put_chars(erlang:system_info(otp_release)), halt().' &&
+        printf '%s\n' "${ebins[@]}") | sha256sum | cut -c 1-12)
+    plt=$(cache_folder)/dialyzer-$stamp.plt
+    if [ ! -e "$plt" ]; then
+        say "Making dialyzer's table (a few minutes, once)" >&2
+        # it complains about what it finds in others' code
+        dialyzer --quiet --build_plt --output_plt "$plt.$$" --apps erts kernel stdlib crypto mnesia \
+            -r "${ebins[@]}" >/dev/null || [ -e "$plt.$$" ] || die "dialyzer made no table"
+        mv "$plt.$$" "$plt"
+    fi
+    printf '%s\n' "$plt"
+}
+
+# erlfmt is not in Debian. What it never leaves is looked for: tabs, blanks at the end of a line, and
+# lines longer than this, which leaves room for the texts that it does not break.
+ERLANG_WIDTH=136
+
+check_erlang_layout() {
+    local files=(deploy/ejabberd/{src,test}/*.[eh]rl tests/e2e/modules/*.erl) problems
+    problems=$(awk -v width=$ERLANG_WIDTH '
+        /\t/ { print FILENAME ":" FNR ": a tab" }
+        /[ ]$/ { print FILENAME ":" FNR ": a blank at the end" }
+        length($0) > width { print FILENAME ":" FNR ": longer than " width }' "${files[@]}")
+    [ -z "$problems" ] || die "the layout of Erlang files" "$problems"
+}
+
+# The tests of modules that need no server, in deploy/ejabberd/test.
+run_eunit() {
+    local tests=(deploy/ejabberd/test/*_tests.erl) names=() file
+    deploy/ejabberd/compile.sh "$1/tests" "${tests[@]}"
+    for file in "${tests[@]}"; do
+        names+=("$(basename "$file" .erl)")
+    done
+    (cd "$1" && erl -noinput -pa ebin tests -eval "
+        case eunit:test([$(IFS=, && echo "${names[*]}")]) of ok -> halt(0); _ -> halt(1) end.")
+}
+
+step_erlang() {
+    local plt
+    need_ejabberd
+    need dialyzer erlang-dialyzer
+    ls -d /usr/lib/erlang/lib/eunit-* >/dev/null 2>&1 || apt_install erlang-eunit
+    make_work
+    begin "layout of the Erlang files"
+    check_erlang_layout
+    begin "erlc deploy/ejabberd"
+    deploy/ejabberd/compile.sh "$work/erlang/ebin"
+    begin "eunit deploy/ejabberd/test"
+    run_eunit "$work/erlang"
+    begin "dialyzer deploy/ejabberd"
+    plt=$(make_plt)
+    dialyzer --quiet --plt "$plt" -r "$work/erlang/ebin"
 }
 
 need_component() {
@@ -149,8 +211,11 @@ make_gloox() {
 step_e2e() {
     local python gloox
     need_prosody
-    need_databases
     need_prosody_modules
+    need_ejabberd
+    # what ejabberd stores with in PostgreSQL
+    [ -d /usr/share/doc/erlang-p1-pgsql ] || apt_install erlang-p1-pgsql
+    need_databases
     python=$(make_venv tests/e2e/requirements.txt)
     gloox=$(make_gloox)
     if [ -z "${AMPHORA_BIN:-}" ]; then
@@ -173,12 +238,12 @@ case ${1:-all} in
         ;;
     all)
         [ $# -eq 0 ] || shift
-        for step in scripts lua lint unit; do
+        for step in scripts lua erlang lint unit; do
             "step_$step"
         done
         step_e2e "$@"
         ;;
-    scripts | lua | lint | unit)
+    scripts | lua | erlang | lint | unit)
         "step_$1"
         ;;
     e2e)

@@ -1,11 +1,11 @@
-"""What is compared: each server with its own offline storage, and Prosody with Amphora."""
+"""What is compared: each server with its own offline storage, and with Amphora."""
 
 import subprocess
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ejabberd import Ejabberd
+from harness.ejabberd import Ejabberd
 from harness.node import Node
 from harness.prosody import SECRET, Prosody, lua
 from harness.waiting import until
@@ -35,6 +35,25 @@ def prosody(folder, *, sql=None, module=False):
         storage = f'  storage = {{ offline = "sql" }}\n  sql = {{ {pairs} }}'
     extra = EXTRA.format(storage=storage, load=LOAD, secret=SECRET)
     return Prosody(folder, module=module, extra=extra)
+
+
+#: A VM as the package starts it.
+VM = "+K true +P 250000"
+
+#: Modules that the tests load and that do nothing here; the roster as it is by default; no limit
+#: on what a client has not acknowledged, for mod_offline writes all at once.
+FEWER = {
+    **{f"mod_{name}": None for name in ("adhoc", "caps", "configure", "register", "private")},
+    "mod_roster": {},
+    "mod_stream_mgmt": {"max_ack_queue": "infinity", "resend_on_timeout": "if_offline"},
+}
+
+
+def ejabberd(folder, *, sql=None, module=False):
+    """The ejabberd of the end-to-end tests. `sql`, if given, is where it keeps offline messages,
+    as its options. The archive is off, as with Prosody."""
+    named = {"components": {LOAD: SECRET}, "settings": FEWER}
+    return Ejabberd(folder, module=module, archive=None, sql=sql, vm=VM, **named)
 
 
 def end(running):
@@ -169,7 +188,7 @@ class EjabberdMnesia(Contender):
     packages = ("ejabberd",)
 
     def set_up(self):
-        self.server = Ejabberd(self.dir / "ejabberd")
+        self.server = ejabberd(self.dir / "ejabberd")
 
 
 class EjabberdPostgres(Contender):
@@ -181,7 +200,15 @@ class EjabberdPostgres(Contender):
     def set_up(self):
         postgres = self.postgres()
         postgres.create("ejabberd", Path("/usr/share/ejabberd/sql/pg.sql"))
-        self.server = Ejabberd(self.dir / "ejabberd", postgres)
+        sql = {
+            "sql_type": "pgsql",
+            "sql_server": "127.0.0.1",
+            "sql_port": postgres.port,
+            "sql_database": "ejabberd",
+            "sql_username": USER,
+            "sql_password": "",
+        }
+        self.server = ejabberd(self.dir / "ejabberd", sql=sql)
 
 
 class Amphora(Contender):
@@ -196,8 +223,12 @@ class Amphora(Contender):
     url = None
     node = None
 
+    def make_server(self):
+        """The server, with the interceptor."""
+        return prosody(self.dir / "prosody", module=True)
+
     def set_up(self):
-        self.server = prosody(self.dir / "prosody", module=True)
+        self.server = self.make_server()
         settings = {"shards": 256}
         if self.url and "{postgresql}" in self.url:
             postgres = self.postgres()
@@ -259,6 +290,16 @@ class Amphora(Contender):
             self.server.start()
 
 
+class AmphoraEjabberd(Amphora):
+    """ejabberd with the interceptor, and a node beside it."""
+
+    key, label = "amphora-ejabberd-sqlite", "ejabberd + Amphora, SQLite"
+    packages = ("ejabberd", "erlang-base")
+
+    def make_server(self):
+        return ejabberd(self.dir / "ejabberd", module=True)
+
+
 ALL = [
     ProsodyInternal,
     ProsodySqlite,
@@ -266,6 +307,7 @@ ALL = [
     EjabberdMnesia,
     EjabberdPostgres,
     Amphora,
+    AmphoraEjabberd,
 ]
 
 
@@ -280,16 +322,23 @@ SCHEMES = {
 
 
 def with_store(url):
-    """Amphora on another store; `{postgresql}` stands for a database of the run's own."""
+    """Amphora beside each server on another store; `{postgresql}` stands for a database of the
+    run's own."""
     own = "{postgresql}" in url
     scheme = "postgresql" if own else urlsplit(url).scheme
     if scheme not in SCHEMES:
         raise ValueError(f"--store {url}: its scheme is none of {', '.join(SCHEMES)}")
     name = SCHEMES[scheme]
-    members = {
-        "key": f"amphora-{name.lower()}",
-        "label": f"Prosody + Amphora, {name}",
-        "url": url,
-        "packages": ("prosody", "postgresql") if own else ("prosody",),
-    }
-    return type(f"Amphora{name}", (Amphora,), members)
+    return [
+        type(
+            f"{kind.__name__}{name}",
+            (kind,),
+            {
+                "key": kind.key.replace("sqlite", name.lower()),
+                "label": kind.label.replace("SQLite", name),
+                "url": url,
+                "packages": (*kind.packages, "postgresql") if own else kind.packages,
+            },
+        )
+        for kind in (Amphora, AmphoraEjabberd)
+    ]

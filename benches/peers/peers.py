@@ -1,4 +1,4 @@
-"""Measures offline messages: servers with their own storage, and Prosody with Amphora.
+"""Measures offline messages: servers with their own storage, and with Amphora.
 
 Started by run.sh, which installs what is missing.
 """
@@ -43,7 +43,7 @@ def arguments():
     parser = argparse.ArgumentParser(
         prog="benches/peers/run.sh",
         description="Measures offline messages in one run on one machine: the servers' own storages, "
-        "and Prosody with Amphora. Writes a table, a picture and all figures.",
+        "and the servers with Amphora. Writes a table, a picture and all figures.",
         epilog=f"contenders: {keys}\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -85,7 +85,7 @@ def positive(text):
 
 def choose(args):
     """The contenders that the command line asks for."""
-    offered = [*contenders.ALL, *map(contenders.with_store, args.store)]
+    offered = [*contenders.ALL, *(kind for url in args.store for kind in contenders.with_store(url))]
     for name in args.only:
         if not any(kind.key.startswith(name) for kind in offered):
             raise ValueError(f"--only {name}: no contender of that name; see --help")

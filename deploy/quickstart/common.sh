@@ -95,6 +95,23 @@ need_prosody() {
     esac
 }
 
+# The package's headers are what modules are compiled with; erlang-base brings the compiler.
+need_ejabberd() {
+    local found
+    if have ejabberdctl && have erlc; then
+        note "ejabberd: $(command -v ejabberdctl)"
+    else
+        apt_install ejabberd erlang-base
+        note "The package's own service was not started and is not used here."
+    fi
+    have ejabberdctl || die "ejabberd is still missing"
+    found=$(dpkg-query -W -f='${Version}' ejabberd 2>/dev/null) || found=unknown
+    case $found in
+        23.01* | unknown) ;;
+        *) note "ejabberd is $found; Amphora is tested with 23.01" ;;
+    esac
+}
+
 need_cargo() {
     # rustup puts it where a bare PATH doesn't look
     if ! have cargo && [ -n "${HOME:-}" ] && [ -x "$HOME/.cargo/bin/cargo" ]; then

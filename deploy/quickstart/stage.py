@@ -1,4 +1,4 @@
-"""Starts a Prosody and a node in a folder of their own, plays the scene, and cleans up."""
+"""Starts an XMPP server and a node in a folder of their own, plays the scene, and cleans up."""
 
 import argparse
 import asyncio
@@ -17,6 +17,7 @@ import urllib.request
 from pathlib import Path
 
 import scene
+from servers import SERVERS
 from transcript import Transcript
 
 HERE = Path(__file__).resolve().parent
@@ -30,9 +31,10 @@ class Failure(Exception):
 class Stage:
     """The folder, the two processes, and where they listen."""
 
-    def __init__(self, binary, modules):
+    def __init__(self, binary, server, modules):
         self.binary, self.modules = binary, modules
         self.dir = Path(tempfile.mkdtemp(prefix="amphora-quickstart."))
+        self.server = SERVERS[server](self.dir, modules, scene.PASSWORD)
         self.c2s, self.component, self.http = free_ports(3)
         self.running = []
 
@@ -73,28 +75,17 @@ class Stage:
     def set_up(self):
         """Settings, and two accounts that know each other."""
         self.secret = secrets.token_urlsafe(24)
-        self.server_config = self.write("prosody.cfg.lua.in", "prosody.cfg.lua")
+        self.server_config = self.write(self.server.template, self.server.config)
         self.node_config = self.write("amphora.toml.in", "amphora.toml")
-        data = self.dir / "prosody-data" / "example%2eorg"
-        for user, friend in (("alice", "bob"), ("bob", "alice")):
-            self.lua(data / "accounts" / f"{user}.dat", f'["password"] = "{scene.PASSWORD}";')
-            self.lua(
-                data / "roster" / f"{user}.dat",
-                f'["{friend}@example.org"] = {{ ["subscription"] = "both"; ["groups"] = {{}}; }};',
-            )
+        self.server.set_up()
 
-    @staticmethod
-    def lua(path, inside):
-        """A file of Prosody's internal storage."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"return {{ {inside} }};\n")
-
-    def spawn(self, name, command):
+    def spawn(self, name, command, **env):
         """Start a process whose output goes to the folder."""
         with open(self.dir / f"{name}.out", "ab") as output:
             process = subprocess.Popen(
                 command,
                 cwd=self.dir,
+                env={**os.environ, **env},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -104,11 +95,15 @@ class Stage:
 
     def start(self):
         """Start both, each waited for."""
-        prosody = shutil.which("prosody") or "/usr/bin/prosody"
-        self.spawn("prosody", [prosody, "-F", "--config", str(self.server_config)])
-        self.wait(lambda: listens(self.c2s) and listens(self.component), "Prosody to listen")
+        command, env = self.server.command()
+        self.spawn("server", command, **env)
+        self.wait(self.server_is_up, f"{self.server.name} to listen")
         self.spawn("amphora", [self.binary, "run", "--config", str(self.node_config)])
         self.wait(lambda: ready(self.http), "the node to be ready")
+
+    def server_is_up(self):
+        """Whether clients and components may come."""
+        return self.server.is_set_up() and listens(self.c2s) and listens(self.component)
 
     def wait(self, condition, what):
         """Wait for a condition while both live."""
@@ -129,7 +124,7 @@ class Stage:
             ("its settings", self.node_config),
             ("its database", self.dir / "amphora.db"),
             ("its metrics", f"http://127.0.0.1:{self.http}/metrics"),
-            ("Prosody's log", self.dir / "prosody.log"),
+            (f"{self.server.name}'s log", self.dir / self.server.log),
             ("its settings", self.server_config),
             ("for clients", f"127.0.0.1:{self.c2s}, without TLS"),
             ("accounts", f"alice@example.org and bob@example.org, password '{scene.PASSWORD}'"),
@@ -138,7 +133,7 @@ class Stage:
             return [f"{what:<15}{where}" for what, where in rows]
         return [
             "Everything is stopped and removed now. To keep it and look around:",
-            "    deploy/quickstart.sh --keep",
+            f"    deploy/quickstart.sh --server {self.server.name.lower()} --keep",
             "It shows where the logs, the settings, the database and the metrics are.",
         ]
 
@@ -180,6 +175,7 @@ def arguments():
     """The command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--binary", required=True)
+    parser.add_argument("--server", required=True, choices=SERVERS)
     parser.add_argument("--modules", required=True)
     parser.add_argument("--keep", action="store_true")
     return parser.parse_args()
@@ -193,10 +189,10 @@ def main():
     # a shell starts what runs in its background with this one ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with Stage(os.path.abspath(given.binary), os.path.abspath(given.modules)) as stage:
+        with Stage(os.path.abspath(given.binary), given.server, os.path.abspath(given.modules)) as stage:
             stage.set_up()
             stage.start()
-            transcript.remark(f"Prosody and Amphora run in {stage.dir}")
+            transcript.remark(f"{stage.server.name} and Amphora run in {stage.dir}")
             asyncio.run(scene.play(stage.c2s, transcript))
             for line in stage.where_to_look(given.keep):
                 transcript.remark(line)

@@ -8,13 +8,38 @@ from pathlib import Path
 import pytest
 
 from harness.client import Client
+from harness.ejabberd import Ejabberd
 from harness.node import Node, binary
 from harness.prosody import Prosody
 from harness.raw import RawClient
-from harness.stanzas import COMMANDS, new_id
 
 #: What a failed test prints of each log.
 TAIL = 6000
+
+#: The servers that every test runs over, unless it says why not.
+KINDS = {"prosody": Prosody, "ejabberd": Ejabberd}
+
+
+def pytest_addoption(parser):
+    """Which servers."""
+    parser.addoption("--server", choices=[*KINDS, "both"], default="both", help="the XMPP server (both)")
+
+
+def pytest_generate_tests(metafunc):
+    """Each test that has a workshop, or asks for the `kind`, runs once over each server."""
+    names = [name for name in ("workshop", "kind") if name in metafunc.fixturenames]
+    if not names:
+        return
+    wanted = metafunc.config.getoption("--server")
+    only = {mark.args[0]: mark.args[1] for mark in metafunc.definition.iter_markers("only")}
+    kinds = []
+    for kind in KINDS:
+        marks = [pytest.mark.skip(reason=why) for other, why in only.items() if other != kind]
+        if wanted not in (kind, "both"):
+            continue
+        kinds.append(pytest.param(kind, marks=marks, id=kind))
+    indirect = names[:1] == ["workshop"]
+    metafunc.parametrize(names[0], kinds, indirect=indirect, scope="module")
 
 
 def pytest_sessionstart(session):
@@ -39,23 +64,45 @@ def pytest_runtest_makereport(item, call):
 def workshop(tmp_path_factory, request):
     """Makes servers and nodes, and ends them all after the module."""
     with contextlib.ExitStack() as stack:
-        yield Workshop(tmp_path_factory, request.module.__name__, stack)
+        yield Workshop(request.param, tmp_path_factory, request.module.__name__, stack)
+
+
+@pytest.fixture(autouse=True)
+def sweep(request):
+    """Ends what was made for one test alone. What its module shares was made before."""
+    if "workshop" not in request.fixturenames:
+        yield
+        return
+    with request.getfixturevalue("workshop").one_test():
+        yield
 
 
 class Workshop:
-    """Where servers and nodes come from."""
+    """Where servers and nodes come from. `kind` is the kind of server."""
 
-    def __init__(self, folders, name, stack):
+    def __init__(self, kind, folders, name, stack):
+        self.kind = kind
         self._folders, self._name, self._stack = folders, name, stack
+
+    @contextlib.contextmanager
+    def one_test(self):
+        """What is made meanwhile ends with it."""
+        with contextlib.ExitStack() as own:
+            shared, self._stack = self._stack, own
+            try:
+                yield
+            finally:
+                self._stack = shared
 
     def folder(self, kind):
         """A new folder."""
         return self._folders.mktemp(f"{self._name}-{kind}")
 
-    def prosody(self, start=True, **settings):
-        """A Prosody, running unless told otherwise."""
-        server = Prosody(self.folder("prosody"), **settings)
-        self._stack.callback(server.stop)
+    def server(self, start=True, kind=None, **settings):
+        """A server of the kind that the test runs over, or another; running unless told otherwise."""
+        kind = kind or self.kind
+        server = KINDS[kind](self.folder(kind), **settings)
+        self._stack.callback(server.discard)
         return server.start() if start else server
 
     def node(self, server, start=True, **settings):
@@ -75,27 +122,10 @@ async def clients():
 
 @pytest.fixture
 async def admin(clients):
-    """Loads, unloads and reloads the interceptor as an administrator does."""
+    """Loads, unloads and reloads the interceptor, as an administrator does."""
 
-    async def command(prosody, what):
-        prosody.account("admin")
-        client = await clients.login(prosody, f"admin@{prosody.host}", new_id("admin"), raw=True)
-        node = f"http://prosody.im/protocol/modules#{what}"
-        started = await client.iq(
-            f"<command xmlns='{COMMANDS}' node='{node}' action='execute'/>", type="set", to=prosody.host
-        )
-        session = started.find(f"{{{COMMANDS}}}command").get("sessionid")
-        field = "module" if what == "load" else "modules"
-        done = await client.iq(
-            f"<command xmlns='{COMMANDS}' node='{node}' action='complete' sessionid='{session}'>"
-            f"<x xmlns='jabber:x:data' type='submit'><field var='FORM_TYPE'><value>{node}</value>"
-            f"</field><field var='{field}'><value>amphora</value></field></x></command>",
-            type="set",
-            to=prosody.host,
-        )
-        note = done.find(f"{{{COMMANDS}}}command/{{{COMMANDS}}}note")
-        assert note.get("type") == "info" and "rror" not in (note.text or ""), note.text
-        await client.leave()
+    async def command(server, what):
+        await server.administer(clients, what)
 
     return command
 
@@ -132,4 +162,7 @@ class Clients:
 
 def pytest_configure(config):
     """A test run that is told to stop ends what it started, as Ctrl-C does."""
+    config.addinivalue_line(
+        "markers", "only(kind, reason): the test runs over that kind of server alone"
+    )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -12,7 +12,7 @@ from harness.waiting import until
 @pytest.fixture(scope="module")
 def prosody(workshop):
     """The server."""
-    return workshop.prosody()
+    return workshop.server()
 
 
 @pytest.fixture(scope="module")

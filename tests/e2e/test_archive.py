@@ -21,7 +21,7 @@ NO_PERMANENT_STORE = f"<no-permanent-store xmlns='{HINTS}'/>"
 @pytest.fixture(scope="module")
 def prosody(workshop):
     """A server that gives up a sleeping session after a second."""
-    return workshop.prosody(hibernation=1)
+    return workshop.server(hibernation=1)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ async def test_one_that_comes_after_the_reading(prosody, node, clients):
 
 async def test_a_session_that_read_the_archive_loses_nothing_later(workshop, clients):
     """I1: what overflows the gate of such a client is archived and stored, and comes."""
-    server = workshop.prosody(options={"amphora_gate_messages": 5, "amphora_session_window": 4})
+    server = workshop.server(options={"amphora_gate_messages": 5, "amphora_session_window": 4})
     workshop.node(server)
     a, alice, bob = await store(server, clients, *(f"{n}*" for n in range(9)))
     b, _ = await with_archive(clients, server, bob, sm=True)
@@ -167,7 +167,7 @@ async def test_the_reading_of_another_session(prosody, node, clients):
 
 async def test_archived_ones_do_not_pile_up_against_the_quota(workshop, clients):
     """O2: each coming of a client that reads its archive makes room."""
-    server = workshop.prosody()
+    server = workshop.server()
     limited = workshop.node(server, per_user=3)
     alice, bob = server.people("alice", "bob")
     a = await clients.online(server, alice, "desk", raw=True)
@@ -209,7 +209,7 @@ async def test_rules_and_the_archive(prosody, node, clients):
 
 async def test_read_while_rules_are_undecided(workshop, clients):
     """The archive gets a message with rules after the verdict: who read it before is handed it."""
-    server = workshop.prosody()
+    server = workshop.server()
     node = workshop.node(server)
     a, alice, bob = await store(server, clients, "1")
     node.process.signal(signal.SIGSTOP)  # the link is up, and nobody answers
@@ -227,7 +227,7 @@ async def test_read_while_rules_are_undecided(workshop, clients):
 async def test_what_the_servers_own_storage_held(workshop, clients):
     """Stock Prosody never hands archived messages to who reads the archive, and keeps them for
     ever: when they are taken over, they do not flood him either. The others come."""
-    server = workshop.prosody(module=False)
+    server = workshop.server(module=False)
     alice, bob = server.people("alice", "bob")
     a = await clients.online(server, alice, "desk", raw=True)
     a.send_text(bob, "archived")

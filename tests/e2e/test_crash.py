@@ -16,7 +16,7 @@ EACH = 20  # from each sender to each recipient: 2,000 in all
 @pytest.fixture
 def prosody(workshop):
     """A server of its own for each test."""
-    return workshop.prosody()
+    return workshop.server()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from harness.waiting import until
 @pytest.fixture(scope="module")
 def prosody(workshop):
     """A server that keeps sleeping sessions for the whole test, with a small window."""
-    return workshop.prosody(options={"amphora_session_window": 20})
+    return workshop.server(options={"amphora_session_window": 20})
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def node(workshop, prosody):
 @pytest.fixture(scope="module")
 def hasty(workshop):
     """A server that gives up a sleeping session after a second."""
-    return workshop.prosody(hibernation=1, options={"amphora_session_window": 20})
+    return workshop.server(hibernation=1, options={"amphora_session_window": 20})
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ async def test_the_one_that_is_awake_leaves_again(prosody, node, clients):
 
 async def test_asleep_with_a_full_gate_beside_one_that_is_awake(workshop, clients):
     """I6: what overflows the gate of a sleeper is let go where the other has it; once for each."""
-    server = workshop.prosody(options={"amphora_session_window": 20, "amphora_gate_messages": 10})
+    server = workshop.server(options={"amphora_session_window": 20, "amphora_gate_messages": 10})
     node = workshop.node(server)
     a, bob = await store(server, clients, 130)
     phone = await clients.online(server, bob, "phone", raw=True, sm=True)
@@ -305,7 +305,7 @@ async def test_resumed_while_the_old_connection_is_there(prosody, node, clients)
 async def test_one_that_never_acknowledges(workshop, clients):
     """It gets as much as the window lets out. The other waits for it no longer than the gate limit
     lets it; when the first ends, the rest comes to the other, once."""
-    server = workshop.prosody(options={"amphora_session_window": 20, "amphora_gate_limit": 0.5})
+    server = workshop.server(options={"amphora_session_window": 20, "amphora_gate_limit": 0.5})
     node = workshop.node(server)
     a, bob = await store(server, clients, 130)
     phone = await clients.online(server, bob, "phone", raw=True, sm="once")
@@ -358,7 +358,7 @@ async def test_below_zero_amid_a_hand_over_alone(prosody, node, clients):
 
 async def test_two_full_gates(workshop, clients):
     """I6: both gates overflow. Each message reaches one of the two at least, none of them twice."""
-    server = workshop.prosody(options={"amphora_gate_messages": 5, "amphora_hold": 600})
+    server = workshop.server(options={"amphora_gate_messages": 5, "amphora_hold": 600})
     node = workshop.node(server)
     alice, bob = server.people("alice", "bob")
     a = await clients.online(server, alice, "desk", raw=True)

@@ -11,7 +11,7 @@ from harness.stanzas import AMP, AMP_FEATURE, INFO, OFFLINE
 @pytest.fixture(scope="module")
 def prosody(workshop):
     """The server."""
-    return workshop.prosody()
+    return workshop.server()
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ async def test_slixmpp_discovers_it(prosody, node, clients):
 
 async def test_performance_offers_drop_alone(workshop, clients):
     """R7 with R71: at `performance` only what is accepted is listed, or all; never more."""
-    server = workshop.prosody()
+    server = workshop.server()
     workshop.node(server, security="performance")
     a = await clients.login(server, *server.people("alice"), raw=True)
     listed = {f for f in await features(a, AMP) if "?" in f}
@@ -78,7 +78,7 @@ async def test_performance_offers_drop_alone(workshop, clients):
 
 async def test_without_a_node_nothing_is_promised(workshop, clients):
     """R6, R25: no node, no feature; it comes and goes with the node."""
-    server = workshop.prosody()
+    server = workshop.server()
     a = await clients.login(server, *server.people("alice"), raw=True)
     assert AMP not in await features(a)
     assert f"{{{AMP_FEATURE}}}amp" not in [c.tag for c in a.features]

@@ -15,7 +15,7 @@ from harness.waiting import until
 @pytest.fixture(scope="module")
 def prosody(workshop):
     """The server."""
-    return workshop.prosody()
+    return workshop.server()
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ async def test_the_notice_waits_for_a_sender_who_left(prosody, node, clients):
 
 async def test_killed_amid_expiries(workshop, clients):
     """I1, I2: a node that is killed amid 200 notices tells each sender once."""
-    server = workshop.prosody()
+    server = workshop.server()
     node = workshop.node(server)
     alice, bob = server.people("alice", "bob")
     a = await clients.online(server, alice, "desk", raw=True)
@@ -141,7 +141,7 @@ async def test_killed_amid_expiries(workshop, clients):
 
 async def test_in_a_clients_hands(workshop, clients):
     """What a client has, unacknowledged, does not expire until its session ends; then it does."""
-    server = workshop.prosody(hibernation=1)
+    server = workshop.server(hibernation=1)
     workshop.node(server)
     alice, bob, dave = server.people("alice", "bob", "dave")
     a = await clients.online(server, alice, "desk")
@@ -165,7 +165,7 @@ async def test_in_a_clients_hands(workshop, clients):
 
 async def test_the_server_was_away(workshop, clients):
     """R67: what expired while the node had no server is told as soon as there is one."""
-    server = workshop.prosody()
+    server = workshop.server()
     node = workshop.node(server)
     alice, bob = server.people("alice", "bob")
     a = await clients.online(server, alice, "desk", raw=True)
@@ -184,7 +184,7 @@ async def test_the_server_was_away(workshop, clients):
 async def test_100000_waiting(workshop, clients):
     """R38, R67: with 100,000 others in the store, what is due, and what was due while the node
     was down, is carried out at its time; the others stay."""
-    server = workshop.prosody()
+    server = workshop.server()
     node = workshop.node(server, start=False)
     alice, bob = server.people("alice", "bob")
     code, said = node.command("migrate", "--config", str(node.config))

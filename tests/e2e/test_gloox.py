@@ -21,7 +21,7 @@ PLAYED = [s for s in SITUATIONS if s.name in ("online", "online-full", "offline"
 @pytest.fixture(scope="module")
 def prosody(workshop):
     """The server."""
-    return workshop.prosody()
+    return workshop.server()
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ async def test_a_message_without_an_id_is_refused(prosody, node, gloox):
 
 async def test_at_strict_a_stranger_may_only_drop(workshop, gloox):
     """R69, R72: and gloox reads why."""
-    server = workshop.prosody()
+    server = workshop.server()
     workshop.node(server)
     alice, bob = server.people("alice", "bob", friends=False)
     a, b = await gloox(server, alice), await gloox(server, bob)

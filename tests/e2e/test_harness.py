@@ -8,7 +8,7 @@ from harness.stanzas import parse_utc
 @pytest.fixture(scope="module")
 def prosody(workshop):
     """A plain Prosody."""
-    return workshop.prosody(module=False)
+    return workshop.server(module=False)
 
 
 @pytest.mark.parametrize("raw", [False, True], ids=["slixmpp", "raw"])

@@ -23,7 +23,7 @@ def nested(levels):
 
 async def test_a_message_that_no_node_could_read(workshop, clients):
     """Too deep: refused by its form, where it would be held; what comes after it is not affected."""
-    prosody = workshop.prosody(options={"default_archive_policy": False})
+    prosody = workshop.server(archive="never")
     workshop.node(prosody)
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk", raw=True)
@@ -42,7 +42,7 @@ async def test_a_message_that_no_node_could_read(workshop, clients):
 
 async def test_a_full_disk_of_the_spool(workshop, clients):
     """What can't be written to the spool stays in memory; nothing is lost or told as lost."""
-    prosody = workshop.prosody(options={"amphora_hold": 0, "default_archive_policy": False})
+    prosody = workshop.server(archive="never", options={"amphora_hold": 0})
     node = workshop.node(prosody)
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk", raw=True)
@@ -58,7 +58,7 @@ async def test_a_full_disk_of_the_spool(workshop, clients):
     for n in range(40, 45):
         a.send_text(bob, f"{n} " + "x" * 2000)
     await a.ping()
-    (path,) = (prosody.dir / "data").rglob("amphora_spool.log")
+    (path,) = prosody.spool_files()
     # the line that was torn has a beginning, and no end
     await until(lambda: path.read_text().count("</body>") >= 45, "all of them in the spool")
     prosody.kill()
@@ -73,7 +73,7 @@ async def test_a_full_disk_of_the_spool(workshop, clients):
 
 async def test_little_memory_and_no_node(workshop, clients):
     """More than may be held in memory goes to the spool at once, in order; nothing is refused."""
-    prosody = workshop.prosody(options={"amphora_held_messages": 5, "amphora_hold": 600})
+    prosody = workshop.server(options={"amphora_held_messages": 5, "amphora_hold": 600})
     node = workshop.node(prosody)
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk")
@@ -90,7 +90,7 @@ async def test_little_memory_and_no_node(workshop, clients):
 
 async def test_the_next_owner_of_a_name(workshop, clients):
     """What is written to a new account while the removal of the old one waits arrives."""
-    prosody = workshop.prosody()
+    prosody = workshop.server()
     node = workshop.node(prosody)
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk")
@@ -117,7 +117,7 @@ async def remove_account(prosody, clients, jid):
 
 async def test_the_time_of_a_removal(workshop, clients):
     """It is that of the removal, at each repetition and over a restart of the server."""
-    prosody = workshop.prosody(options={"amphora_resend": 0.3})
+    prosody = workshop.server(options={"amphora_resend": 0.3})
     (bob,) = prosody.people("bob")
     before = time.time()
     await remove_account(prosody, clients, bob)
@@ -138,7 +138,7 @@ async def test_the_time_of_a_removal(workshop, clients):
 
 async def test_what_is_to_be_stored_does_not_wait_for_its_pair(workshop, clients):
     """I3: a flood of one sender to one user who is away goes out at once, each after the one before."""
-    prosody = workshop.prosody()
+    prosody = workshop.server()
     alice, bob = prosody.people("alice", "bob")
     async with Component(prosody) as node:
         await node.greet()
@@ -152,7 +152,7 @@ async def test_what_is_to_be_stored_does_not_wait_for_its_pair(workshop, clients
 
 async def test_a_refusal_does_not_wait_for_a_pair_that_pauses(workshop, clients):
     """I5: nor does it tell whether something else of the sender's is undecided."""
-    prosody = workshop.prosody()
+    prosody = workshop.server()
     mallory, bob = prosody.people("mallory", "bob", friends=False)
     async with Component(prosody) as node:
         await node.greet()
@@ -184,7 +184,7 @@ async def test_a_refusal_does_not_wait_for_a_pair_that_pauses(workshop, clients)
 
 async def test_a_full_gate_beside_an_open_one(workshop, clients):
     """I2: what overflows one device's gate comes to that device, and not twice to the other."""
-    prosody = workshop.prosody(options={"amphora_gate_messages": 5, "amphora_session_window": 4})
+    prosody = workshop.server(options={"amphora_gate_messages": 5, "amphora_session_window": 4})
     workshop.node(prosody)
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk")
@@ -233,7 +233,7 @@ async def intercept_of(node, body):
 async def test_what_a_gate_gave_back_is_for_its_session(workshop, clients):
     """I2, I3: a message out of a full gate that is stored after the session was answered: the
     session whose gate is closed is announced again, and none of those that had it live."""
-    prosody = workshop.prosody(options={"amphora_gate_messages": 2})
+    prosody = workshop.server(options={"amphora_gate_messages": 2})
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk", raw=True)
     async with Component(prosody) as node:
@@ -269,7 +269,7 @@ async def test_what_a_gate_gave_back_is_for_its_session(workshop, clients):
 async def test_a_gate_waits_for_what_was_loaded_after_the_answer(workshop, clients):
     """I3: what a full gate gave back was in the spool when the session was answered, and is not
     decided yet. What its sender wrote later stays in the gate until it is."""
-    prosody = workshop.prosody(options={"amphora_gate_messages": 3, "amphora_held_messages": 2})
+    prosody = workshop.server(options={"amphora_gate_messages": 3, "amphora_held_messages": 2})
     alice, bob, carol, dave = prosody.people("alice", "bob", "carol", "dave")
     a, c, d = [await clients.online(prosody, who, "desk", raw=True) for who in (alice, carol, dave)]
     async with Component(prosody) as node:
@@ -301,7 +301,7 @@ async def test_a_gate_waits_for_what_was_loaded_after_the_answer(workshop, clien
 async def test_what_a_session_left_comes_before_what_waited(workshop, clients):
     """I3: what waited in the gate of a session that ended is stored before what its sender wrote
     later, which waited for its turn in the pair; also if the node can't store it at once."""
-    prosody = workshop.prosody(options={"amphora_gate_messages": 1})
+    prosody = workshop.server(options={"amphora_gate_messages": 1})
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk", raw=True)
     async with Component(prosody) as node:
@@ -323,7 +323,7 @@ async def test_what_a_session_left_comes_before_what_waited(workshop, clients):
 
 async def test_no_announcement_before_the_spool_is_decided(workshop, clients):
     """What was in the spool when the session came is stored before it gets what is stored."""
-    prosody = workshop.prosody(options={"amphora_hold": 0})
+    prosody = workshop.server(options={"amphora_hold": 0})
     alice, bob, carol = prosody.people("alice", "bob", "carol")
     a, c = [await clients.online(prosody, who, "desk", raw=True) for who in (alice, carol)]
     for who, body in ((a, "first"), (c, "second")):
@@ -342,7 +342,7 @@ async def test_no_announcement_before_the_spool_is_decided(workshop, clients):
 
 async def test_rules_out_of_the_spool_keep_their_place(workshop, clients):
     """I3: a message with rules that comes out of the spool is stored before what followed it."""
-    prosody = workshop.prosody(options={"amphora_hold": 1})
+    prosody = workshop.server(options={"amphora_hold": 1})
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk")
     async with Component(prosody) as silent:
@@ -352,7 +352,7 @@ async def test_rules_out_of_the_spool_keep_their_place(workshop, clients):
             a.send_text(bob, str(n))
         await until(lambda: silent.said("intercept"), "the question")
         await a.ping()
-    (path,) = (prosody.dir / "data").rglob("amphora_spool.log")
+    (path,) = prosody.spool_files()
     await until(lambda: path.read_text().count("<body>") == 6, "them in the spool")
     workshop.node(prosody)
     await all_stored(a, bob, "5")
@@ -363,7 +363,7 @@ async def test_rules_out_of_the_spool_keep_their_place(workshop, clients):
 
 async def test_a_reload_amid_a_hand_over(workshop, clients, admin):
     """It goes on: nothing comes twice, nothing stays behind, what waits in the gate comes last."""
-    prosody = workshop.prosody(options={"amphora_session_window": 60})
+    prosody = workshop.server(options={"amphora_session_window": 60})
     node = workshop.node(prosody)
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk")
@@ -390,13 +390,13 @@ async def test_a_reload_amid_a_hand_over(workshop, clients, admin):
 
 async def test_loaded_while_the_node_is_connected(workshop, clients, admin):
     """The module asks for a greeting; the stream, which other hosts may use, stays as it is."""
-    prosody = workshop.prosody()
+    prosody = workshop.server()
     workshop.node(prosody)
     alice, bob = prosody.people("alice", "bob")
     await admin(prosody, "unload")
     await admin(prosody, "load")
     await until(lambda: prosody.log.count("Node n1 is there") == 2, "the second greeting")
-    assert prosody.log.count("successfully authenticated") == 1
+    assert prosody.log.count(prosody.LINKED) == 1
     a = await clients.online(prosody, alice, "desk")
     await all_stored(a, bob, "x")
     b = await clients.online(prosody, bob)
@@ -405,7 +405,7 @@ async def test_loaded_while_the_node_is_connected(workshop, clients, admin):
 
 async def test_sessions_that_end_without_a_node(workshop, clients):
     """I6: a node is told of the end of those that it may know, and of no others."""
-    prosody = workshop.prosody(hibernation=1)
+    prosody = workshop.server(hibernation=1)
     (bob,) = prosody.people("bob")
     for n in range(5):
         b = await clients.online(prosody, bob, f"r{n}", raw=True)
@@ -429,7 +429,7 @@ async def test_sessions_that_end_without_a_node(workshop, clients):
 
 async def test_a_session_without_presence(workshop, clients):
     """A message with rules to the full JID of a session that has sent none reaches it (R33)."""
-    prosody = workshop.prosody()
+    prosody = workshop.server()
     workshop.node(prosody)
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk")

@@ -18,7 +18,7 @@ FULL = {group: f"full{group}@{HOST}" for group in GROUPS}
 @pytest.fixture(scope="module")
 def bed(workshop):
     """A server, and a node with a quota for some."""
-    server = workshop.prosody()
+    server = workshop.server()
     quota = "".join(
         f'[[quota.override]]\nfor = "{jid}"\nmessages_per_user = 1\n' for jid in FULL.values()
     )
@@ -175,7 +175,7 @@ async def unfriend(server, clients, bob, alice):
 @pytest.mark.parametrize("type", ["headline", "other"])
 async def test_a_session_that_dies_tells_nothing(workshop, clients, type):
     """I5: no error tells that somebody was there, but had not acknowledged it when he went."""
-    server = workshop.prosody(hibernation=1)
+    server = workshop.server(hibernation=1)
     workshop.node(server)
     mallory, bob = server.people("mallory", "bob", friends=False)
     m = await clients.online(server, mallory, "desk", raw=True)
@@ -216,7 +216,7 @@ async def test_a_right_that_was_lost_when_the_time_comes(bed, clients):
 
 async def test_a_right_that_was_lost_while_no_node_was_there(workshop, clients):
     """R72: what counts is the right when a node is asked, not when the message came."""
-    server = workshop.prosody(options={"amphora_hold": 600})
+    server = workshop.server(options={"amphora_hold": 600})
     node = workshop.node(server)
     alice, bob = server.people("alice", "bob")
     a = await clients.online(server, alice, "desk", raw=True)

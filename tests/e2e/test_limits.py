@@ -17,7 +17,7 @@ async def everything(prosody, clients, count, sender, bob):
 
 async def test_small_windows(workshop, clients):
     """Few intercepts, items and announcements at a time: slower, and complete."""
-    prosody = workshop.prosody(
+    prosody = workshop.server(
         options={
             "amphora_window": 3,
             "amphora_window_bytes": 2000,
@@ -39,7 +39,7 @@ async def test_small_windows(workshop, clients):
 
 async def test_little_memory(workshop, clients):
     """I6: beyond what may be held, a message goes to the spool or back to its sender."""
-    prosody = workshop.prosody(options={"amphora_held_messages": 5, "amphora_hold": 600})
+    prosody = workshop.server(options={"amphora_held_messages": 5, "amphora_hold": 600})
     node = workshop.node(prosody)
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk")
@@ -58,7 +58,7 @@ async def test_little_memory(workshop, clients):
 
 async def test_a_small_gate(workshop, clients):
     """A gate that overflows while the client is slow is emptied into the store, in order."""
-    prosody = workshop.prosody(options={"amphora_gate_messages": 5, "amphora_session_window": 10})
+    prosody = workshop.server(options={"amphora_gate_messages": 5, "amphora_session_window": 10})
     workshop.node(prosody)
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk")
@@ -79,7 +79,7 @@ async def test_a_small_gate(workshop, clients):
 
 async def test_the_gate_limit(workshop, clients):
     """With no node for that long live messages go on, and the stored ones come when it is back."""
-    prosody = workshop.prosody(options={"amphora_gate_limit": 2, "amphora_hold": 1})
+    prosody = workshop.server(options={"amphora_gate_limit": 2, "amphora_hold": 1})
     node = workshop.node(prosody)
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk")
@@ -94,7 +94,7 @@ async def test_the_gate_limit(workshop, clients):
 
 async def test_a_full_spool(workshop, clients):
     """What there is no room for is refused, and its sender told (I6); the rest arrives."""
-    prosody = workshop.prosody(options={"amphora_spool_limit": 20_000, "amphora_hold": 0})
+    prosody = workshop.server(options={"amphora_spool_limit": 20_000, "amphora_hold": 0})
     node = workshop.node(prosody)
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk", raw=True)
@@ -114,7 +114,7 @@ async def test_a_full_spool(workshop, clients):
 @pytest.mark.parametrize("size", [100_000, 240_000])
 async def test_large_stanzas(workshop, clients, size):
     """Up to what the server takes from a client, a message is kept and comes back whole."""
-    prosody = workshop.prosody()
+    prosody = workshop.server()
     workshop.node(prosody)
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk", raw=True)
@@ -127,7 +127,7 @@ async def test_large_stanzas(workshop, clients, size):
 
 async def test_too_large_to_come_back(workshop, clients):
     """A message that could not come back in one stanza is refused by its size alone."""
-    prosody = workshop.prosody(stanza_limit=20_000)
+    prosody = workshop.server(stanza_limit=20_000)
     workshop.node(prosody)
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk")

@@ -12,7 +12,7 @@ from harness.waiting import until, wait_for
 @pytest.fixture
 def prosody(workshop):
     """A server of its own for each test."""
-    return workshop.prosody()
+    return workshop.server()
 
 
 def test_wrong_secret(prosody, workshop):

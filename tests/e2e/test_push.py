@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from harness.app_server import CONFIG, AppServer, enable_push
+from harness.app_server import APPS, AppServer, enable_push
 from harness.stanzas import HINTS, amp, message, new_id, rule
 from harness.steps import all_stored
 from harness.waiting import until
@@ -18,7 +18,7 @@ from harness.waiting import until
 def prosody(workshop):
     """A server with push, whose gates and windows are small."""
     options = {"amphora_gate_messages": 20, "amphora_session_window": 4, "amphora_hold": 3}
-    return workshop.prosody(modules=["cloud_notify"], extra=CONFIG, options=options)
+    return workshop.server(push=True, components=APPS, options=options)
 
 
 @pytest.fixture(scope="module")

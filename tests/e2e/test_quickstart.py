@@ -17,15 +17,14 @@ SCRIPT = ROOT / "deploy" / "quickstart.sh"
 pytestmark = pytest.mark.timeout(400)
 
 
-def run(*arguments, **settings):
-    """Start the script with the command that is being tested."""
+def run(kind, *arguments, **settings):
+    """Start the script with the command that is being tested, and that kind of server."""
     return subprocess.Popen(
-        [str(SCRIPT), "--binary", binary(), *arguments],
+        [str(SCRIPT), "--server", kind, "--binary", binary(), *arguments],
+        **{"stdout": subprocess.PIPE, **settings},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        **settings,
     )
 
 
@@ -45,10 +44,10 @@ def check_scene(text):
     assert "\x1b" not in text, "colours where there is no terminal"
 
 
-def test_two_at_a_time(tmp_path):
+def test_two_at_a_time(kind, tmp_path):
     """Each has its own folder and ports, and leaves neither files nor processes."""
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUTF8": "1"}
-    plays = [run(env=environment) for _ in range(2)]
+    plays = [run(kind, env=environment) for _ in range(2)]
     for play in plays:
         text, _ = play.communicate(timeout=300)
         assert play.returncode == 0, text
@@ -56,19 +55,12 @@ def test_two_at_a_time(tmp_path):
     assert list(tmp_path.iterdir()) == [], "something was left"
 
 
-def test_keep(tmp_path):
+def test_keep(kind, tmp_path):
     """`--keep` runs on after the scene, until Ctrl-C, and cleans up then."""
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUTF8": "1"}
     output = tmp_path / "output"
     with open(output, "w") as out:
-        play = subprocess.Popen(
-            [str(SCRIPT), "--binary", binary(), "--keep"],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
+        play = run(kind, "--keep", stdout=out, env=environment, start_new_session=True)
     try:
         wait_for(lambda: "Running until" in output.read_text() or play.poll() is not None, "the end", 200)
         text = output.read_text()

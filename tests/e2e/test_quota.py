@@ -15,7 +15,7 @@ from harness.waiting import until
 @pytest.fixture(scope="module")
 def prosody(workshop):
     """One server for all nodes of this file, one after the other."""
-    return workshop.prosody()
+    return workshop.server()
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ UNKNOWN = "0000001-0000000999999"
 @pytest.fixture(scope="module")
 def prosody(workshop):
     """A server that gives up a sleeping session after two seconds."""
-    return workshop.prosody(hibernation=2)
+    return workshop.server(hibernation=2)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def node(workshop, prosody):
 @pytest.fixture(scope="module")
 def narrow(workshop):
     """A server that writes ten messages ahead of the client's acknowledgements, and its node."""
-    server = workshop.prosody(hibernation=300, options={"amphora_session_window": 10})
+    server = workshop.server(hibernation=300, options={"amphora_session_window": 10})
     workshop.node(server)
     return server
 
@@ -176,7 +176,7 @@ def texts(first, last=None):
 
 async def test_f1_the_feature_comes_and_goes_with_the_node(workshop, clients):
     """F1: the server lists it while a node is there; without one a request gets an error."""
-    server = workshop.prosody()
+    server = workshop.server()
     alice, bob = server.people("alice", "bob")
     a = await clients.login(server, alice, raw=True)
 
@@ -238,7 +238,7 @@ async def test_f2_f4_count_and_list_before_presence(prosody, node, clients):
 
 async def test_f2_the_count_includes_what_waits_in_the_spool(workshop, clients):
     """F2: what the server still keeps for the node when the request comes is counted."""
-    server = workshop.prosody(options={"amphora_hold": 0.2})
+    server = workshop.server(options={"amphora_hold": 0.2})
     node = workshop.node(server)
     alice, bob = server.people("alice", "bob")
     a = await clients.online(server, alice, "desk", raw=True)
@@ -250,7 +250,7 @@ async def test_f2_the_count_includes_what_waits_in_the_spool(workshop, clients):
     await a.ping()
 
     def spooled():
-        files = (server.dir / "data").rglob("amphora_spool*")
+        files = server.spool_files()
         return sum(f.read_bytes().count(b"\n") for f in files) >= 2000
 
     await until(spooled, "the messages in the spool")
@@ -264,7 +264,7 @@ async def test_f2_the_count_includes_what_waits_in_the_spool(workshop, clients):
 
 async def test_f4_a_list_that_no_stanza_holds(workshop, clients):
     """F4: it is refused, with a word on what can be done; the link and the rest stay."""
-    server = workshop.prosody(stanza_limit=20_000)
+    server = workshop.server(stanza_limit=20_000)
     workshop.node(server)
     a, bob = await store(server, clients, 300)
     b = await clients.login(server, bob, raw=True)
@@ -311,9 +311,10 @@ async def test_f9_a_forged_sender(prosody, node, clients):
     a, bob = await store(prosody, clients, 1)
     id = new_id()
     a.write(f"<iq type='get' id='{id}' from='{bob}/phone'>{offline('<fetch/>')}</iq>")
-    answer = await answer_to(a, id)
+    if prosody.kind != "ejabberd":  # which ends the stream for that
+        answer = await answer_to(a, id)
+        assert answer.type in ("error", "result")
     assert shown(a) == []
-    assert answer.type in ("error", "result")
     b = await clients.login(prosody, bob, raw=True)
     assert await count(b) == 1
 
@@ -391,7 +392,9 @@ async def test_f6_f7_view(prosody, node, clients):
     answer = await b.iq(items("view", asked))
     assert answer.type == "result" and len(answer.element) == 0
     # each once, in the order of the list; before the result
-    assert shown(b) == [(names[1], "1"), (names[4], "forged")]
+    # ejabberd stores none that says so of itself
+    fifth = "last" if prosody.kind == "ejabberd" else "forged"
+    assert shown(b) == [(names[1], "1"), (names[4], fifth)]
     assert b.inbox.all.index(answer) > max(b.inbox.all.index(m) for m in b.inbox.messages())
     for shown_one in b.inbox.messages():
         (delay,) = shown_one.delays
@@ -460,7 +463,7 @@ async def test_f7_removed_is_removed(prosody, node, clients):
 
 async def test_f7_removed_is_durable(workshop, clients):
     """F7, F8, I1: after kill -9 what was removed or purged is still gone."""
-    server = workshop.prosody()
+    server = workshop.server()
     node = workshop.node(server)
     a, bob = await store(server, clients, 5)
     b = await clients.login(server, bob, raw=True)
@@ -492,7 +495,7 @@ async def test_f8_purge(prosody, node, clients):
 
 async def test_removal_makes_room_in_the_quota(workshop, clients):
     """F7, F8, O2: what is removed or purged counts no more."""
-    server = workshop.prosody()
+    server = workshop.server()
     workshop.node(server, per_user=3)
     a, bob = await store(server, clients, 3)
     b = await clients.login(server, bob, raw=True)
@@ -700,7 +703,7 @@ async def test_f3_a_sleeping_session_lives(prosody, node, clients):
 
 async def test_f3_a_session_that_resumes_fetches_still(workshop, clients):
     """F3: resumption (XEP-0198) is no reason for a flood."""
-    server = workshop.prosody(hibernation=300)
+    server = workshop.server(hibernation=300)
     workshop.node(server)
     a, bob = await store(server, clients, 3)
     b = await clients.login(server, bob, raw=True, sm=True)
@@ -737,7 +740,7 @@ async def test_f3_a_hand_over_that_runs_goes_on(prosody, node, clients):
 async def test_f3_the_mark_outlives_a_reload(workshop, clients, admin):
     """F3: the module is loaded again; the session still fetches for itself, and the others
     wait for its end."""
-    server = workshop.prosody()
+    server = workshop.server()
     workshop.node(server)
     a, bob = await store(server, clients, 3)
     b = await clients.login(server, bob, raw=True)
@@ -755,7 +758,7 @@ async def test_f3_the_mark_outlives_a_reload(workshop, clients, admin):
 
 async def test_f3_without_a_node(workshop, clients):
     """F3: the wish counts although nobody could answer."""
-    server = workshop.prosody()
+    server = workshop.server()
     node = workshop.node(server)
     a, bob = await store(server, clients, 3)
     node.stop()
@@ -769,7 +772,7 @@ async def test_f3_without_a_node(workshop, clients):
 
 async def test_f3_live_messages_of_a_client_that_acknowledges_nothing(workshop, clients):
     """F3, I1: messages wait for room in the server's queue, in order, and none is lost."""
-    server = workshop.prosody(hibernation=1, options={"amphora_gate_messages": 50})
+    server = workshop.server(hibernation=1, options={"amphora_gate_messages": 50})
     workshop.node(server)
     a, bob = await store(server, clients, 3)
     b = await clients.login(server, bob, raw=True, sm=True)
@@ -839,7 +842,7 @@ async def test_f8_resumption_amid_a_fetch(narrow, clients):
 
 async def test_a_reload_amid_a_fetch(workshop, clients, admin):
     """F8: it goes on as if nothing had happened."""
-    server = workshop.prosody(options={"amphora_session_window": 60})
+    server = workshop.server(options={"amphora_session_window": 60})
     node = workshop.node(server)
     a, bob = await store(server, clients, 250)
     b = await clients.login(server, bob, raw=True, sm=True)
@@ -855,7 +858,7 @@ async def test_a_reload_amid_a_fetch(workshop, clients, admin):
 
 async def test_an_unload_amid_a_fetch(workshop, clients, admin):
     """F8: never silence; the client is told to ask again."""
-    server = workshop.prosody(options={"amphora_session_window": 60})
+    server = workshop.server(options={"amphora_session_window": 60})
     workshop.node(server)
     a, bob = await store(server, clients, 70)
     b = await clients.login(server, bob, raw=True, sm=True)
@@ -867,7 +870,7 @@ async def test_an_unload_amid_a_fetch(workshop, clients, admin):
 
 async def test_the_node_is_killed_amid_a_fetch(workshop, clients):
     """F8, I1: the client gets what was on its way, and an error; it asks again, and has all."""
-    server = workshop.prosody()
+    server = workshop.server()
     node = workshop.node(server)
     a, bob = await store(server, clients, 400)
     b = await clients.login(server, bob, raw=True, sm=True)
@@ -891,7 +894,7 @@ async def test_the_node_is_killed_amid_a_fetch(workshop, clients):
 
 async def test_a_node_that_does_not_answer(workshop, clients):
     """An error within the limit, and what the node says too late harms nothing."""
-    server = workshop.prosody(options={"amphora_retrieve_timeout": 1})
+    server = workshop.server(options={"amphora_retrieve_timeout": 1})
     node = workshop.node(server)
     a, bob = await store(server, clients, 120)
     b = await clients.login(server, bob, raw=True, sm=True, acks=True)

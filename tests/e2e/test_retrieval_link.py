@@ -201,7 +201,7 @@ def done(id, name, type="result", inside=""):
 @pytest.fixture
 def server(workshop):
     """A server whose requests have three seconds."""
-    return workshop.prosody(options={"amphora_retrieve_timeout": 3})
+    return workshop.server(options={"amphora_retrieve_timeout": 3})
 
 
 def begin(client, payload):

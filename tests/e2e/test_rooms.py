@@ -8,9 +8,8 @@ import asyncio
 
 import pytest
 
-from harness.app_server import CONFIG as APP_SERVER
-from harness.app_server import DOMAIN, AppServer
-from harness.rooms import CONFIG, ROOMS, join, left
+from harness.app_server import APPS, DOMAIN, AppServer
+from harness.rooms import ROOMS, join, left
 from harness.stanzas import INVITATION, MUC_USER, amp, message, new_id, rule
 from harness.steps import all_stored
 from harness.waiting import until
@@ -30,7 +29,7 @@ RULES = {
 @pytest.fixture(scope="module")
 def prosody(workshop):
     """A server with rooms, and a component for what seems to come from elsewhere."""
-    return workshop.prosody(hibernation=1, extra=f"{CONFIG}\n{APP_SERVER}")
+    return workshop.server(hibernation=1, rooms=ROOMS, components=APPS)
 
 
 @pytest.fixture(scope="module")

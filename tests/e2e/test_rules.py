@@ -22,7 +22,7 @@ from harness.stanzas import amp, message, new_id, rule, utc
 @pytest.fixture(scope="module")
 def prosody(workshop):
     """The server."""
-    return workshop.prosody()
+    return workshop.server()
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,14 @@ ACTIONS = ["alert", "error", "notify"]
 @pytest.fixture(scope="module")
 def strict(workshop):
     """A server whose node is at the default level, strict."""
-    server = workshop.prosody()
+    server = workshop.server()
     return server, workshop.node(server)
 
 
 @pytest.fixture(scope="module")
 def performance(workshop):
     """A server whose node accepts nothing but drop."""
-    server = workshop.prosody()
+    server = workshop.server()
     return server, workshop.node(server, security="performance")
 
 

@@ -13,7 +13,7 @@ from harness.steps import all_stored
 @pytest.fixture(scope="module")
 def prosody(workshop):
     """A server that gives up a sleeping session after two seconds."""
-    return workshop.prosody(hibernation=2)
+    return workshop.server(hibernation=2)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def node(workshop, prosody):
 @pytest.fixture(scope="module")
 def patient(workshop):
     """A server that keeps sleeping sessions for the whole test, and its node."""
-    server = workshop.prosody(hibernation=300)
+    server = workshop.server(hibernation=300)
     workshop.node(server)
     return server
 

@@ -12,12 +12,12 @@ from harness.waiting import until
 @pytest.fixture
 def prosody(workshop):
     """A server that takes to its spool after a second without a node."""
-    return workshop.prosody(options={"amphora_hold": 1})
+    return workshop.server(options={"amphora_hold": 1})
 
 
 async def test_a_short_absence(workshop, clients):
     """Without a node for less than `hold`: nothing is bounced, all is stored when it is back."""
-    prosody = workshop.prosody()
+    prosody = workshop.server()
     node = workshop.node(prosody)
     alice, bob = prosody.people("alice", "bob")
     a = await clients.online(prosody, alice, "desk")
@@ -96,7 +96,7 @@ async def test_a_torn_spool(prosody, workshop, clients):
         a.send_text(bob, str(n))
     await wait_for_spool(prosody, 5)
     prosody.kill()
-    (path,) = (prosody.dir / "data").rglob("amphora_spool*")
+    (path,) = prosody.spool_files()
     path.write_bytes(path.read_bytes()[:-20])
     prosody.start()
     a = await clients.online(prosody, alice, "desk")
@@ -153,7 +153,7 @@ async def test_the_server_stops_with_messages_in_hand(prosody, workshop, clients
 
 async def test_messages_from_before_the_module(workshop, clients):
     """What Prosody's own offline storage held when the module was first loaded arrives."""
-    prosody = workshop.prosody(module=False)
+    prosody = workshop.server(module=False)
     alice, carol, bob, dave = prosody.people("alice", "carol", "bob", "dave")
     a = await clients.online(prosody, alice, "desk")
     c = await clients.online(prosody, carol, "desk")
@@ -207,7 +207,6 @@ async def wait_for_spool(prosody, count):
     """Wait until the spool on disk holds so many messages."""
 
     def spooled():
-        files = (prosody.dir / "data").rglob("amphora_spool*")
-        return sum(path.read_text(errors="replace").count("<body>") for path in files) >= count
+        return prosody.spooled().count("<body>") >= count
 
     await until(spooled, f"{count} messages in the spool")

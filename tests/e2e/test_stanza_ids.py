@@ -15,8 +15,8 @@ NO_PERMANENT_STORE = f"<no-permanent-store xmlns='{HINTS}'/>"
 @pytest.fixture(params=["archive", "no archive"])
 def prosody(workshop, request):
     """A server with an archive, and one without."""
-    disabled = [] if request.param == "archive" else ["mam"]
-    return workshop.prosody(hibernation=1, options={"modules_disabled": disabled})
+    archive = "always" if request.param == "archive" else None
+    return workshop.server(hibernation=1, archive=archive)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ async def test_an_id_of_ours_is_no_archive(workshop, clients):
     """I1: what has an id of ours was not archived. A client that reads its archive first, and
     left such a message unacknowledged, gets it again, with that id."""
     options = {"amphora_gate_limit": 0.2, "amphora_hold": 600}
-    server = workshop.prosody(hibernation=1, options=options)
+    server = workshop.server(hibernation=1, options=options)
     node = workshop.node(server)
     alice, bob = server.people("alice", "bob")
     b = await clients.login(server, bob, raw=True)

@@ -6,7 +6,8 @@ from .waiting import until
 
 DOMAIN = "push.example.org"
 PUSH_SECRET = "of the app server"
-CONFIG = f'Component "{DOMAIN}"\n  component_secret = "{PUSH_SECRET}"'
+#: What a server has to know for it.
+APPS = {DOMAIN: PUSH_SECRET}
 
 PUBLISH = "{http://jabber.org/protocol/pubsub}pubsub/{http://jabber.org/protocol/pubsub}publish"
 FIELD = "{jabber:x:data}field"

@@ -8,6 +8,9 @@ from .stanzas import DELAY, MAM, STANZA_ID
 #: Accounts have numbers, so that no two tests share one.
 PERSON = re.compile(r"\b([a-z]+)\d+@")
 
+#: How ejabberd's archive said it before there were stanza ids.
+ARCHIVED = "{urn:xmpp:mam:tmp}archived"
+
 #: What the interceptor gives as a stanza id begins so; an archive's ids don't.
 OWN = "amphora-"
 
@@ -34,6 +37,8 @@ def plain(element, name, value):
         return "TIME"
     if element.tag == f"{{{STANZA_ID}}}stanza-id" and name == "id":
         return "OWN" if value.startswith(OWN) else "ARCHIVE"
+    if element.tag == ARCHIVED and name == "id":
+        return "ARCHIVE"
     if element.tag == f"{{{MAM}}}result":
         return {"id": "ARCHIVE", "queryid": "QUERY"}[name]
     return without_number(value)

@@ -2,11 +2,13 @@
 
 import itertools
 import os
+import re
 import shutil
 from pathlib import Path
 
 from .ports import S2S, free_address, free_port
 from .process import Process
+from .stanzas import COMMANDS, new_id
 from .waiting import accepts, wait_for
 
 HOST = "example.org"
@@ -81,9 +83,17 @@ class Prosody:
     """One server. `options` are those of the virtual host (amphora_hold = 1, say).
 
     `s2s`: it has an address of its own, which is its host too, and other servers reach it.
+    `archive`: "always", "never" (users may ask for it), or None: no archive at all.
+    `push`: it pushes to the devices of its users. `rooms`: a domain with chat rooms.
+    `components`: more domains whose components may connect, with their secrets.
+    `hosts`: more virtual hosts with the interceptor, with the domains of their nodes.
     `modules`: more modules of the host, of the server's or from tests/e2e/modules.
     `extra`: more configuration, in which {host} is the host.
     """
+
+    kind = "prosody"
+    #: What the log says when a component has connected.
+    LINKED = "successfully authenticated"
 
     def __init__(
         self,
@@ -95,6 +105,11 @@ class Prosody:
         level="info",
         stanza_limit=None,
         s2s=False,
+        archive="always",
+        push=False,
+        rooms=None,
+        components=None,
+        hosts=None,
         modules=(),
         extra="",
     ):
@@ -105,14 +120,29 @@ class Prosody:
         self.level = level
         self.stanza_limit = stanza_limit
         self.s2s = s2s
-        self.modules = list(modules)
-        self.extra = extra
+        self.archive = archive
+        self.modules = [*modules, *["cloud_notify"] * push]
+        # as yet with {host} in it
+        self.extra = "\n".join([extra, *self._more(rooms, components or {}, hosts or {})])
         self.host = free_address() if s2s else HOST
         self.c2s = free_port()
         self.component_port = free_port()
         self.process = None
         for name in ("data", "certs"):
             (self.dir / name).mkdir(parents=True, exist_ok=True)
+
+    @staticmethod
+    def _more(rooms, components, hosts):
+        """The sections of further domains."""
+        if rooms:
+            yield f'Component "{rooms}" "muc"'
+        for host, component in hosts.items():
+            yield f'VirtualHost "{host}"\n  modules_enabled = {{ "amphora" }}'
+            yield f'  amphora_components = {{ "{component}" }}'
+            if component != COMPONENT:
+                yield f'Component "{component}"\n  component_secret = "{SECRET}"'
+        for domain, secret in components.items():
+            yield f'Component "{domain}"\n  component_secret = "{secret}"'
 
     @property
     def log(self):
@@ -124,6 +154,10 @@ class Prosody:
         options = dict(self.options)
         if self.module:
             options.setdefault("amphora_components", [COMPONENT])
+        if self.archive is None:
+            options["modules_disabled"] = ["mam"]
+        elif self.archive == "never":
+            options["default_archive_policy"] = False
         text = CONFIG.format(
             dir=self.dir,
             module=MODULE,
@@ -169,6 +203,10 @@ class Prosody:
             self.process.terminate()
             self.process = None
 
+    def discard(self):
+        """End it for good."""
+        self.stop()
+
     def signal(self, number):
         """Any other signal."""
         self.process.signal(number)
@@ -211,6 +249,20 @@ class Prosody:
         temporary.write_text(text)
         temporary.rename(folder / f"{user}.dat")
 
+    def gate(self, session):
+        """A question to ask when that session has become available: does anything live reach it?"""
+        opened = f"{session}: \\d+ stored messages were handed over"
+        before = len(re.findall(opened, self.log))
+        return lambda: len(re.findall(opened, self.log)) > before
+
+    def spool_files(self):
+        """The files of the interceptor's spool."""
+        return (self.dir / "data").rglob("amphora_spool*")
+
+    def spooled(self):
+        """All that is written in them."""
+        return "".join(path.read_text(errors="replace") for path in self.spool_files())
+
     def stored_offline(self, user):
         """How many messages Prosody's own offline storage holds for him."""
         path = self.dir / "data" / self.host.replace(".", "%2e") / "offline" / f"{user}.list"
@@ -224,3 +276,24 @@ class Prosody:
             others = {f"{other}@{self.host}": "both" for other in users if other != user}
             self.account(user, others if friends else {})
         return [f"{user}@{self.host}" for user in users]
+
+    async def administer(self, clients, what):
+        """Load, unload or reload the interceptor with an administrator's ad-hoc command."""
+        self.account("admin")
+        client = await clients.login(self, f"admin@{self.host}", new_id("admin"), raw=True)
+        node = f"http://prosody.im/protocol/modules#{what}"
+        started = await client.iq(
+            f"<command xmlns='{COMMANDS}' node='{node}' action='execute'/>", type="set", to=self.host
+        )
+        session = started.find(f"{{{COMMANDS}}}command").get("sessionid")
+        field = "module" if what == "load" else "modules"
+        done = await client.iq(
+            f"<command xmlns='{COMMANDS}' node='{node}' action='complete' sessionid='{session}'>"
+            f"<x xmlns='jabber:x:data' type='submit'><field var='FORM_TYPE'><value>{node}</value>"
+            f"</field><field var='{field}'><value>amphora</value></field></x></command>",
+            type="set",
+            to=self.host,
+        )
+        note = done.find(f"{{{COMMANDS}}}command/{{{COMMANDS}}}note")
+        assert note.get("type") == "info" and "rror" not in (note.text or ""), note.text
+        await client.leave()

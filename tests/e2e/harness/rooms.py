@@ -3,7 +3,6 @@
 from .stanzas import MUC, MUC_USER
 
 ROOMS = "rooms.example.org"
-CONFIG = f'Component "{ROOMS}" "muc"'
 
 
 async def join(client, room, nick):
