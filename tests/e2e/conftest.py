@@ -16,13 +16,13 @@ from harness.raw import RawClient
 #: What a failed test prints of each log.
 TAIL = 6000
 
-#: The servers that every test runs over, unless it says why not.
+#: The servers that every test can run over, unless it says why not.
 KINDS = {"prosody": Prosody, "ejabberd": Ejabberd}
 
 
 def pytest_addoption(parser):
     """Which servers."""
-    parser.addoption("--server", choices=[*KINDS, "both"], default="both", help="the XMPP server (both)")
+    parser.addoption("--server", choices=[*KINDS, "both"], default="prosody", help="the XMPP server (prosody)")
 
 
 def pytest_generate_tests(metafunc):
