@@ -25,7 +25,7 @@ const OLD: usize = 100;
 /// How long appends are measured without retention.
 const WITHOUT: Duration = Duration::from_secs(15);
 /// A round of retention that takes longer is given up.
-const LONGEST: Duration = Duration::from_secs(300);
+const LONGEST: Duration = Duration::from_secs(90);
 
 pub async fn run(place: &Place, count: usize, rows: &Rows, report: &Report) {
     let users = (count / EACH).max(1);
