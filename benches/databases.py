@@ -49,6 +49,7 @@ ROWS = [
     ("appends, 1 waiting, 1 a job", "p50 of an append that is alone, ms", "p50", "{:.1f}"),
     ("hand-over of 5,000, store alone", "hand-over of 5,000, the store alone, ms", "ms", "{:.0f}"),
     ("node: durable appends, 1,024 waiting", "whole node: durable appends a second, 1,024 waiting", "rate", "{:,.0f}"),
+    ("node: durable appends, 1,024 waiting", "as a part of the limit beside it (aim: 0.60)", "ratio", "{:.2f}"),
     ("node: durable appends, 64 waiting", "whole node: p99 of a verdict with 64 waiting, ms (aim: 10)", "p99", "{:.1f}"),
     ("node: hand-over of 5,000 to one user", "whole node: hand-over of 5,000, ms (aim: 100)", "ms", "{:.0f}"),
     ("node: memory", "whole node: memory at its peak, MiB", "peak", "{:.0f}"),

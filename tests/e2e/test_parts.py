@@ -59,7 +59,7 @@ def database(request):
 @pytest.fixture
 def prosody(workshop):
     """A server of its own for each test."""
-    return workshop.prosody()
+    return workshop.server()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from harness.waiting import until
 @pytest.fixture
 def prosody(workshop):
     """A server of its own for each test."""
-    return workshop.prosody()
+    return workshop.server()
 
 
 @pytest.fixture
@@ -145,6 +145,7 @@ async def test_killed_and_the_recipient_is_there_first(prosody, node, clients):
     assert b.inbox.bodies() == [*(str(n) for n in range(12)), "end"]
 
 
+@pytest.mark.only("prosody", "it reads the file of the spool")
 async def test_nothing_is_left_after_verdicts(prosody, node, clients):
     """What has its verdict is not sent again by the next life, and the file gives its space back."""
     alice, bob = prosody.people("alice", "bob")
@@ -159,6 +160,7 @@ async def test_nothing_is_left_after_verdicts(prosody, node, clients):
     assert await all_for(prosody, clients, bob, 100) == [str(n) for n in range(100)]
 
 
+@pytest.mark.only("prosody", "it reads the file of the spool")
 async def test_a_torn_tail_costs_one_message(prosody, node, clients):
     """The server dies in the middle of a write: what was written before comes."""
     alice, bob = prosody.people("alice", "bob")
