@@ -191,15 +191,7 @@ return function (ctx)
 	end
 
 	-- Writes what is next as far as the window allows, and opens a gate that has nothing left.
-	function write_on(seat)
-		if seat.writing or seat.over then return; end
-		seat.writing = true;
-		if seat.at_once ~= seat.session.conn and not seat.out:empty() then
-			seat.at_once = seat.session.conn;
-			facts.send_at_once(seat.at_once, true);
-		end
-		local together = facts.write_together(seat.session);
-		local wrote = false;
+	local function write_out(seat)
 		while not seat.over do
 			local entry = seat.out:peek();
 			if not entry then
@@ -219,14 +211,27 @@ return function (ctx)
 			if entry.pos then entry.whole = nil; end -- mod_smacks has it, and gives it back
 			if entry.copy and entry.copy.gated then ctx.broadcasts.let_out(entry.copy.key); end
 			if entry.reply then ctx.retrieve.written(entry.reply); end
-			wrote = true;
 		end
-		seat.writing = nil;
-		if wrote and not seat.over then
+	end
+
+	function write_on(seat)
+		if seat.writing or seat.over then return; end
+		seat.writing = true;
+		if seat.at_once ~= seat.session.conn and not seat.out:empty() then
+			seat.at_once = seat.session.conn;
+			facts.send_at_once(seat.at_once, true);
+		end
+		local together = facts.write_together(seat.session);
+		local before = seat.in_flight;
+		-- Another module's filter may fail: the connection must not stay locked for that.
+		local ok, problem = xpcall(write_out, debug.traceback, seat);
+		seat.writing, passing = nil, nil;
+		if seat.in_flight > before and not seat.over then
 			unacknowledged[seat], seat.asked_at = true, seat.asked_at or time_now();
 			request_ack(seat);
 		end
 		if together then together:resume_writes(); end
+		if not ok then error(problem, 0); end
 	end
 
 	-- Writes what a request of the session's own brings, behind what is to be written already.

@@ -40,6 +40,24 @@ async def test_a_message_that_no_node_could_read(workshop, clients):
     assert b.inbox.bodies() == ["as deep as can be", "after it", "end"]
 
 
+@pytest.mark.only("prosody", "filters are Prosody's")
+@pytest.mark.parametrize("sm", [True, False], ids=["acks", "no acks"])
+async def test_another_module_fails_while_something_is_handed_over(workshop, clients, sm):
+    """I1, I3: the session goes on, and gets all that was stored, in order."""
+    prosody = workshop.server(archive="never", modules=["faulty"])
+    node = workshop.node(prosody)
+    alice, bob = prosody.people("alice", "bob")
+    a = await clients.online(prosody, alice, "desk", raw=True)
+    texts = ["before", "faulty", "after it"]
+    for text in texts:
+        await all_stored(a, bob, text)
+    b = await clients.online(prosody, bob, raw=True, sm=sm, acks=sm)
+    await b.ping()
+    assert await b.inbox.body_count(3) == texts
+    assert "a filter that fails" in prosody.log
+    await until(lambda: node.stored(bob) == 0, "all of it is taken")
+
+
 async def test_a_full_disk_of_the_spool(workshop, clients):
     """What can't be written to the spool stays in memory; nothing is lost or told as lost."""
     prosody = workshop.server(archive="never", options={"amphora_hold": 0})
