@@ -246,8 +246,12 @@ fn move_messages(args: &MoveArgs) -> Result<(), CliError> {
     };
     let environment = std::env::vars_os().filter(|(name, _)| !of_store(name));
     let old = args.from.as_deref().map(|old| config::load(Some(old), environment)).transpose()?;
-    let Moved { messages, users, broadcasts, unreadable } =
-        node::move_messages(&settings, old.as_ref().map(|old| &old.settings))?;
+    let watched = progress::Moving::new();
+    let moved = node::move_messages(&settings, old.as_ref().map(|old| &old.settings), |so_far| {
+        watched.show(so_far.messages, so_far.users);
+    });
+    watched.end();
+    let Moved { messages, users, broadcasts, unreadable } = moved?;
     if unreadable > 0 {
         tell(&format!(
             "warning: {unreadable} messages can't be read and stay where they were; the log above names them"

@@ -91,16 +91,20 @@ pub fn migrate(settings: &Settings) -> Result<(), NodeError> {
 }
 
 /// Brings each message into the database that the settings give its recipient's shard to, also
-/// from the databases of `old` settings.
+/// from the databases of `old` settings. `tell` hears after each user what was moved so far.
 ///
 /// # Errors
 ///
 /// [`NodeError::Store`].
-pub fn move_messages(settings: &Settings, old: Option<&Settings>) -> Result<Moved, NodeError> {
+pub fn move_messages(
+    settings: &Settings,
+    old: Option<&Settings>,
+    tell: impl Fn(&Moved),
+) -> Result<Moved, NodeError> {
     System::new().block_on(async {
         // Not in the node's own name: a node that runs must not lose its databases.
         let node = format!("{}/move", settings.node.name);
-        Ok(stores::move_all(settings, old, &node).await?)
+        Ok(stores::move_all(settings, old, &node, tell).await?)
     })
 }
 

@@ -1,4 +1,4 @@
-//! How a broadcast goes on, for a person who watches, or for a log.
+//! How long work goes on, for a person who watches, or for a log.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -45,6 +45,29 @@ impl Progress {
         let Some(bar) = self.bar else { return Ok(()) };
         bar.finish_and_clear();
         writeln!(io::stdout(), "{}", line(report))
+    }
+}
+
+/// What was moved so far, on a terminal. How much there is nobody has counted.
+pub struct Moving(Option<ProgressBar>);
+
+impl Moving {
+    pub fn new() -> Self {
+        Moving(io::stderr().is_terminal().then(ProgressBar::new_spinner))
+    }
+
+    pub fn show(&self, messages: u64, users: u64) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(format!("{messages} messages of {users} users"));
+            bar.tick();
+        }
+    }
+
+    /// The line is cleared: another says how it ended.
+    pub fn end(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
     }
 }
 

@@ -68,12 +68,13 @@ pub(super) async fn move_all(
     settings: &Settings,
     old: Option<&Settings>,
     node: &str,
+    tell: impl Fn(&Moved),
 ) -> Result<Moved, StoreError> {
     let parts = parts(settings, node);
     let is_new = |url: &str| parts.iter().all(|part| !same_database(&part.store.url, url));
     let old = old.iter().flat_map(|old| self::parts(old, node)).map(|part| part.store);
     let old = old.filter(|store| is_new(&store.url)).collect();
-    move_messages(settings.processor.shards, parts, old).await
+    move_messages(settings.processor.shards, parts, old, tell).await
 }
 
 /// The databases; one that has all counts as a part, too.

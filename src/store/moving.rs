@@ -50,7 +50,7 @@ pub struct Moved {
 
 /// Brings each message into the database among `parts` that has its recipient's shard, from the
 /// others and from `old` ones; broadcasts to where shard 0 is. The parts have each of the shards
-/// once. No node may run on any of them.
+/// once. No node may run on any of them. `tell` hears after each user what was moved so far.
 ///
 /// # Errors
 ///
@@ -60,6 +60,7 @@ pub async fn move_messages(
     shards: u32,
     parts: Vec<PartSettings>,
     old: Vec<StoreSettings>,
+    tell: impl Fn(&Moved),
 ) -> Result<Moved, StoreError> {
     let mut databases = Vec::new();
     let divided = |store| StoreSettings { shards, ..store };
@@ -70,7 +71,7 @@ pub async fn move_messages(
         databases.push(Database::open(divided(settings), None).await?);
     }
     let moving = Moving { map: ShardMap::new(shards), databases };
-    let moved = moving.run().await;
+    let moved = moving.run(&tell).await;
     for database in &moving.databases {
         database.store.close().await;
     }
@@ -175,7 +176,7 @@ impl Moving {
         self.databases.iter().position(has).unwrap_or(0)
     }
 
-    async fn run(&self) -> Result<Moved, StoreError> {
+    async fn run(&self, tell: &impl Fn(&Moved)) -> Result<Moved, StoreError> {
         self.check().await?;
         for database in &self.databases {
             let begun = layout::write(&database.raw, 0, &ShardSet::default()).await;
@@ -183,7 +184,7 @@ impl Moving {
         }
         let mut moved = Moved::default();
         for from in 0..self.databases.len() {
-            self.move_from(from, &mut moved).await?;
+            self.move_from(from, &mut moved, tell).await?;
             self.copy_marks(from).await?;
             moved.broadcasts += self.move_broadcasts(from).await?;
         }
@@ -224,7 +225,12 @@ impl Moving {
         Ok(())
     }
 
-    async fn move_from(&self, from: usize, moved: &mut Moved) -> Result<(), StoreError> {
+    async fn move_from(
+        &self,
+        from: usize,
+        moved: &mut Moved,
+        tell: &impl Fn(&Moved),
+    ) -> Result<(), StoreError> {
         let source = &self.databases[from];
         let mut last = String::new();
         loop {
@@ -234,6 +240,7 @@ impl Moving {
                 if to != from {
                     self.move_user(&user.as_str().into(), source, &self.databases[to], moved)
                         .await?;
+                    tell(moved);
                 }
             }
             match users.into_iter().next_back() {

@@ -105,7 +105,7 @@ async fn there_and_back(places: Places) {
         refused(&error, &["amphora move"]);
     }
     let old = if stays { vec![] } else { vec![places.one.clone()] };
-    let moved = move_messages(8, parts(&places.three), old.clone()).await.expect("moves");
+    let moved = move_messages(8, parts(&places.three), old.clone(), |_| {}).await.expect("moves");
     assert_eq!((moved.broadcasts, moved.unreadable), (0, 0));
     assert!(moved.messages > 40 && moved.messages == 4 * moved.users, "{moved:?}");
 
@@ -120,7 +120,7 @@ async fn there_and_back(places: Places) {
     let known = Outcome::Already { met_rule: Some(7) };
     assert_eq!(run(&three, vec![Write::Append(again)]).await, [known]);
     three.close().await;
-    let again = move_messages(8, parts(&places.three), old).await.expect("moves nothing");
+    let again = move_messages(8, parts(&places.three), old, |_| {}).await.expect("moves nothing");
     assert_eq!(again, Moved::default());
 
     // Alone, the old one would not see the others'.
@@ -128,12 +128,12 @@ async fn there_and_back(places: Places) {
     refused(&error, &["amphora move"]);
     if stays {
         // It would be left with its own.
-        let error = move_messages(8, as_part(&places.one, 8), vec![]).await;
+        let error = move_messages(8, as_part(&places.one, 8), vec![], |_| {}).await;
         refused(&error.expect_err("others are missing"), &["holds shard", "--from"]);
     }
     let old = parts(&places.three).into_iter().map(|part| part.store);
     let old = old.filter(|part| part.url != places.one.url).collect();
-    move_messages(16, as_part(&places.one, 16), old).await.expect("moves back");
+    move_messages(16, as_part(&places.one, 16), old, |_| {}).await.expect("moves back");
     let one = SeaStore::open(alone(&places.one, 16)).await.expect("opens");
     assert_eq!(all(&one).await, before);
     one.close().await;
@@ -167,7 +167,7 @@ async fn another_number_of_shards() {
     };
     let error = PartedStore::open(16, halves()).await.expect_err("they are other users");
     refused(&error, &["of 8", "of 16", "amphora move"]);
-    move_messages(16, halves(), vec![]).await.expect("moves");
+    move_messages(16, halves(), vec![], |_| {}).await.expect("moves");
     let store = PartedStore::open(16, halves()).await.expect("opens");
     assert_eq!(all(&store).await, before);
     store.close().await;
@@ -240,7 +240,7 @@ async fn a_move_that_was_cut_short_goes_on() {
          IF NEW.id & 7 = 3 THEN SIGNAL SQLSTATE '22003' SET MYSQL_ERRNO = 1264; END IF",
     )
     .await;
-    let error = move_messages(8, parts(&places.three), vec![]).await.expect_err("fails");
+    let error = move_messages(8, parts(&places.three), vec![], |_| {}).await.expect_err("fails");
     assert!(matches!(error, StoreError::Refused(_)), "{error:?}");
     for error in [
         SeaStore::open(alone(&places.one, 8)).await.expect_err("is being moved"),
@@ -250,7 +250,7 @@ async fn a_move_that_was_cut_short_goes_on() {
         refused(&error, &["amphora move"]);
     }
     crate::server::execute(&raw, "DROP TRIGGER full").await;
-    move_messages(8, parts(&places.three), vec![]).await.expect("goes on");
+    move_messages(8, parts(&places.three), vec![], |_| {}).await.expect("goes on");
     let three = open(places.three.clone()).await.expect("opens");
     assert_eq!(all(&three).await, before);
     three.close().await;
@@ -260,7 +260,8 @@ async fn a_move_that_was_cut_short_goes_on() {
 async fn an_old_database_that_is_not_there() {
     let places = Places::new(true).await;
     let old = settings(&[&sqlite(&places.dir, "slip")]);
-    let error = move_messages(8, as_part(&places.one, 8), vec![old]).await.expect_err("a slip");
+    let error =
+        move_messages(8, as_part(&places.one, 8), vec![old], |_| {}).await.expect_err("a slip");
     refused(&error, &["slip.db", "is not there"]);
     assert!(!places.dir.path().join("slip.db").exists());
 }
@@ -270,7 +271,7 @@ async fn a_node_that_runs_is_not_moved() {
     let at = ServerBed::new(Kind::Postgres).await;
     let node = SeaStore::open(alone(&at.bed.settings, 8)).await.expect("opens");
     let mover = StoreSettings { node: "amphora/move".to_owned(), ..at.bed.settings.clone() };
-    let error = move_messages(8, as_part(&mover, 8), vec![]).await.expect_err("it lives");
+    let error = move_messages(8, as_part(&mover, 8), vec![], |_| {}).await.expect_err("it lives");
     assert!(matches!(error, StoreError::Held { .. }), "{error:?}");
     assert_eq!(run(&node, vec![append("bob", 1)]).await, [Outcome::Stored]);
     node.close().await;
@@ -304,7 +305,7 @@ async fn broadcasts_go_with_shard_0() {
     let before = (one.broadcasts().await.unwrap(), one.recipients(3, 0, 5000).await.unwrap());
     one.close().await;
     let old = vec![places.one.clone()];
-    let moved = move_messages(8, parts(&places.three), old).await.expect("moves");
+    let moved = move_messages(8, parts(&places.three), old, |_| {}).await.expect("moves");
     assert_eq!(moved.broadcasts, 1);
     let three = open(places.three.clone()).await.expect("opens");
     let after = (three.broadcasts().await.unwrap(), three.recipients(3, 0, 5000).await.unwrap());
@@ -317,7 +318,7 @@ async fn broadcasts_go_with_shard_0() {
     other.change(BroadcastChange::Create(own)).await.expect("a change");
     other.close().await;
     let old = parts(&places.three).into_iter().map(|part| part.store).collect();
-    move_messages(8, as_part(&places.one, 8), old).await.expect("moves back");
+    move_messages(8, as_part(&places.one, 8), old, |_| {}).await.expect("moves back");
     let one = SeaStore::open(alone(&places.one, 8)).await.expect("opens");
     let all = one.broadcasts().await.unwrap();
     let known: Vec<_> = all.iter().map(|one| (one.id, &*one.token)).collect();
