@@ -11,6 +11,8 @@ use crate::shard::{Busy, Input, Inputs, ShardActor};
 use crate::shard_map::ShardMap;
 use crate::words::{Bare, LinkId};
 
+use super::place::{Hold, Moved, Ownership};
+
 /// Inputs, each for the shard of its user, in order.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -31,7 +33,7 @@ pub enum Everywhere {
 #[rtype(result = "usize")]
 pub struct Settle;
 
-/// Finds shards. Today all of them are in this process.
+/// Finds shards.
 pub struct Router {
     map: ShardMap,
     shards: Vec<Addr<ShardActor>>,
@@ -43,6 +45,24 @@ impl Router {
         let count = u32::try_from(shards.len()).unwrap_or(u32::MAX);
         Router { map: ShardMap::new(count), shards }
     }
+
+    /// A router over so many shards that nodes share; none is anywhere until it is told by
+    /// [`Moved`].
+    pub fn shared(count: u32, _ownership: Box<dyn Ownership>) -> Self {
+        Router { map: ShardMap::new(count), shards: Vec::new() }
+    }
+}
+
+impl Handler<Moved> for Router {
+    type Result = ();
+
+    fn handle(&mut self, _: Moved, _: &mut Self::Context) {}
+}
+
+impl Handler<Hold> for Router {
+    type Result = ();
+
+    fn handle(&mut self, _: Hold, _: &mut Self::Context) {}
 }
 
 impl Actor for Router {

@@ -2,6 +2,8 @@
 
 mod actor;
 mod due;
+mod place;
 
 pub use actor::{Everywhere, Route, Router, Settle};
 pub use due::run_due_clock;
+pub use place::{Hold, Moved, Ownership, Place};

@@ -1,0 +1,5 @@
+//! Several nodes that share the shards of a database and talk over NATS.
+
+mod members;
+
+pub use members::{MemberInfo, Members};
