@@ -358,8 +358,10 @@ impl<A: Clone + PartialEq> Places<A> {
         }
     }
 
-    /// There is a way to another node: what waits for it goes there.
+    /// There is a way to another node: what waits for it goes there. What was said to its links
+    /// before was not heard.
     pub fn peer_up(&mut self, node: &Incarnation) {
+        self.tell_here(LinkId::all_of_peer(node.number), None);
         self.up.insert(node.number, node.clone());
         self.ask_peer_again(node.number);
     }
@@ -385,10 +387,9 @@ impl<A: Clone + PartialEq> Places<A> {
 
     /// The way to another node has ended: its links are as good as closed.
     pub fn peer_down(&mut self, peer: u32) {
-        if self.up.remove(&peer).is_some() {
-            self.tell_here(LinkId::all_of_peer(peer), None);
-            self.effects.push(Effect::LookAgain);
-        }
+        self.up.remove(&peer);
+        self.tell_here(LinkId::all_of_peer(peer), None);
+        self.effects.push(Effect::LookAgain);
     }
 
     /// What another node says, in order.
