@@ -1,0 +1,1 @@
+//! What is written comes back; what is not, does no harm.
