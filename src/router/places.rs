@@ -101,6 +101,14 @@ impl<A: Clone + PartialEq> Places<A> {
         })
     }
 
+    /// Whether a shard is here, and stays.
+    pub fn is_here(&self, id: ShardId) -> bool {
+        let shard = self.shards.get(id.0 as usize);
+        shard.is_some_and(|shard| {
+            matches!(shard.at, At::Here(..)) && !matches!(shard.held, Some(Some(_)))
+        })
+    }
+
     /// Intercepts and removals of accounts that wait for an answer from elsewhere.
     pub fn undecided(&self) -> usize {
         let waiting = self.shards.iter().flat_map(|shard| &shard.waits);

@@ -34,11 +34,13 @@ pub(super) struct Shared {
     pub(super) places: Places<Addr<ShardActor>>,
     ways: HashMap<u32, Way>,
     sharing: Sharing,
+    /// This node runs the broadcasts: whoever has the first shard does.
+    broadcasts: bool,
 }
 
 impl Shared {
     pub(super) fn new(count: u32, sharing: Sharing) -> Self {
-        Shared { places: Places::new(count), ways: HashMap::new(), sharing }
+        Shared { places: Places::new(count), ways: HashMap::new(), sharing, broadcasts: false }
     }
 
     pub(super) fn moved(&mut self, moved: Vec<(ShardId, Place)>) {
@@ -49,6 +51,13 @@ impl Shared {
                 Place::Nowhere => At::Nowhere,
             };
             self.places.moved(Instant::now(), shard, at);
+        }
+        let broadcasts = self.places.is_here(ShardId(0));
+        if broadcasts != std::mem::replace(&mut self.broadcasts, broadcasts) {
+            match broadcasts {
+                true => self.sharing.broadcasts.begin(),
+                false => self.sharing.broadcasts.end(),
+            }
         }
     }
 

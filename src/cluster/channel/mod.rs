@@ -14,7 +14,7 @@ mod outgoing;
 
 use std::time::Duration;
 
-pub use frame::{Frame, FrameError, Head, Kind};
+pub use frame::{Frame, FrameError, HEAD, Head, Kind};
 pub use incoming::{Incoming, Received};
 pub use outgoing::{Outgoing, Step};
 

@@ -45,27 +45,25 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// A way that begins, with its first step.
-    pub fn new(limits: Limits, now: Instant) -> (Self, Step) {
-        let outgoing = Outgoing {
+    /// A way that begins: the next [`Outgoing::tick`] says so.
+    pub fn new(limits: Limits, now: Instant) -> Self {
+        Self::with_stream(1, limits, now)
+    }
+
+    fn with_stream(stream: u64, limits: Limits, now: Instant) -> Self {
+        Outgoing {
             limits,
-            stream: 1,
+            stream,
             open: false,
             window: VecDeque::new(),
             last: 0,
             queue: VecDeque::new(),
             queued: 0,
             rest: Bytes::new(),
-            sent: now,
+            sent: now.checked_sub(RESEND).unwrap_or(now),
             heard: now,
             resend: RESEND,
-        };
-        (outgoing, Step::Open(1))
-    }
-
-    /// Whether it can be used.
-    pub fn is_open(&self) -> bool {
-        self.open
+        }
     }
 
     /// Puts entries on the way, if it still lives. [`Outgoing::pump`] sends them.
@@ -157,7 +155,8 @@ impl Outgoing {
         }
         if self.open && now.duration_since(self.heard) >= self.limits.patience {
             self.break_off(now, steps);
-        } else if now.duration_since(self.sent) >= self.resend {
+        }
+        if now.duration_since(self.sent) >= self.resend {
             self.sent = now;
             self.resend = (2 * self.resend).min(self.limits.patience / 3).max(RESEND);
             if self.open {
@@ -176,13 +175,10 @@ impl Outgoing {
     /// What was put on it may not have arrived. It begins anew.
     pub fn break_off(&mut self, now: Instant, steps: &mut Vec<Step>) {
         let was_open = std::mem::take(&mut self.open);
-        let stream = self.stream + 1;
-        let (new, _) = Outgoing::new(self.limits, now);
-        *self = Outgoing { stream, ..new };
+        *self = Self::with_stream(self.stream + 1, self.limits, now);
         if was_open {
             steps.push(Step::Down);
         }
-        steps.push(Step::Open(stream));
     }
 }
 
