@@ -209,7 +209,7 @@ fn hear(event: &Event, up: &watch::Sender<bool>) {
             up.send_replace(true);
             tracing::info!("connected to NATS");
         }
-        Event::Disconnected | Event::Closed => {
+        Event::Disconnected => {
             // Said once: attempts to connect again say it too.
             if up.send_replace(false) {
                 tracing::warn!("the connection to NATS is lost; connecting again");
@@ -224,6 +224,8 @@ fn hear(event: &Event, up: &watch::Sender<bool>) {
         Event::ServerError(error) => tracing::warn!(%error, "NATS says"),
         Event::ClientError(error) => tracing::debug!(%error, "no connection to NATS"),
         Event::LameDuckMode => tracing::info!("the NATS server is about to stop"),
-        Event::Draining => {}
+        Event::Draining | Event::Closed => {
+            up.send_replace(false);
+        }
     }
 }

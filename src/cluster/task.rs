@@ -231,7 +231,7 @@ impl Task {
         let version = env!("CARGO_PKG_VERSION").into();
         let rest = Says { version, numbers: BTreeMap::new(), components, hosts };
         let key = Key { process, lease, draining: false, terms: terms(shards), rest };
-        let mut task = Task {
+        Task {
             keys: Some(Keys::new(nats.clone(), node.clone(), lease, servers)),
             nats,
             presence: Presence::new(node.clone(), key),
@@ -251,9 +251,7 @@ impl Task {
             outcomes: mpsc::channel(1).0,
             heard: None,
             tell,
-        };
-        task.open();
-        task
+        }
     }
 
     fn identity(&self) -> Incarnation {
@@ -267,6 +265,7 @@ impl Task {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let (outcomes, mut ended) = mpsc::channel(OUTCOMES);
         self.outcomes = outcomes;
+        self.open();
         let mut up = self.nats.up();
         let mut ticks = interval((self.lease / 30).max(Duration::from_millis(50)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

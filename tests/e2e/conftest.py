@@ -9,6 +9,7 @@ import pytest
 
 from harness.client import Client
 from harness.ejabberd import Ejabberd
+from harness.nats import Nats
 from harness.node import Node, binary
 from harness.prosody import Prosody
 from harness.raw import RawClient
@@ -104,6 +105,12 @@ class Workshop:
         server = KINDS[kind](self.folder(kind), **settings)
         self._stack.callback(server.discard)
         return server.start() if start else server
+
+    def nats(self, **settings):
+        """A NATS server, running."""
+        nats = Nats(self.folder("nats"), **settings)
+        self._stack.callback(nats.stop)
+        return nats.start()
 
     def node(self, server, start=True, **settings):
         """A node linked to that server, ready unless told otherwise."""
