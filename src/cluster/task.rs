@@ -343,9 +343,7 @@ impl Task {
 
     /// What this node says of itself has changed.
     fn say(&mut self) {
-        let number = |database: &Database| {
-            (database.division.name().clone(), database.own.number)
-        };
+        let number = |database: &Database| (database.division.name().clone(), database.own.number);
         let numbers = self.databases.iter().map(number).collect();
         let rest = Says { numbers, ..self.presence.own().rest.clone() };
         self.present(presence::Input::Say { draining: self.draining, rest });
@@ -418,7 +416,9 @@ impl Task {
         match (heard, hears) {
             (false, true) => tracing::info!(nodes = after.len() + 1, "in the cluster"),
             (true, false) => {
-                tracing::warn!("nothing is heard over NATS; this node keeps the shards that it has");
+                tracing::warn!(
+                    "nothing is heard over NATS; this node keeps the shards that it has"
+                );
             }
             _ => {}
         }

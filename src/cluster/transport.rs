@@ -154,6 +154,7 @@ impl Transport {
         for number in gone {
             self.peers.remove(&number);
             self.router.do_send(PeerDown(number));
+            self.router.do_send(PeerForgot(number));
         }
         for MemberInfo { incarnation: node, .. } in members {
             if self.peers.contains_key(&node.number) {
@@ -306,9 +307,10 @@ impl Transport {
             let ack = std::mem::take(&mut peer.ack);
             let sends = steps.iter().any(|step| matches!(step, Step::Open(_) | Step::Batch(..)));
             let subject = peer.subject.clone();
-            let frames = steps.iter().filter_map(|step| self.frame(step, acked)).chain(
-                (ack && !sends).then(|| self.bare(Kind::Ack, 0, 0, acked)),
-            );
+            let frames = steps
+                .iter()
+                .filter_map(|step| self.frame(step, acked))
+                .chain((ack && !sends).then(|| self.bare(Kind::Ack, 0, 0, acked)));
             let frames: Vec<Frame> = frames.collect();
             self.steps = steps;
             self.told(number);

@@ -162,7 +162,7 @@ impl<A: Clone + PartialEq> Places<A> {
             entries.extend(to.map(|(_, epoch)| Entry::ask(id, epoch, false, body)));
         }
         if let Some((peer, _)) = to {
-            self.effects.push(Effect::Peer(peer, entries));
+            self.push_on(peer, entries);
         }
     }
 
@@ -303,7 +303,7 @@ impl<A: Clone + PartialEq> Places<A> {
         self.give_up(again.given_up);
         let asks = again.asks.into_iter();
         let entries = asks.map(|(body, again)| Entry::ask(id, epoch, again, body)).collect();
-        self.effects.push(Effect::Peer(peer, entries));
+        self.push_on(peer, entries);
     }
 
     fn give_up(&mut self, retrievals: Vec<Retrieve>) {
@@ -420,6 +420,12 @@ impl<A: Clone + PartialEq> Places<A> {
             self.hear_other(now, peer, crossing);
         }
         self.give(asks);
+    }
+
+    fn push_on(&mut self, peer: u32, entries: Vec<Entry>) {
+        if !entries.is_empty() {
+            self.effects.push(Effect::Peer(peer, entries));
+        }
     }
 
     fn push(&mut self, actor: A, inputs: Vec<Input>) {
@@ -559,3 +565,6 @@ fn link_of(input: &Input) -> Option<(LinkId, &Arc<str>)> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
