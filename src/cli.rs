@@ -1,6 +1,7 @@
 //! The command `amphora`: arguments in, exit code out.
 
 mod broadcast;
+mod drain;
 mod progress;
 mod recipients;
 
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::cluster::NatsError;
 use crate::config::{self, ConfigError, Loaded};
 use crate::node::{self, NodeError};
 use crate::store::Moved;
@@ -37,14 +39,18 @@ pub enum ExitCode {
     CannotListen = 71,
     /// No node answers, or its server does not; try again.
     NoAnswer = 75,
+    /// The cluster, or NATS, does not let this node in.
+    Refused = 77,
     /// The configuration is wrong; a restart does not help.
     Config = 78,
     /// Another process has taken the database over. A restart would take it back.
     Superseded = 79,
+    /// The cluster found this node silent. After a restart it joins anew.
+    Fenced = 80,
 }
 
 impl ExitCode {
-    const ALL: [ExitCode; 10] = [
+    const ALL: [ExitCode; 12] = [
         ExitCode::Ok,
         ExitCode::Failure,
         ExitCode::Usage,
@@ -53,8 +59,10 @@ impl ExitCode {
         ExitCode::StoreUnavailable,
         ExitCode::CannotListen,
         ExitCode::NoAnswer,
+        ExitCode::Refused,
         ExitCode::Config,
         ExitCode::Superseded,
+        ExitCode::Fenced,
     ];
 
     fn meaning(self) -> &'static str {
@@ -68,7 +76,9 @@ impl ExitCode {
             ExitCode::CannotListen => "[http] or the control socket can't be listened on",
             ExitCode::NoAnswer => "no node answers, or its server does not; try again",
             ExitCode::Config => "the configuration is wrong; a restart does not help",
+            ExitCode::Refused => "the cluster, or NATS, does not let this node in",
             ExitCode::Superseded => "another process has taken the database over; do not restart",
+            ExitCode::Fenced => "the cluster found this node silent; after a restart it joins anew",
         }
     }
 }
@@ -85,6 +95,10 @@ impl From<&NodeError> for ExitCode {
             NodeError::Store(_) | NodeError::Away(..) => ExitCode::StoreUnavailable,
             NodeError::Http(_) | NodeError::Control(_) => ExitCode::CannotListen,
             NodeError::Superseded => ExitCode::Superseded,
+            NodeError::Fenced => ExitCode::Fenced,
+            NodeError::Nats(NatsError::Settings(_)) => ExitCode::Config,
+            NodeError::Nats(NatsError::Refused(_) | NatsError::Tls(_)) => ExitCode::Refused,
+            NodeError::Refused(..) => ExitCode::Refused,
             _ => ExitCode::Failure,
         }
     }
@@ -110,6 +124,8 @@ enum Command {
     Move(MoveArgs),
     /// Send a message to all users of a host, or to a list of them, once each
     Broadcast(broadcast::BroadcastArgs),
+    /// Give the shards of a node of a cluster to the others, before it is stopped or worked on
+    Drain(drain::DrainArgs),
 }
 
 #[derive(Debug, Args)]
@@ -173,6 +189,8 @@ enum CliError {
     Node(#[from] NodeError),
     #[error(transparent)]
     Broadcast(#[from] broadcast::BroadcastError),
+    #[error(transparent)]
+    Drain(#[from] drain::DrainError),
     #[error("cannot write the answer")]
     Output(#[from] io::Error),
 }
@@ -185,6 +203,7 @@ impl CliError {
             }
             CliError::Telemetry(_) | CliError::Output(_) => ExitCode::Failure,
             CliError::Broadcast(error) => error.exit_code(),
+            CliError::Drain(error) => error.exit_code(),
             CliError::Node(error) => error.into(),
         }
     }
@@ -225,6 +244,7 @@ fn carry_out(command: Command) -> Result<(), CliError> {
         }
         Command::Move(args) => move_messages(&args),
         Command::Broadcast(args) => broadcast::carry_out(args),
+        Command::Drain(args) => drain::carry_out(&args),
         Command::CheckConfig(args) => {
             let Loaded { settings, file, warnings } =
                 load(args.config.as_deref(), args.store_url.as_deref())?;

@@ -26,6 +26,7 @@ pub mod broadcast;
 pub mod router;
 
 // L5: the edges.
+pub mod cluster;
 pub mod control;
 pub mod http;
 pub mod link;

@@ -1,5 +1,7 @@
 //! One node: the store, the shards, the router and the links, put together; and its end.
 
+mod join;
+mod shards;
 mod stores;
 
 use std::path::PathBuf;
@@ -9,24 +11,28 @@ use std::time::Duration;
 
 use actix::{Actor, Addr};
 use actix_rt::{Arbiter, System};
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, pending};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::amp::SecurityLevel;
 use crate::broadcast::{self, BroadcastContext, BroadcastHandle};
+use crate::cluster::transport::{self, TransportContext};
+use crate::cluster::{Cluster, ClusterContext, Nats, NatsError};
 use crate::config::{self, ControlSocket, QuotaLimits, QuotaOver, Settings};
 use crate::control::{self, Control, ControlError};
 use crate::http::{self, Health};
 use crate::link::{self, LinkContext, LinkSettings, Redirect, Stop};
-use crate::router::{Router, Settle, run_due_clock};
-use crate::shard::{self, Limits, Outbox, Over, Quotas, ShardActor, ShardContext};
-use crate::store::{Moved, Store, StoreError, StoreSettings, database_path};
+use crate::router::{Router, Settle, Sharing, run_due_clock};
+use crate::shard::{Limits, Outbox, Over, Quotas, ShardContext};
+use crate::store::{Division, Moved, Store, StoreError, StoreSettings, database_path};
 use crate::telemetry;
 use crate::words::ShardId;
 
+use join::Again;
+use shards::{Nursery, SharedShards};
 use stores::Stores;
 
 /// How long a node that stops waits for what it holds: twice the append limit.
@@ -59,6 +65,19 @@ pub enum NodeError {
         "another process of this name, or one that found this one silent, has taken the database over: do not start this one again before that one has ended"
     )]
     Superseded,
+    /// Other nodes have found this one silent, and have taken its shards.
+    #[error(
+        "the other nodes of the cluster heard nothing of this one for a lease, and have taken its shards: start it again, and it joins anew"
+    )]
+    Fenced,
+    /// It must not join.
+    #[error(
+        "this node can't join the cluster '{0}': node {1}; give it the same processor.shards, version and cluster.name, or stop all others first"
+    )]
+    Refused(String, String),
+    /// NATS can't be used.
+    #[error(transparent)]
+    Nats(#[from] NatsError),
     /// The schema of this part is as it was: the part, and why.
     #[error("the database of part '{0}' can't be opened: {1}")]
     Away(String, String),
@@ -79,7 +98,7 @@ pub fn migrate(settings: &Settings) -> Result<(), NodeError> {
     System::new().block_on(async {
         // Not in the node's own name: that would supersede a node that runs.
         let node = format!("{}/migrate", settings.node.name);
-        let stores = Stores::open(settings, &node).await?;
+        let stores = Stores::open(settings, &node, false).await?;
         let away = stores.away();
         stores.messages.close().await;
         if let Some((part, why)) = away {
@@ -116,11 +135,16 @@ pub fn move_messages(
 /// The store or the HTTP address can't be had.
 pub fn run(settings: Settings) -> Result<(), NodeError> {
     System::new().block_on(async {
+        let cluster = settings.cluster.name.clone();
         let mut node = Node::start(settings).await?;
         tokio::select! {
             signal = wait_for_signal() => signal?,
             // What is held goes to the other process, by the interceptors.
-            () = &mut node.superseded => return Err(NodeError::Superseded),
+            () = &mut node.superseded => return Err(node.why_fenced().await),
+            why = refused(&node.cluster) => {
+                node.stop().await;
+                return Err(NodeError::Refused(cluster, why));
+            }
         }
         node.stop().await;
         Ok(())
@@ -155,11 +179,12 @@ pub fn control_path(settings: &Settings) -> Result<Option<PathBuf>, NodeError> {
 async fn serve_control(
     settings: &Settings,
     broadcasts: &BroadcastHandle,
+    cluster: &Option<Cluster>,
 ) -> Result<Option<Control>, NodeError> {
     let Some(path) = control_path(settings)? else { return Ok(None) };
     let deadline = Instant::now() + SUPERSEDED;
     loop {
-        match control::serve(&path, broadcasts.clone()) {
+        match control::serve(&path, broadcasts.clone(), cluster.clone()) {
             Ok(control) => return Ok(Some(control)),
             Err(ControlError::InUse(_)) if Instant::now() < deadline => {
                 sleep(Duration::from_millis(50)).await;
@@ -179,6 +204,8 @@ async fn serve_control(
 struct Node {
     store: Arc<dyn Store>,
     superseded: BoxFuture<'static, ()>,
+    divisions: Vec<Division>,
+    cluster: Option<Cluster>,
     broadcasts: BroadcastHandle,
     router: Addr<Router>,
     arbiters: Vec<Arbiter>,
@@ -192,9 +219,11 @@ impl Node {
     async fn start(settings: Settings) -> Result<Node, NodeError> {
         let metrics = telemetry::start_metrics().map_err(|e| NodeError::Other(e.to_string()))?;
         let health = Health::new();
-        let stores = Stores::open(&settings, &settings.node.name).await?;
+        // Before the store: once that is open, the others wait no longer than a lease for this node.
+        let nats = join::connect(&settings).await?;
+        let stores = Stores::open(&settings, &settings.node.name, nats.is_some()).await?;
         stores.report_to(&health);
-        let Stores { messages: store, broadcasts: kept, superseded, .. } = stores;
+        let Stores { messages: store, broadcasts: kept, superseded, divisions, .. } = stores;
         let http = match settings.http.listen {
             Some(listen) => {
                 let http = http::serve(listen, health.clone(), metrics).map_err(NodeError::Http)?;
@@ -213,24 +242,56 @@ impl Node {
             clock: clock.clone(),
             due: due.clone(),
         };
-        let (arbiters, shards) = start_shards(&settings, &context);
-        let router = Router::new(shards).start();
+        let shards = settings.processor.shards;
+        let (nursery, arbiters) = Nursery::new(shards, quotas(&settings.quota), context);
+        let (broadcasts, inbox) = BroadcastHandle::new();
+        let (router, cluster) = match nats {
+            None => {
+                let all = (0..shards).map(|shard| nursery.start(ShardId(shard))).collect();
+                (Router::new(all).start(), None)
+            }
+            Some(nats) => {
+                let look_again = Arc::new(Notify::new());
+                let sharing = Sharing {
+                    ownership: Box::new(Again(look_again.clone())),
+                    outbox: outbox.clone(),
+                    due: due.clone(),
+                    broadcasts: broadcasts.clone(),
+                };
+                let router = Router::shared(shards, sharing).start();
+                let home = Arc::new(SharedShards::new(nursery, router.clone()));
+                let context = cluster_context(&settings, nats, divisions.clone(), home, look_again);
+                let cluster = Cluster::start(context);
+                transport::start(TransportContext {
+                    nats: cluster.nats().clone(),
+                    own: cluster.own().clone(),
+                    members: cluster.members(),
+                    lease: settings.cluster.lease,
+                    router: router.clone(),
+                });
+                health.set_cluster({
+                    let cluster = cluster.clone();
+                    move || cluster.status()
+                });
+                (router, Some(cluster))
+            }
+        };
         actix_rt::spawn(run_due_clock(store.clone(), router.clone(), clock.clone(), due_events));
         actix_rt::spawn(purge_marks(store.clone(), clock.clone()));
         if let Some(retention) = settings.store.retention {
             actix_rt::spawn(purge_messages(store.clone(), retention, clock.clone()));
         }
 
-        let (broadcasts, inbox) = BroadcastHandle::new();
         let context = BroadcastContext {
             broadcasts: kept,
             messages: store.clone(),
             outbox: outbox.clone(),
             clock: clock.clone(),
             hosts: settings.servers.iter().flat_map(hosts).collect(),
+            shared: cluster.is_some(),
         };
         actix_rt::spawn(broadcast::run(context, inbox));
-        let control = serve_control(&settings, &broadcasts).await?;
+        let control = serve_control(&settings, &broadcasts, &cluster).await?;
 
         let (stop, stopped) = watch::channel(Stop::No);
         let context = LinkContext {
@@ -253,6 +314,8 @@ impl Node {
         Ok(Node {
             store,
             superseded,
+            divisions,
+            cluster,
             broadcasts,
             router,
             arbiters,
@@ -263,6 +326,14 @@ impl Node {
         })
     }
 
+    /// Another process has the database: why.
+    async fn why_fenced(&self) -> NodeError {
+        match self.cluster {
+            Some(_) => join::why_fenced(&self.divisions).await,
+            None => NodeError::Superseded,
+        }
+    }
+
     /// Decides and writes what is held, then lets everything go.
     async fn stop(self) {
         tracing::info!("stopping: finishing what is held");
@@ -270,6 +341,9 @@ impl Node {
             control.stop();
         }
         self.broadcasts.stop();
+        if let Some(cluster) = &self.cluster {
+            join::give_all(cluster).await;
+        }
         self.stop.send_replace(Stop::Drain);
         let deadline = Instant::now() + DRAIN;
         loop {
@@ -291,7 +365,13 @@ impl Node {
         if let Some(http) = &self.http {
             http.stop().await;
         }
+        if let Some(cluster) = &self.cluster {
+            cluster.leave().await;
+        }
         self.store.close().await;
+        if let Some(cluster) = &self.cluster {
+            cluster.hint().await;
+        }
         for arbiter in &self.arbiters {
             arbiter.stop();
         }
@@ -299,31 +379,37 @@ impl Node {
     }
 }
 
-/// Shards are spread over as many threads as there are cores, but one, which the links have:
-/// more threads than that cost more in waking each other than they gain.
-fn start_shards(
+fn cluster_context(
     settings: &Settings,
-    context: &ShardContext,
-) -> (Vec<Arbiter>, Vec<Addr<ShardActor>>) {
-    let shards = settings.processor.shards;
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let threads = cores.saturating_sub(1).clamp(1, shards as usize);
-    let arbiters: Vec<Arbiter> = (0..threads).map(|_| Arbiter::new()).collect();
-    let quotas = Arc::new(quotas(&settings.quota));
-    let start = |shard: u32| {
-        let machine = shard::Settings {
-            epoch: context.store.epoch(ShardId(shard)),
-            quotas: quotas.clone(),
-            memory: StoreSettings::new("").memory_of_keys,
-        };
-        let context = context.clone();
-        let arbiter = &arbiters[shard as usize % threads];
-        ShardActor::start_in_arbiter(&arbiter.handle(), move |_| {
-            ShardActor::new(ShardId(shard), machine, context)
-        })
-    };
-    let shards = (0..shards).map(start).collect();
-    (arbiters, shards)
+    nats: Nats,
+    databases: Vec<Division>,
+    home: Arc<SharedShards>,
+    look_again: Arc<Notify>,
+) -> ClusterContext {
+    ClusterContext {
+        nats,
+        servers: settings.cluster.nats.len(),
+        node: settings.node.name.as_str().into(),
+        lease: settings.cluster.lease,
+        shards: settings.processor.shards,
+        databases,
+        components: settings
+            .servers
+            .iter()
+            .map(|server| server.component.as_str().into())
+            .collect(),
+        hosts: settings.servers.iter().flat_map(hosts).collect(),
+        home,
+        look_again,
+    }
+}
+
+/// Ends when the node must not be in its cluster; why.
+async fn refused(cluster: &Option<Cluster>) -> String {
+    match cluster {
+        Some(cluster) => cluster.refused().await,
+        None => pending().await,
+    }
 }
 
 /// Removes old marks.

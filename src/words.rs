@@ -22,9 +22,38 @@ pub fn bare(jid: &str) -> &str {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct ShardId(pub u32);
 
-/// Which link of this node, for ever: a link that reconnects gets a new one.
+/// Which link, for ever: a link that reconnects gets a new one. Those of this node are numbered
+/// from 1; those of another node have, in the upper half, the number of its incarnation, which is
+/// never zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct LinkId(pub u64);
+
+impl LinkId {
+    /// A link of another node: its incarnation's number, and how that node numbers the link.
+    pub fn of_peer(incarnation: u32, number: u32) -> Self {
+        LinkId((u64::from(incarnation) << 32) | u64::from(number))
+    }
+
+    /// All links of another node.
+    pub fn all_of_peer(incarnation: u32) -> Self {
+        Self::of_peer(incarnation, 0)
+    }
+
+    /// The number of the incarnation of the node whose link it is; zero: this one's.
+    pub fn peer(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// How the node that has the link numbers it; zero: all of its links.
+    pub fn number(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Whether that link is this one, or one of these.
+    pub fn covers(self, link: LinkId) -> bool {
+        self == link || (self.number() == 0 && self.peer() != 0 && self.peer() == link.peer())
+    }
+}
 
 /// The place of a stored message among its recipient's: shard epoch (21 bits) and
 /// counter (42 bits: at 100,000 messages a second to one shard it lasts for more than a year). Ids of one recipient only grow, over restarts and owners.
@@ -98,6 +127,18 @@ pub struct Expiry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn links_of_another_node_are_told_apart() {
+        let link = LinkId::of_peer(7, 3);
+        assert_eq!((link.peer(), link.number()), (7, 3));
+        assert_eq!((LinkId(3).peer(), LinkId(3).number()), (0, 3));
+        assert!(link.covers(link) && LinkId::all_of_peer(7).covers(link));
+        for other in [LinkId(3), LinkId::of_peer(8, 3), LinkId::of_peer(7, 4)] {
+            assert!(!link.covers(other), "{other:?}");
+        }
+        assert!(!LinkId::all_of_peer(8).covers(link) && !LinkId(0).covers(LinkId(1)));
+    }
 
     #[test]
     fn message_id_prints_and_parses() {

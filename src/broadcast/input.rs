@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use crate::shard::Answered;
 use crate::shard::Request;
-use crate::store::{Broadcast, BroadcastChange, Fate, Recipient};
+use crate::store::{Broadcast, BroadcastChange, Recipient};
 use crate::time::Timestamp;
 
 use super::{Command, Reply};
@@ -95,24 +96,6 @@ pub enum Input {
     Wake,
     /// The node stops: nothing more is sent.
     Stop,
-}
-
-/// What a server answers.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Answered {
-    /// What became of the message.
-    Settled(Fate),
-    /// Names of accounts.
-    Accounts {
-        /// In order.
-        names: Vec<String>,
-        /// There are no more.
-        complete: bool,
-    },
-    /// It can't be done, now or later.
-    Refused(String),
-    /// Not now: no link, no answer, no room.
-    Failed(String),
 }
 
 /// Everything that the machine can ask for.

@@ -86,7 +86,8 @@ pub struct Machine {
     pub(super) loaded: bool,
     pub(super) stopping: bool,
     pub(super) next_id: i64,
-    next_question: u64,
+    /// A node uses 32 bits of a request's number.
+    next_question: u32,
     next_write: u64,
 }
 
@@ -181,9 +182,9 @@ impl Machine {
     pub(super) fn ask(&mut self, host: &str, ask: Errand, question: Question) {
         let known = self.settings.hosts.iter().find(|known| ***known == *host);
         let host = known.cloned().unwrap_or_else(|| host.into());
-        self.next_question += 1;
-        self.questions.insert(self.next_question, question);
-        let number = self.next_question;
+        self.next_question = self.next_question.wrapping_add(1);
+        let number = u64::from(self.next_question);
+        self.questions.insert(number, question);
         self.effects.push(Effect::Ask(Request { number, host, ask }));
     }
 

@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use jid::{BareJid, DomainPart};
 
+use super::cluster;
 use super::forward;
 use super::raw::{RawForward, RawNode, RawOverride, RawQuota, RawServer, RawStore};
 use super::source::Merged;
 use super::{
-    Address, ClusterSettings, ConfigError, ControlSocket, ForwardSettings, HttpSettings, LogFormat,
-    LogSettings, NodeSettings, Problem, Problems, ProcessorSettings, QuotaLimits, QuotaOver,
-    QuotaOverride, QuotaSettings, Secret, SecurityLevel, ServerSettings, Settings, Size,
-    StoreSettings, StoreUrl,
+    Address, ConfigError, ControlSocket, ForwardSettings, HttpSettings, LogFormat, LogSettings,
+    NodeSettings, Problem, Problems, ProcessorSettings, QuotaLimits, QuotaOver, QuotaOverride,
+    QuotaSettings, Secret, SecurityLevel, ServerSettings, Settings, Size, StoreSettings, StoreUrl,
 };
 use crate::store::{check_url, url_has_password};
 
 const MAX_SHARDS: u32 = 65_536;
-const MAX_NAME: usize = 64;
+pub(super) const MAX_NAME: usize = 64;
 /// The 107 bytes of the system, less what a socket is called while it is made.
 const MAX_SOCKET: usize = 100;
 /// A hundred years: what is longer is a slip, and the sum with a time could overflow.
@@ -40,13 +40,15 @@ pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigErr
     let mut check = Check { origins, refused, problems, warnings: Vec::new() };
     let parts = raw.store.parts.iter().filter_map(|part| part.url.as_deref());
     let has_secret = raw.servers.iter().any(|server| server.secret.is_some())
-        || parts.chain([&*raw.store.url]).any(url_has_password);
+        || parts.chain([&*raw.store.url]).any(url_has_password)
+        || raw.cluster.nats.iter().any(|url| cluster::has_password(url));
     if let Some(file) = file.filter(|_| has_secret) {
         check.readable_by_all(&file);
     }
     let servers = check.servers(raw.servers);
     let processor = check.processor(raw.processor.shards, &raw.processor.security_level);
     let shards = processor.as_ref().map(|processor| processor.shards);
+    let has_file = has_file(&raw.store);
     let settings = (
         check.node(raw.node),
         processor,
@@ -55,7 +57,7 @@ pub(super) fn check(merged: Merged) -> Result<(Settings, Vec<String>), ConfigErr
         check.forward(raw.forward, servers.as_deref()),
         servers,
         check.listen(&raw.http.listen),
-        check.cluster(raw.cluster.nats),
+        check.cluster(raw.cluster, has_file),
         check.log(raw.log.filter, &raw.log.format),
     );
     match settings {
@@ -133,9 +135,7 @@ impl Check {
     }
 
     fn name(&mut self, name: String) -> Option<String> {
-        let good = (1..=MAX_NAME).contains(&name.len())
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        match good {
+        match is_name(&name) {
             true => Some(name),
             false => self.refuse(
                 "node.name",
@@ -458,12 +458,19 @@ impl Check {
         }
     }
 
+    /// What a file holds that only this user should read.
+    pub(super) fn secret_text(&mut self, key: &str, path: &str) -> Option<String> {
+        match read_limited(Path::new(path)) {
+            Ok(text) => {
+                self.readable_by_all(Path::new(path));
+                Some(text)
+            }
+            Err(error) => self.refuse(key, path, format!("cannot be read: {error}")),
+        }
+    }
+
     fn secret_file(&mut self, key: &str, path: &str) -> Option<Secret> {
-        let text = match read_limited(Path::new(path)) {
-            Ok(text) => text,
-            Err(error) => return self.refuse(key, path, format!("cannot be read: {error}")),
-        };
-        self.readable_by_all(Path::new(path));
+        let text = self.secret_text(key, path)?;
         let line = text.strip_suffix('\n').unwrap_or(&text);
         let line = line.strip_suffix('\r').unwrap_or(line);
         match line {
@@ -504,19 +511,6 @@ impl Check {
         }
     }
 
-    fn cluster(&mut self, nats: Vec<String>) -> Option<ClusterSettings> {
-        if !nats.is_empty() {
-            // Not shown: such a URL may hold a password.
-            self.problem(
-                "cluster.nats",
-                None,
-                "the cluster is not in this version yet; leave it out, and the node runs alone",
-            );
-            return None;
-        }
-        Some(ClusterSettings { nats })
-    }
-
     fn log(&mut self, filter: String, format: &str) -> Option<LogSettings> {
         let format = match [LogFormat::Text, LogFormat::Json]
             .into_iter()
@@ -546,6 +540,21 @@ fn given<T>(value: Option<Option<T>>) -> Option<Option<T>> {
     match value {
         None => Some(None),
         Some(value) => value.map(Some),
+    }
+}
+
+/// Whether a name will do for a node, a part or a cluster.
+pub(super) fn is_name(name: &str) -> bool {
+    (1..=MAX_NAME).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+}
+
+/// Whether a database of the store is a file.
+fn has_file(store: &RawStore) -> bool {
+    let is_file = |url: &str| url.starts_with("sqlite:");
+    match store.parts.is_empty() {
+        true => is_file(&store.url),
+        false => store.parts.iter().filter_map(|part| part.url.as_deref()).any(is_file),
     }
 }
 

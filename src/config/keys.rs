@@ -73,6 +73,12 @@ const KEYS: &[(&str, &str, Kind)] = &[
     (FORWARD, "to", Kind::Text),
     ("http", "listen", Kind::Text),
     ("cluster", "nats", Kind::List),
+    ("cluster", "name", Kind::Text),
+    ("cluster", "lease", Kind::Text),
+    ("cluster", "credentials", Kind::Text),
+    ("cluster", "root_certificate", Kind::Text),
+    ("cluster", "certificate", Kind::Text),
+    ("cluster", "key", Kind::Text),
     ("log", "filter", Kind::Text),
     ("log", "format", Kind::Text),
 ];

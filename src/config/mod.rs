@@ -5,6 +5,7 @@
 //! `config/default.toml` is the manual of the keys.
 
 mod check;
+mod cluster;
 mod error;
 mod forward;
 mod keys;
@@ -20,13 +21,14 @@ mod source;
 use std::ffi::OsString;
 use std::path::Path;
 
+pub use cluster::{ClusterSettings, NatsUrl};
 pub use error::{ConfigError, Problem, Problems};
 pub use quota::{QuotaLimits, QuotaOver, QuotaOverride, QuotaSettings};
 pub use secret::Secret;
 pub use settings::{
-    Address, BadAddress, ClusterSettings, ControlSocket, ForwardSettings, HttpSettings, LogFormat,
-    LogSettings, NodeSettings, PartSettings, ProcessorSettings, SecurityLevel, ServerSettings,
-    Settings, StoreSettings, StoreUrl,
+    Address, BadAddress, ControlSocket, ForwardSettings, HttpSettings, LogFormat, LogSettings,
+    NodeSettings, PartSettings, ProcessorSettings, SecurityLevel, ServerSettings, Settings,
+    StoreSettings, StoreUrl,
 };
 pub use size::{BadSize, Size};
 pub use source::{DEFAULT_PATHS, FileUsed};

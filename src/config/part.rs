@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::check::Check;
+use super::check::{Check, is_name};
 use super::raw::RawPart;
 use super::settings::{PartSettings, StoreUrl};
 use crate::shard_map::ShardSet;
 use crate::store::{same_database, url_has_password};
-
-const MAX_NAME: usize = 64;
 
 impl Check {
     /// The parts, each right in itself, and each shard with one of them. `shards`: how many
@@ -74,9 +72,7 @@ impl Check {
     }
 
     fn part_name(&mut self, key: &str, name: String) -> Option<String> {
-        let good = (1..=MAX_NAME).contains(&name.len())
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        match good {
+        match is_name(&name) {
             true => Some(name),
             false => self.refuse(
                 key,

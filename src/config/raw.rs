@@ -152,10 +152,30 @@ impl Default for RawHttp {
     }
 }
 
-#[derive(Debug, Deserialize, Default)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawCluster {
     pub nats: Vec<String>,
+    pub name: String,
+    pub lease: String,
+    pub credentials: String,
+    pub root_certificate: String,
+    pub certificate: String,
+    pub key: String,
+}
+
+impl Default for RawCluster {
+    fn default() -> Self {
+        RawCluster {
+            nats: Vec::new(),
+            name: "amphora".into(),
+            lease: "3s".into(),
+            credentials: String::new(),
+            root_certificate: String::new(),
+            certificate: String::new(),
+            key: String::new(),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]

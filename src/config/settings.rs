@@ -29,7 +29,7 @@ pub struct Settings {
     /// `[http]`
     pub http: HttpSettings,
     /// `[cluster]`
-    pub cluster: ClusterSettings,
+    pub cluster: super::ClusterSettings,
     /// `[log]`
     pub log: LogSettings,
 }
@@ -236,13 +236,6 @@ impl fmt::Display for Address {
 pub struct HttpSettings {
     /// Where health and metrics are served; none: nowhere.
     pub listen: Option<SocketAddr>,
-}
-
-/// `[cluster]`
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClusterSettings {
-    /// The NATS servers; empty: the node is alone. Always empty in this version.
-    pub nats: Vec<String>,
 }
 
 /// `[log]`

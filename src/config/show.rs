@@ -4,8 +4,8 @@ use std::fmt::{self, Display, Formatter, Write};
 use std::path::Path;
 
 use super::{
-    ControlSocket, ForwardSettings, PartSettings, QuotaOverride, QuotaSettings, ServerSettings,
-    Settings, StoreSettings,
+    ClusterSettings, ControlSocket, ForwardSettings, NatsUrl, PartSettings, QuotaOverride,
+    QuotaSettings, ServerSettings, Settings, StoreSettings,
 };
 
 /// The settings as a configuration file that says the same, with each secret and
@@ -28,10 +28,31 @@ impl Display for Settings {
         forward.iter().try_for_each(|entry| show_forward(entry, f))?;
         let listen = http.listen.map(|address| address.to_string()).unwrap_or_default();
         writeln!(f, "\n[http]\nlisten = {}", text(&listen))?;
-        writeln!(f, "\n[cluster]\nnats = {}", list(cluster.nats.iter().map(String::as_str)))?;
+        show_cluster(cluster, f)?;
         writeln!(f, "\n[log]\nfilter = {}", text(&log.filter))?;
         writeln!(f, "format = {}", text(log.format.as_str()))
     }
+}
+
+fn show_cluster(cluster: &ClusterSettings, f: &mut Formatter<'_>) -> fmt::Result {
+    let ClusterSettings {
+        nats,
+        name,
+        lease,
+        credentials: _,
+        credentials_file,
+        root_certificate,
+        identity,
+    } = cluster;
+    let nats: Vec<String> = nats.iter().map(NatsUrl::to_string).collect();
+    writeln!(f, "\n[cluster]\nnats = {}", list(nats.iter().map(String::as_str)))?;
+    writeln!(f, "name = {}", text(name))?;
+    writeln!(f, "lease = {}", text(&humantime::format_duration(*lease).to_string()))?;
+    writeln!(f, "credentials = {}", path(credentials_file.as_deref()))?;
+    writeln!(f, "root_certificate = {}", path(root_certificate.as_deref()))?;
+    let (certificate, key) = identity.as_ref().map_or((None, None), |(c, k)| (Some(c), Some(k)));
+    writeln!(f, "certificate = {}", path(certificate.map(|path| path.as_path())))?;
+    writeln!(f, "key = {}", path(key.map(|path| path.as_path())))
 }
 
 fn show_store(store: &StoreSettings, f: &mut Formatter<'_>) -> fmt::Result {

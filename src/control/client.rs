@@ -5,8 +5,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use crate::broadcast::{Command, Problem, Reply};
 
+use super::drain::{ClusterCommand, ClusterReply, ClusterReport};
 use super::protocol::{LINE, parse_reply, to_line};
 
 /// How long the node may take to answer: longer than it lets a command take.
@@ -60,6 +64,28 @@ impl Client {
     ///
     /// The connection breaks, or the node can't do it.
     pub fn ask(&mut self, command: &Command) -> Result<Reply, ClientError> {
+        match self.exchange(command)? {
+            Reply::Problem(problem) => Err(ClientError::Problem(problem)),
+            reply => Ok(reply),
+        }
+    }
+
+    /// The same for the cluster.
+    ///
+    /// # Errors
+    ///
+    /// The connection breaks, or the node can't do it.
+    pub fn ask_cluster(&mut self, command: &ClusterCommand) -> Result<ClusterReport, ClientError> {
+        match self.exchange(command)? {
+            ClusterReply::Problem(problem) => Err(ClientError::Problem(problem)),
+            ClusterReply::Cluster(report) => Ok(report),
+        }
+    }
+
+    fn exchange<T: DeserializeOwned>(
+        &mut self,
+        command: &impl Serialize,
+    ) -> Result<T, ClientError> {
         self.stream.get_mut().write_all(&to_line(command))?;
         let mut line = Vec::new();
         // A list of broadcasts is the longest reply, and far shorter.
@@ -67,9 +93,6 @@ impl Client {
         if !line.ends_with(b"\n") {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
-        match parse_reply(&line).map_err(ClientError::Unreadable)? {
-            Reply::Problem(problem) => Err(ClientError::Problem(problem)),
-            reply => Ok(reply),
-        }
+        parse_reply(&line).map_err(ClientError::Unreadable)
     }
 }

@@ -2,9 +2,11 @@
 //! domain socket which only the node's own user can open; a line of JSON each way.
 
 mod client;
+mod drain;
 mod protocol;
 mod server;
 
 pub use client::{Client, ClientError};
-pub use protocol::{LINE, parse_command, parse_reply, to_line};
+pub use drain::{ClusterCommand, ClusterReply, ClusterReport};
+pub use protocol::{LINE, parse_cluster_command, parse_command, parse_reply, to_line};
 pub use server::{Control, ControlError, serve};

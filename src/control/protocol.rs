@@ -1,8 +1,11 @@
 //! What is on a line: a command, or its reply.
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use crate::broadcast::{Command, Problem, ProblemKind, Reply};
+use crate::broadcast::{Command, Problem, ProblemKind};
+
+use super::drain::ClusterCommand;
 
 /// Bytes of a line at most: a thousand of the longest addresses, or the largest message with
 /// everything in it escaped. A longer one is answered with a problem, and ends the connection.
@@ -14,6 +17,19 @@ pub const LINE: usize = 4 * 1024 * 1024;
 ///
 /// What is wrong with it.
 pub fn parse_command(line: &[u8]) -> Result<Command, Problem> {
+    parse(line)
+}
+
+/// The same of the cluster.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub fn parse_cluster_command(line: &[u8]) -> Result<ClusterCommand, Problem> {
+    parse(line)
+}
+
+fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(line).map_err(|error| {
         let says: String = error.to_string().chars().take(400).collect();
         let says = format!("the command can't be read: {says}");
@@ -22,7 +38,7 @@ pub fn parse_command(line: &[u8]) -> Result<Command, Problem> {
 }
 
 /// Reads a reply; the text says what is wrong with it.
-pub fn parse_reply(line: &[u8]) -> Result<Reply, String> {
+pub fn parse_reply<T: DeserializeOwned>(line: &[u8]) -> Result<T, String> {
     serde_json::from_slice(line).map_err(|error| error.to_string())
 }
 
@@ -55,6 +71,18 @@ mod tests {
             assert_eq!(parse_command(line.as_bytes()), Ok(command.clone()));
             assert_eq!(to_line(&command), format!("{line}\n").into_bytes());
         }
+    }
+
+    #[test]
+    fn the_words_of_the_cluster() {
+        for (line, command) in [
+            (r#"{"do":"drain"}"#, ClusterCommand::Drain {}),
+            (r#"{"do":"undrain"}"#, ClusterCommand::Undrain {}),
+        ] {
+            assert_eq!(parse_cluster_command(line.as_bytes()), Ok(command.clone()));
+            assert_eq!(to_line(&command), format!("{line}\n").into_bytes());
+        }
+        assert!(parse_cluster_command(br#"{"do":"drain","x":1}"#).is_err());
     }
 
     #[test]

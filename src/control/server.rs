@@ -15,7 +15,9 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::broadcast::{BroadcastHandle, Command, Problem, ProblemKind, Reply};
+use crate::cluster::Cluster;
 
+use super::drain;
 use super::protocol::{LINE, parse_command, to_line};
 
 /// Connections that are served at once. A further one waits.
@@ -68,9 +70,13 @@ impl Control {
 /// # Errors
 ///
 /// See [`ControlError`].
-pub fn serve(path: &Path, broadcasts: BroadcastHandle) -> Result<Control, ControlError> {
+pub fn serve(
+    path: &Path,
+    broadcasts: BroadcastHandle,
+    cluster: Option<Cluster>,
+) -> Result<Control, ControlError> {
     let listener = listen(path)?;
-    let task = actix_rt::spawn(accept(listener, broadcasts));
+    let task = actix_rt::spawn(accept(listener, Served { broadcasts, cluster }));
     Ok(Control { path: path.to_owned(), task })
 }
 
@@ -99,15 +105,22 @@ fn listen(path: &Path) -> Result<UnixListener, ControlError> {
     Ok(listener)
 }
 
-async fn accept(listener: UnixListener, broadcasts: BroadcastHandle) {
+/// Whom commands are for.
+#[derive(Clone)]
+struct Served {
+    broadcasts: BroadcastHandle,
+    cluster: Option<Cluster>,
+}
+
+async fn accept(listener: UnixListener, served: Served) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let broadcasts = broadcasts.clone();
+                let served = served.clone();
                 actix_rt::spawn(async move {
-                    if let Err(error) = converse(stream, &broadcasts).await {
+                    if let Err(error) = converse(stream, &served).await {
                         tracing::debug!("a control connection ended: {error}");
                     }
                     drop(place);
@@ -123,20 +136,16 @@ async fn accept(listener: UnixListener, broadcasts: BroadcastHandle) {
 
 /// Lines and replies, until the other side ends. A list that was not told to its end is
 /// forgotten then.
-async fn converse(stream: UnixStream, broadcasts: &BroadcastHandle) -> io::Result<()> {
+async fn converse(stream: UnixStream, served: &Served) -> io::Result<()> {
     let mut list = None;
-    let ended = lines(stream, broadcasts, &mut list).await;
+    let ended = lines(stream, served, &mut list).await;
     if let Some(broadcast) = list {
-        broadcasts.command(Command::Cancel { broadcast }, None).await;
+        served.broadcasts.command(Command::Cancel { broadcast }, None).await;
     }
     ended
 }
 
-async fn lines(
-    stream: UnixStream,
-    broadcasts: &BroadcastHandle,
-    list: &mut Option<i64>,
-) -> io::Result<()> {
+async fn lines(stream: UnixStream, served: &Served, list: &mut Option<i64>) -> io::Result<()> {
     let (source, mut sink) = stream.into_split();
     let mut source = BufReader::new(source);
     let mut line = Vec::new();
@@ -148,11 +157,14 @@ async fn lines(
         }
         let too_long = line.len() > LINE;
         let reply = if too_long {
-            Problem::reply(ProblemKind::Request, format!("a line has at most {LINE} bytes"))
+            let says = format!("a line has at most {LINE} bytes");
+            to_line(&Problem::reply(ProblemKind::Request, says))
+        } else if drain::is_cluster(&line) {
+            to_line(&drain::carry_out(&line, served.cluster.as_ref()).await)
         } else {
-            answer(&line, broadcasts, list).await
+            to_line(&answer(&line, &served.broadcasts, list).await)
         };
-        timeout(PATIENCE, sink.write_all(&to_line(&reply))).await??;
+        timeout(PATIENCE, sink.write_all(&reply)).await??;
         if too_long {
             return Ok(());
         }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::cluster::Status;
+
 /// The handle through which the parts of a node report; clones share one state.
 #[derive(Clone, Default)]
 pub struct Health(Arc<Reports>);
@@ -13,9 +15,11 @@ struct Reports {
     links: Mutex<BTreeMap<String, LinkHealth>>,
     store: Mutex<Option<StoreCheck>>,
     parts: Mutex<BTreeMap<String, PartCheck>>,
+    cluster: Mutex<Option<ClusterCheck>>,
 }
 
 type StoreCheck = Arc<dyn Fn() -> bool + Send + Sync>;
+type ClusterCheck = Arc<dyn Fn() -> Arc<Status> + Send + Sync>;
 type PartCheck = Arc<dyn Fn() -> StoreHealth + Send + Sync>;
 
 /// How far a link has come.
@@ -69,6 +73,8 @@ pub struct Snapshot {
     pub store: StoreHealth,
     /// Its parts, where it has several, by name.
     pub parts: BTreeMap<String, StoreHealth>,
+    /// How it stands in its cluster; none: it is alone.
+    pub cluster: Option<Arc<Status>>,
 }
 
 impl Health {
@@ -122,6 +128,12 @@ impl Health {
         self.parts().insert(name.to_owned(), Arc::new(check));
     }
 
+    /// Says how to ask how the node stands in its cluster. `check` is called at each request and
+    /// must not block.
+    pub fn set_cluster(&self, check: impl Fn() -> Arc<Status> + Send + Sync + 'static) {
+        *self.cluster() = Some(Arc::new(check));
+    }
+
     /// The state now.
     pub fn snapshot(&self) -> Snapshot {
         let check = self.store().clone();
@@ -132,11 +144,12 @@ impl Health {
         };
         let parts = self.parts().clone();
         let parts = parts.into_iter().map(|(name, check)| (name, check())).collect();
-        Snapshot { links: self.links().clone(), store, parts }
+        let cluster = self.cluster().clone().map(|check| check());
+        Snapshot { links: self.links().clone(), store, parts, cluster }
     }
 
-    /// Whether every link is greeted and the store is healthy. A node without links is
-    /// ready as soon as its store is.
+    /// Whether every link is greeted, the store is healthy and, in a cluster, every shard has an
+    /// owner that this node knows. A node without links is ready as soon as the rest is.
     pub fn ready(&self) -> bool {
         self.snapshot().ready()
     }
@@ -147,6 +160,10 @@ impl Health {
 
     fn parts(&self) -> MutexGuard<'_, BTreeMap<String, PartCheck>> {
         self.0.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cluster(&self) -> MutexGuard<'_, Option<ClusterCheck>> {
+        self.0.cluster.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn store(&self) -> MutexGuard<'_, Option<StoreCheck>> {
@@ -161,9 +178,10 @@ impl Snapshot {
         unwell.map(|(name, health)| format!("part {name}: {health}\n")).collect()
     }
 
-    /// Whether every link is greeted and the store is healthy.
+    /// Whether every link is greeted, the store is healthy, and all shards are found in the cluster.
     pub fn ready(&self) -> bool {
         self.store == StoreHealth::Healthy
+            && self.cluster.as_ref().is_none_or(|status| status.is_ready())
             && self.links.values().all(|link| link.state == LinkState::Greeted)
     }
 }
@@ -174,6 +192,9 @@ impl fmt::Display for Snapshot {
         writeln!(f, "store: {}", self.store)?;
         for (name, health) in &self.parts {
             writeln!(f, "part {name}: {health}")?;
+        }
+        if let Some(cluster) = &self.cluster {
+            write!(f, "{cluster}")?;
         }
         if self.links.is_empty() {
             writeln!(f, "links: none is configured")?;

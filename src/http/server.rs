@@ -19,7 +19,7 @@ const STOP_SECONDS: u64 = 1;
 
 const PAGE: &str = "amphora
 /healthz  200 while the process is alive; names the parts of the store that are not well
-/readyz   200 if every link is greeted and the store is healthy, 503 otherwise
+/readyz   200 if every link is greeted, the store is healthy and the cluster is whole, 503 otherwise
 /metrics  for Prometheus
 ";
 

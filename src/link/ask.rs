@@ -67,7 +67,15 @@ impl Session<'_> {
     }
 
     fn failed(&self, number: u64, why: &str) {
-        self.context.broadcasts.answered(number, Answered::Failed(why.to_owned()));
+        self.answer_to(number, Answered::Failed(why.to_owned()));
+    }
+
+    /// Answers a request of this node, or of another: see [`Request::asked_by`].
+    fn answer_to(&self, number: u64, answer: Answered) {
+        match Request::asked_by(number) {
+            (0, number) => self.context.broadcasts.answered(number, answer),
+            (peer, number) => self.context.outbox.answer(peer, number, &answer),
+        }
     }
 
     /// An answer, if it is one to a request.
@@ -76,7 +84,7 @@ impl Session<'_> {
             return false;
         };
         let answer = if well { answer(iq) } else { refusal(iq) };
-        self.context.broadcasts.answered(asked.number, answer);
+        self.answer_to(asked.number, answer);
         true
     }
 

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc};
 
 use crate::amp::{self, Refusal, RuleSet, SecurityLevel, StanzaError};
-use crate::router::{Everywhere, Route};
+use crate::router::{Everywhere, HostsChanged, Route};
 use crate::shard::{
     Answer, Asked, Asker, Available, Do, DueEvent, ITEM_OVERHEAD, Input, Intercept, Leg, Retrieve,
     Retrieved, Sent, Stage, Taken, ToLink, Verdict, reply_to,
@@ -266,6 +266,7 @@ impl<'a> Session<'a> {
         drop(state);
         if known.is_some_and(|known| known.greeted) {
             self.give_up_requests(Some(&host));
+            self.context.outbox.set_greeted(self.id, &host, None);
             self.context.router.do_send(Everywhere::HostDown(self.id, host));
         }
         self.greet();
@@ -507,8 +508,10 @@ impl<'a> Session<'a> {
         );
         self.context.health.set_host_greeted(&self.settings.component, host);
         self.context.broadcasts.host_up(host.clone(), known.max_stanza);
+        self.context.outbox.set_greeted(self.id, host, Some(known.max_stanza));
+        self.context.router.do_send(HostsChanged);
         // The clock ends only when the node does.
-        let _ = self.context.due.send(DueEvent::LinkUp);
+        let _ = self.context.due.send(DueEvent::Anew);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::config::{self, Settings};
 use crate::http::{Health, StoreHealth};
 use crate::shard_map::ShardSet;
 use crate::store::{
-    BroadcastStore, Layout, Moved, PartSettings, PartState, PartedStore, SeaStore, Store,
+    BroadcastStore, Division, Layout, Moved, PartSettings, PartState, PartedStore, SeaStore, Store,
     StoreError, StoreSettings, move_messages, same_database,
 };
 
@@ -19,24 +19,35 @@ pub(super) struct Stores {
     pub(super) broadcasts: Arc<dyn BroadcastStore>,
     /// Ends when another process has taken a database over.
     pub(super) superseded: BoxFuture<'static, ()>,
+    /// Each database, for those who move shards.
+    pub(super) divisions: Vec<Division>,
     parts: Option<Arc<PartedStore>>,
 }
 
 impl Stores {
-    /// Opens what the settings name, for a node of that name.
-    pub(super) async fn open(settings: &Settings, node: &str) -> Result<Stores, StoreError> {
+    /// Opens what the settings name, for a node of that name. `shared`: with others.
+    pub(super) async fn open(
+        settings: &Settings,
+        node: &str,
+        shared: bool,
+    ) -> Result<Stores, StoreError> {
         let shards = settings.processor.shards;
         if settings.store.parts.is_empty() {
-            let store = SeaStore::open(alone(settings, node)).await?;
+            let alone = StoreSettings { shared, ..alone(settings, node) };
+            let store = SeaStore::open(alone).await?;
             let superseded = store.superseded().boxed();
             let store = Arc::new(store);
+            let divisions = vec![Division::alone(store.clone(), shards)];
             let (messages, broadcasts) = (store.clone(), store);
-            return Ok(Stores { messages, broadcasts, superseded, parts: None });
+            return Ok(Stores { messages, broadcasts, superseded, divisions, parts: None });
         }
-        let store = Arc::new(PartedStore::open(shards, parts(settings, node)).await?);
+        let mut parts = parts(settings, node);
+        parts.iter_mut().for_each(|part| part.store.shared = shared);
+        let store = Arc::new(PartedStore::open(shards, parts).await?);
         let superseded = store.superseded().boxed();
-        let parts = Some(store.clone());
-        Ok(Stores { messages: store.clone(), broadcasts: store, superseded, parts })
+        let divisions = Division::of_parts(&store);
+        let (messages, parts) = (store.clone(), Some(store.clone()));
+        Ok(Stores { messages, broadcasts: store, superseded, divisions, parts })
     }
 
     /// Lets health ask how they are.

@@ -95,7 +95,7 @@ impl DueClock {
                 // Half of the room is free again: worth a read.
                 if self.under_way == UNDER_WAY / 2 { Instant::now() } else { self.round }
             }
-            DueEvent::LinkUp => {
+            DueEvent::Anew => {
                 self.position = DuePosition::start();
                 Instant::now()
             }

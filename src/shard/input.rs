@@ -162,7 +162,8 @@ pub enum Input {
         /// Who is told when it is done.
         asked: Asked,
     },
-    /// A link has closed: its sessions and its undecided intercepts are forgotten.
+    /// A link has closed, or all of a node have: their sessions and their undecided intercepts are
+    /// forgotten.
     LinkDown(LinkId),
     /// The interceptor of a host on a link was loaded anew: the same for that host.
     HostDown {

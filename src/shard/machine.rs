@@ -293,7 +293,7 @@ impl Machine {
     }
 
     fn leave_link(&mut self, now: Timestamp, link: LinkId, host: Option<&str>, user: &Bare) {
-        let is_gone = |l: LinkId, h: &str| l == link && host.is_none_or(|host| host == h);
+        let is_gone = |l: LinkId, h: &str| link.covers(l) && host.is_none_or(|host| host == h);
         let Some(recipient) = self.recipients.get_mut(user) else {
             return;
         };

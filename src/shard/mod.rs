@@ -10,6 +10,7 @@ mod drain;
 mod effect;
 mod expire;
 mod input;
+mod leave;
 mod machine;
 mod next_hop;
 mod quota;
@@ -19,14 +20,18 @@ mod request;
 mod retrieve;
 mod room;
 mod verdict;
+pub mod wire;
 
-pub use actor::{Busy, DueEvent, Inputs, LinkSender, Outbox, ShardActor, ShardContext};
+pub use actor::{
+    Busy, DueEvent, Inputs, Leave, LinkSender, Lost, Outbox, Parcel, ShardActor, ShardContext, Way,
+};
 pub use drain::ITEM_OVERHEAD;
 pub use effect::{Do, Effect, HandOver, Item, Send, ToLink, Token, Verdict, WriteFor};
 pub use input::{Asked, Available, Input, Intercept, Leg, Sent, Stage, Taken};
+pub use leave::Left;
 pub use machine::{Machine, Settings};
 pub use quota::{Limits, Over, Quotas};
-pub use request::{Errand, Request, Response};
+pub use request::{Answered, Errand, Request, Response};
 pub use retrieve::{
     Answer, Ask, Asker, Found, Listed, Look, MAX_ITEMS, Refused, Retrieve, Retrieved,
 };

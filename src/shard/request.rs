@@ -3,17 +3,32 @@
 
 use std::sync::Arc;
 
+use crate::store::Fate;
 use crate::words::Bare;
 
 /// A question to the server of a host.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Request {
-    /// Comes back with the answer.
+    /// Comes back with the answer. A node uses 32 bits of it.
     pub number: u64,
     /// The host.
     pub host: Arc<str>,
     /// The question.
     pub ask: Errand,
+}
+
+impl Request {
+    /// The same, as another node has asked it: that its incarnation's number stands in the upper
+    /// half of the number lets the answer find its way.
+    pub fn of_peer(self, peer: u32) -> Self {
+        let number = (u64::from(peer) << 32) | (self.number & u64::from(u32::MAX));
+        Request { number, ..self }
+    }
+
+    /// Who has asked, zero for this node, and by which number.
+    pub fn asked_by(number: u64) -> (u32, u64) {
+        ((number >> 32) as u32, number & u64::from(u32::MAX))
+    }
 }
 
 /// What a server is asked.
@@ -38,6 +53,24 @@ pub enum Errand {
         /// How many at most.
         max: usize,
     },
+}
+
+/// What a server answers to that.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Answered {
+    /// What became of the message.
+    Settled(Fate),
+    /// Names of accounts.
+    Accounts {
+        /// In order.
+        names: Vec<String>,
+        /// There are no more.
+        complete: bool,
+    },
+    /// It can't be done, now or later.
+    Refused(String),
+    /// Not now: no link, no answer, no room.
+    Failed(String),
 }
 
 /// The answer to a request of an interceptor.

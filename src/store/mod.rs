@@ -8,6 +8,7 @@ mod broadcast;
 mod broadcast_rows;
 mod committer;
 mod counter;
+mod division;
 mod error;
 mod fault;
 mod held;
@@ -55,6 +56,7 @@ use crate::words::{Bare, Key, MessageId, ShardId};
 pub use broadcast::{
     Broadcast, BroadcastChange, BroadcastState, BroadcastStore, Counts, Fate, Recipient,
 };
+pub use division::Division;
 pub use error::StoreError;
 pub use job::{Done, Job, NewMessage, Outcome, Run, Write};
 pub use layout::Layout;

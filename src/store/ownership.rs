@@ -24,7 +24,7 @@ impl fmt::Display for Incarnation {
 
 /// A shard and who owns it, as it was seen. To take it names all of this, and fails when any of it
 /// has changed.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Holding {
     /// Which shard.
     pub shard: ShardId,

@@ -80,6 +80,7 @@ struct Parts {
 
 struct Part {
     name: Arc<str>,
+    shards: ShardSet,
     settings: StoreSettings,
     metrics: Metrics,
     store: OnceLock<Opened>,
@@ -159,6 +160,16 @@ impl PartedStore {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// The name of each part, and its shards.
+    pub(super) fn divisions(&self) -> impl Iterator<Item = (Arc<str>, ShardSet)> + '_ {
+        self.0.parts.iter().map(|part| (part.name.clone(), part.shards.clone()))
+    }
+
+    /// A part that is open.
+    pub(super) fn opened(&self, place: usize) -> Option<&SeaStore> {
+        self.0.parts.get(place).and_then(|part| part.opened().ok())
     }
 
     fn part(&self, recipient: &str) -> &Part {
@@ -303,11 +314,11 @@ impl Parts {
 impl Part {
     fn new(part: PartSettings, shards: u32) -> Self {
         let PartSettings { name, shards: held, store } = part;
-        let layout = Some(Layout { shards, held, begin: false });
+        let layout = Some(Layout { shards, held: held.clone(), begin: false });
         let settings = StoreSettings { part: Some(name.clone()), shards, layout, ..store };
         let metrics = Metrics::of(Some(&name));
         let (store, waiting) = (OnceLock::new(), Mutex::default());
-        Part { name, settings, metrics, store, waiting }
+        Part { name, shards: held, settings, metrics, store, waiting }
     }
 
     fn settings_to_begin(&self) -> StoreSettings {

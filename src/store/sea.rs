@@ -135,6 +135,16 @@ impl SeaStore {
         self.move_shards(Move::Give(shards, to)).await
     }
 
+    /// Whether a later process of the same name has the database; asked by one that was fenced.
+    /// None: it is not known.
+    pub async fn has_successor(&self) -> Option<bool> {
+        let own = self.incarnation()?;
+        let look = |database| async move { lane::all(&database).await.map_err(pages::failed) };
+        let lanes = self.readers.read(look).await.ok()?;
+        let latest = lanes.iter().find(|lane| lane.node == own.node)?.incarnation()?;
+        Some(latest.number != own.number)
+    }
+
     async fn move_shards(&self, what: Move) -> Result<(), MoveError> {
         if !self.readers.owner().is_some_and(|owner| owner.shared) {
             return Err(MoveError::Alone);

@@ -1,5 +1,6 @@
 //! The configuration: the shipped file, the environment, and every way to get it wrong.
 
+mod cluster;
 mod parts;
 
 use std::ffi::OsString;
@@ -237,7 +238,7 @@ nats = ['nats://user:hunter2@localhost']
     assert_eq!(
         problems(text, &variables),
         [
-            r#"FILE: cluster.nats: the cluster is not in this version yet; leave it out, and the node runs alone"#,
+            r#"FILE: cluster.nats: stands beside an SQLite database, which nodes can't share; set store.url to a PostgreSQL, MySQL or MariaDB database, or leave cluster.nats out"#,
             r#"FILE: http.listen = "localhost:80": must be an IP address and a port, as "127.0.0.1:9079"; "" turns it off"#,
             r#"FILE: log.filter = "a=b=c": must be a level (error, warn, info, debug, trace), or such as "info,amphora::link=debug""#,
             r#"FILE: log.format = "xml": must be "text" or "json"; leave it out for "text""#,

@@ -9,6 +9,8 @@ import pytest
 
 from harness.client import Client
 from harness.ejabberd import Ejabberd
+from harness.members import Member
+from harness.nats import Nats
 from harness.node import Node, binary
 from harness.prosody import Prosody
 from harness.raw import RawClient
@@ -105,11 +107,30 @@ class Workshop:
         self._stack.callback(server.discard)
         return server.start() if start else server
 
+    def nats(self, **settings):
+        """A NATS server, running."""
+        nats = Nats(self.folder("nats"), **settings)
+        self._stack.callback(nats.stop)
+        return nats.start()
+
     def node(self, server, start=True, **settings):
         """A node linked to that server, ready unless told otherwise."""
         node = Node(self.folder("node"), server, **settings)
         self._stack.callback(node.stop)
         return node.start() if start else node
+
+    def member(self, database, nats, name, start=True, **settings):
+        """A node of a cluster, without a link, running unless told otherwise."""
+        member = Member(self.folder("member"), name, database, nats=nats.url, **settings)
+        self._stack.callback(member.stop)
+        return member.start() if start else member
+
+    def near(self, server, member, start=True, **settings):
+        """A node of the same cluster as `member`, linked to that server."""
+        own = {**member.joined, **member.settings}
+        joined = f'[cluster]\nnats = ["{own["nats"]}"]\nlease = "{own["lease"]}"\n'
+        shared = {"name": "near", "shards": own["shards"], "url": own["url"], "more": joined}
+        return self.node(server, start, **{**shared, **settings})
 
 
 @pytest.fixture

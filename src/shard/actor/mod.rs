@@ -4,22 +4,25 @@
 //! links and by what the shard itself has asked the store for.
 
 mod outbox;
+mod way;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
 use futures::future::Either;
 
 use crate::store::{Clock, Job, Outcome, Store, StoreError};
 use crate::time::Timestamp;
 use crate::words::{Bare, LinkId, ShardId};
 
-pub use outbox::{LinkSender, Outbox};
+pub use outbox::{LinkSender, Lost, Outbox};
+pub use way::{Parcel, Way};
 
 use super::effect::{Effect, ToLink, Token};
 use super::input::{Input, Sent};
+use super::leave::Left;
 use super::machine::{Machine, Settings};
 use super::quota::Over;
 use super::retrieve::{Found, Look};
@@ -34,8 +37,9 @@ pub enum DueEvent {
     Scheduled(Timestamp),
     /// A due message was dealt with.
     Taken,
-    /// A server can be asked again to send notices.
-    LinkUp,
+    /// A server can be asked again to send notices, or shards have come here: what is due is
+    /// looked for anew.
+    Anew,
 }
 
 /// What every shard of a node shares.
@@ -61,6 +65,12 @@ pub struct Inputs(pub Vec<Input>);
 #[derive(Message)]
 #[rtype(result = "usize")]
 pub struct Busy;
+
+/// The shard goes to another node: what it has not answered to links of this one. It is asked
+/// nothing after that.
+#[derive(Message)]
+#[rtype(result = "Left")]
+pub struct Leave;
 
 /// The one that decides for a shard's recipients, one message at a time.
 pub struct ShardActor {
@@ -214,6 +224,14 @@ impl Handler<Inputs> for ShardActor {
 
     fn handle(&mut self, inputs: Inputs, context: &mut Self::Context) {
         self.take(inputs.0, &context.address());
+    }
+}
+
+impl Handler<Leave> for ShardActor {
+    type Result = MessageResult<Leave>;
+
+    fn handle(&mut self, _: Leave, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.machine.leave())
     }
 }
 

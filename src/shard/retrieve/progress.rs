@@ -10,6 +10,10 @@ use crate::words::MessageId;
 
 use super::request::{Ask, Asker, Listed, Look, Retrieve};
 
+/// A request that is left to another node: who asks, the bytes of a batch, and what; none: it was
+/// begun, and can't be done twice.
+pub type LeftOver = (Asker, usize, Option<Ask>);
+
 /// Requests of one user that are under way at once; one more is refused. The interceptor
 /// sends one for each session, and has a bound of its own.
 pub(super) const MAX_RETRIEVALS: usize = 8;
@@ -152,6 +156,21 @@ impl Retrieval {
         Retrieval { asker, batch_bytes, until, step, batches: OpenBatches::default() }
     }
 
+    /// The request as it came, if nothing was shown or removed for it that matters.
+    fn ask_again(&self) -> Option<Ask> {
+        match &self.step {
+            Step::Count { .. } => Some(Ask::Count),
+            Step::List { .. } => Some(Ask::List),
+            Step::Check { named, then: Then::View, .. } => Some(Ask::View(named.ids.clone())),
+            Step::Check { named, then: Then::Remove, .. } => Some(Ask::Remove(named.ids.clone())),
+            Step::View { named, .. } => (named.at == 0).then(|| Ask::View(named.ids.clone())),
+            Step::Fetch { after } => (*after == MessageId::ZERO).then_some(Ask::Fetch),
+            // What is gone is gone, and what is left goes.
+            Step::Purge { .. } | Step::Removing { after: Some(_) } => Some(Ask::Purge),
+            Step::Removing { after: None } => None,
+        }
+    }
+
     /// What the store has to show for it to go on; nothing while it waits for something
     /// else.
     pub fn wants(&self) -> Option<Look> {
@@ -189,6 +208,14 @@ impl Retrievals {
     /// Gives up those whose asker is not to be kept. Nobody waits for their answers.
     pub fn retain(&mut self, keep: impl Fn(&Asker) -> bool) {
         self.under_way.retain(|retrieval| keep(&retrieval.asker));
+    }
+
+    /// All of them, to be carried out elsewhere.
+    pub fn leave(self) -> impl Iterator<Item = LeftOver> {
+        self.under_way.into_iter().map(|retrieval| {
+            let ask = retrieval.ask_again();
+            (retrieval.asker, retrieval.batch_bytes, ask)
+        })
     }
 
     /// A batch was acknowledged, or whoever it was for has ended.

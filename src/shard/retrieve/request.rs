@@ -130,6 +130,18 @@ impl Refused {
     pub const NOT_IMPLEMENTED: Self =
         Self::new("cancel", "feature-not-implemented", "This is no request of XEP-0013");
 
+    /// The node that carried it out, and had shown or removed something, does so no more.
+    pub const INTERRUPTED: Self =
+        Self::new("wait", "service-unavailable", "The request was interrupted: ask again");
+    /// What a shard may answer; each keeps its place, by which nodes name it to each other.
+    pub const BY_SHARDS: [Self; 5] = [
+        Self::STORE_FAILED,
+        Self::NOT_FOUND,
+        Self::TOO_MANY_REQUESTS,
+        Self::LIST_TOO_LARGE,
+        Self::INTERRUPTED,
+    ];
+
     /// A request that says what XEP-0013 does not allow.
     pub const fn bad_request(text: &'static str) -> Self {
         Self::new("modify", "bad-request", text)

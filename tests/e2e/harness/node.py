@@ -141,6 +141,13 @@ class Node:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=5) as answer:
             return answer.read().decode()
 
+    def http_get_any(self, path):
+        """The text of a GET, whatever its status."""
+        try:
+            return self.http_get(path)
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
+
     def stop(self):
         """SIGTERM, and the exit code."""
         if self.process is None:
