@@ -384,7 +384,11 @@ fn cluster_context(
         lease: settings.cluster.lease,
         shards: settings.processor.shards,
         databases,
-        components: settings.servers.iter().map(|server| server.component.as_str().into()).collect(),
+        components: settings
+            .servers
+            .iter()
+            .map(|server| server.component.as_str().into())
+            .collect(),
         hosts: settings.servers.iter().flat_map(hosts).collect(),
         home,
         look_again,

@@ -10,8 +10,10 @@ use crate::control::{Client, ClientError, ClusterCommand, ClusterReport};
 use crate::node::{NodeError, control_path};
 
 #[derive(Debug, Args)]
-#[command(after_help = "A stop (SIGTERM) does the same first: this is for work on a machine while the node goes on
-serving its links. It is forgotten when the node stops.")]
+#[command(
+    after_help = "A stop (SIGTERM) does the same first: this is for work on a machine while the node goes on
+serving its links. It is forgotten when the node stops."
+)]
 pub struct DrainArgs {
     #[command(flatten)]
     config: ConfigArgs,

@@ -235,8 +235,7 @@ impl Machine {
     /// give them to.
     pub fn has_drained(&self, now: Moment) -> bool {
         let candidates = self.situation(now).candidates;
-        self.work == Work::None
-            && (self.own() == 0 || candidates.is_empty() || !self.nodes.hears)
+        self.work == Work::None && (self.own() == 0 || candidates.is_empty() || !self.nodes.hears)
     }
 
     /// Whether somebody decides about every shard.
@@ -373,8 +372,7 @@ impl Machine {
         });
         let live: Vec<&Node> = live.collect();
         let name = |node: &&Node| node.incarnation.node.clone();
-        let mut names: Vec<String> =
-            live.iter().filter(|node| !node.draining).map(name).collect();
+        let mut names: Vec<String> = live.iter().filter(|node| !node.draining).map(name).collect();
         if !draining {
             names.push(own.node.clone());
         }
@@ -405,9 +403,8 @@ impl Machine {
 
     /// Owners that nobody hears: one that has just begun has its lease to say so.
     fn watch_unheard(&mut self, now: Moment) {
-        let is_heard = |owner: &Incarnation| {
-            self.nodes.others.iter().any(|node| node.incarnation == *owner)
-        };
+        let is_heard =
+            |owner: &Incarnation| self.nodes.others.iter().any(|node| node.incarnation == *owner);
         let owners: Vec<&Incarnation> =
             self.owners.iter().filter(|owner| !is_heard(owner)).collect();
         self.unheard.retain(|owner, _| owners.contains(&owner));

@@ -82,7 +82,10 @@ impl Client {
         }
     }
 
-    fn exchange<T: DeserializeOwned>(&mut self, command: &impl Serialize) -> Result<T, ClientError> {
+    fn exchange<T: DeserializeOwned>(
+        &mut self,
+        command: &impl Serialize,
+    ) -> Result<T, ClientError> {
         self.stream.get_mut().write_all(&to_line(command))?;
         let mut line = Vec::new();
         // A list of broadcasts is the longest reply, and far shorter.

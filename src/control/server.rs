@@ -145,11 +145,7 @@ async fn converse(stream: UnixStream, served: &Served) -> io::Result<()> {
     ended
 }
 
-async fn lines(
-    stream: UnixStream,
-    served: &Served,
-    list: &mut Option<i64>,
-) -> io::Result<()> {
+async fn lines(stream: UnixStream, served: &Served, list: &mut Option<i64>) -> io::Result<()> {
     let (source, mut sink) = stream.into_split();
     let mut source = BufReader::new(source);
     let mut line = Vec::new();

@@ -113,7 +113,9 @@ impl Home for SharedShards {
                 }
                 sleep(LOOK).await;
             }
-            tracing::info!("shards are given away before they have finished; what is left is asked for again");
+            tracing::info!(
+                "shards are given away before they have finished; what is left is asked for again"
+            );
         }
         .boxed()
     }

@@ -47,7 +47,12 @@ fn nodes(others: &[(&Incarnation, u64)]) -> Nodes {
         heard: at(*heard),
         lease: LEASE,
     };
-    Nodes { hears: true, hears_all: true, others: others.iter().map(node).collect(), ..Nodes::default() }
+    Nodes {
+        hears: true,
+        hears_all: true,
+        others: others.iter().map(node).collect(),
+        ..Nodes::default()
+    }
 }
 
 /// A machine that has all shards since epoch 7, alone.
