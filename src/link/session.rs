@@ -265,6 +265,7 @@ impl<'a> Session<'a> {
         state.window.forget_host(&host);
         drop(state);
         if known.is_some_and(|known| known.greeted) {
+            self.context.outbox.forget_host(self.id, &host);
             self.give_up_requests(Some(&host));
             self.context.router.do_send(Everywhere::HostDown(self.id, host));
         }
@@ -506,6 +507,7 @@ impl<'a> Session<'a> {
             "host greeted"
         );
         self.context.health.set_host_greeted(&self.settings.component, host);
+        self.context.outbox.greeted(self.id, host.clone());
         self.context.broadcasts.host_up(host.clone(), known.max_stanza);
         // The clock ends only when the node does.
         let _ = self.context.due.send(DueEvent::LinkUp);

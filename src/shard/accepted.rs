@@ -1,6 +1,6 @@
 //! Which keys were accepted lately: what an intercept's `after` is checked against.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use crate::time::Timestamp;
@@ -19,23 +19,37 @@ const MEMORY: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub struct Accepted {
     order: VecDeque<(Timestamp, Key)>,
-    keys: HashSet<Key>,
+    /// Each with whether it was appended.
+    keys: HashMap<Key, bool>,
 }
 
 impl Accepted {
     /// Remembers a key.
     pub fn insert(&mut self, now: Timestamp, key: Key) {
-        if self.keys.insert(key.clone()) {
-            self.order.push_back((now, key));
+        self.remember(now, key, false);
+    }
+
+    /// Remembers a key whose message is appended. False if it is remembered that it was.
+    pub fn append(&mut self, now: Timestamp, key: Key) -> bool {
+        !self.remember(now, key, true)
+    }
+
+    /// Whether it was appended before.
+    fn remember(&mut self, now: Timestamp, key: Key, appended: bool) -> bool {
+        if let Some(known) = self.keys.get_mut(&key) {
+            return std::mem::replace(known, *known || appended);
         }
+        self.keys.insert(key.clone(), appended);
+        self.order.push_back((now, key));
         while self.order.len() > CAPACITY {
             self.drop_oldest();
         }
+        false
     }
 
     /// Whether a key is remembered.
     pub fn contains(&self, key: &str) -> bool {
-        self.keys.contains(key)
+        self.keys.contains_key(key)
     }
 
     /// Forgets a key: it was given up after all.
@@ -63,6 +77,17 @@ mod tests {
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_micros(seconds * 1_000_000)
+    }
+
+    #[test]
+    fn it_is_known_what_was_appended() {
+        let mut accepted = Accepted::default();
+        accepted.insert(at(0), "k".into());
+        assert!(accepted.append(at(0), "k".into()), "it was at its rules only");
+        accepted.insert(at(0), "k".into());
+        assert!(!accepted.append(at(0), "k".into()));
+        accepted.remove("k");
+        assert!(accepted.append(at(0), "k".into()), "the append was given up");
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub type LinkSender = UnboundedSender<Vec<ToLink>>;
 
 #[derive(Debug)]
 struct Link {
+    /// Those whose interceptors have answered the greeting on it.
     hosts: Vec<Arc<str>>,
     sender: LinkSender,
 }
@@ -28,10 +29,34 @@ struct Link {
 pub struct Outbox(Arc<RwLock<HashMap<LinkId, Link>>>);
 
 impl Outbox {
-    /// A link is up.
-    pub fn add(&self, id: LinkId, hosts: Vec<Arc<str>>, sender: LinkSender) {
+    /// A link is up; nobody is greeted on it.
+    pub fn add(&self, id: LinkId, sender: LinkSender) {
         let mut links = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        links.insert(id, Link { hosts, sender });
+        links.insert(id, Link { hosts: Vec::new(), sender });
+    }
+
+    /// The interceptor of a host is there, on that link.
+    pub fn greeted(&self, id: LinkId, host: Arc<str>) {
+        let mut links = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get_mut(&id)
+            && !link.hosts.contains(&host)
+        {
+            link.hosts.push(host);
+        }
+    }
+
+    /// It is to be greeted again.
+    pub fn forget_host(&self, id: LinkId, host: &str) {
+        let mut links = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get_mut(&id) {
+            link.hosts.retain(|known| &**known != host);
+        }
+    }
+
+    /// Whether the interceptor of a host is there, on any link.
+    pub fn reaches(&self, host: &str) -> bool {
+        let links = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        links.values().any(|link| link.hosts.iter().any(|known| &**known == host))
     }
 
     /// A link is gone; what is told to it from now on is dropped.
