@@ -19,7 +19,7 @@ const MEMORY: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub struct Accepted {
     order: VecDeque<(Timestamp, Key)>,
-    /// Each with whether it was appended.
+    /// Each with whether it was accepted at a stage after that of its rules.
     keys: HashMap<Key, bool>,
 }
 
@@ -29,17 +29,18 @@ impl Accepted {
         self.remember(now, key, false);
     }
 
-    /// Remembers a key whose message is appended. False if it is remembered that it was.
-    pub fn append(&mut self, now: Timestamp, key: Key) -> bool {
+    /// Remembers a key that was accepted after the stage of its rules. False if it is remembered that
+    /// it was before.
+    pub fn insert_last(&mut self, now: Timestamp, key: Key) -> bool {
         !self.remember(now, key, true)
     }
 
-    /// Whether it was appended before.
-    fn remember(&mut self, now: Timestamp, key: Key, appended: bool) -> bool {
+    /// Whether it was accepted after the stage of its rules before.
+    fn remember(&mut self, now: Timestamp, key: Key, last: bool) -> bool {
         if let Some(known) = self.keys.get_mut(&key) {
-            return std::mem::replace(known, *known || appended);
+            return std::mem::replace(known, *known || last);
         }
-        self.keys.insert(key.clone(), appended);
+        self.keys.insert(key.clone(), last);
         self.order.push_back((now, key));
         while self.order.len() > CAPACITY {
             self.drop_oldest();
@@ -80,14 +81,14 @@ mod tests {
     }
 
     #[test]
-    fn it_is_known_what_was_appended() {
+    fn it_is_known_what_was_accepted_after_its_rules() {
         let mut accepted = Accepted::default();
         accepted.insert(at(0), "k".into());
-        assert!(accepted.append(at(0), "k".into()), "it was at its rules only");
+        assert!(accepted.insert_last(at(0), "k".into()), "it was at its rules only");
         accepted.insert(at(0), "k".into());
-        assert!(!accepted.append(at(0), "k".into()));
+        assert!(!accepted.insert_last(at(0), "k".into()));
         accepted.remove("k");
-        assert!(accepted.append(at(0), "k".into()), "the append was given up");
+        assert!(accepted.insert_last(at(0), "k".into()), "the append was given up");
     }
 
     #[test]

@@ -331,6 +331,30 @@ fn i2_what_a_slower_link_brings_for_the_first_time_is_older_than_what_came_again
 }
 
 #[test]
+fn i2_what_was_delivered_by_the_new_link_is_not_stored_for_the_old_one() {
+    let mut h = History::new();
+    h.held(|i| {
+        i.link = LinkId(2);
+        i.again = true;
+        i.sessions = vec![phone(1)];
+    });
+    let known = Input::Found { user: BOB.into(), key: "k1".into(), known: Ok(None) };
+    assert_eq!(h.give(known), ["2: k1 offline deliver"]);
+    assert_eq!(h.held(|_| {}), ["1: k1 offline retry"]);
+}
+
+#[test]
+fn what_was_at_its_rules_goes_on_to_storage_as_if_for_the_first_time() {
+    let mut h = History::new();
+    let rules = |i: &mut Intercept| with_rules(i, &rule("notify", "deliver", "direct"));
+    h.held(|i| {
+        rules(i);
+        i.stage = Stage::Rules;
+    });
+    assert_eq!(h.held(rules), ["#1 append 1 k1"]);
+}
+
+#[test]
 fn i2_of_two_that_wait_for_the_store_the_one_that_came_again_is_answered() {
     let mut h = History::new();
     let waits = |link: u64, again: bool| {

@@ -113,7 +113,7 @@ impl Machine {
             match known.take() {
                 Some(Some(met_rule)) => {
                     let notice = notice_of(&intercept, met_rule);
-                    self.accepted.append(now, intercept.key.clone());
+                    self.accepted.insert_last(now, intercept.key.clone());
                     self.verdict(&intercept, Do::Stored, notice.into_iter().collect());
                 }
                 Some(None) => self.consider(now, intercept, Some(Known { key_is_new: true })),
@@ -172,14 +172,23 @@ impl Machine {
             }
             Decision::Answer { what, sends } => {
                 debug_assert!(known.is_none_or(|k| k.key_is_new));
-                self.accepted.insert(now, intercept.key.clone());
+                self.accept(now, &intercept);
                 self.verdict(&intercept, what, sends);
             }
             Decision::Refuse { sends, over } => {
-                self.accepted.insert(now, intercept.key.clone());
+                self.accept(now, &intercept);
                 self.effects.push(Effect::OverQuota(over));
                 self.verdict(&intercept, Do::Discarded, sends);
             }
+        }
+    }
+
+    /// It is decided, and not stored: what names it as its predecessor may be.
+    fn accept(&mut self, now: Timestamp, intercept: &Intercept) {
+        if intercept.stage == Stage::Rules {
+            self.accepted.insert(now, intercept.key.clone());
+        } else {
+            self.accepted.insert_last(now, intercept.key.clone());
         }
     }
 
@@ -225,7 +234,7 @@ impl Machine {
         met_rule: Option<u16>,
         expiry: Option<Expiry>,
     ) {
-        if !self.accepted.append(now, intercept.key.clone()) && !intercept.again {
+        if !self.accepted.insert_last(now, intercept.key.clone()) && !intercept.again {
             // Its user has moved to another link, which was faster than this: nobody waits here.
             self.verdict(&intercept, Do::Retry, Vec::new());
             return;
