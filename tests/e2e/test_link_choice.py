@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+from harness.erlang import beams
 from harness.links import owner, weight
 from harness.prosody import MODULE, ROOT
 
@@ -18,7 +19,7 @@ local links = dofile(arg[1])({ facts = {} }, { "amp2.example.org", "amp1.example
 local which = { links.of_component("amp2.example.org"), links.of_component("amp3.example.org") };
 for _, link in ipairs(which) do link.security = "strict"; end
 links.came(which);
-for line in io.lines() do
+for line in io.lines(arg[2]) do
 	local bare, component = line:match("^([^\\t]*)\\t([^\\t]*)");
 	print(links.weight(bare, component).."\\t"..links.of(bare).component);
 end
@@ -32,17 +33,36 @@ def test_the_vectors_are_right():
         assert weight(jid, component) == int(number), (jid, component)
 
 
-def test_prosody(tmp_path):
-    """The interceptor's own file, and its choice among the links that are there."""
-    script = tmp_path / "weights.lua"
+#: the same of the other interceptor
+ERLANG = """
+lists:foreach(fun(Line) ->
+    [Bare, Component | _] = binary:split(Line, <<"\t">>, [global]),
+    Links = [{link, {<<"example.org">>, C}, self(), 1, <<>>, <<>>, 1, [], []} || C <- [<<"amp3.example.org">>, <<"amp2.example.org">>]],
+    {_, Chosen} = element(2, mod_amphora_link:of_user(#{}, Bare, Links)),
+    io:format("~b\t~s~n", [mod_amphora_link:weight(Bare, Component), Chosen])
+end, begin {ok, File} = file:read_file(hd(init:get_plain_arguments())), binary:split(File, <<"\n">>, [global, trim]) end),
+halt().
+"""
+
+
+def run_prosody(folder):
+    """Lines of the interceptor's own file."""
+    script = folder / "weights.lua"
     script.write_text(LUA)
-    done = subprocess.run(
-        ["lua5.4", str(script), str(MODULE / "amphora_links.lib.lua")],
-        input="".join(f"{jid}\t{component}\n" for jid, component, _ in VECTORS),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    return ["lua5.4", str(script), str(MODULE / "amphora_links.lib.lua"), str(folder / "input")]
+
+
+def run_ejabberd(folder):
+    """Lines of the interceptor's own module."""
+    return ["erl", "-noinput", "-pa", str(beams()), "-eval", ERLANG, "-extra", str(folder / "input")]
+
+
+def test_an_interceptor(kind, tmp_path):
+    """Its weights, and its choice among the links that are there."""
+    text = "".join(f"{jid}\t{component}\n" for jid, component, _ in VECTORS)
+    (tmp_path / "input").write_text(text, encoding="utf-8")
+    command = {"prosody": run_prosody, "ejabberd": run_ejabberd}[kind](tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     there = ("amp2.example.org", "amp3.example.org")
     expected = [f"{number}\t{owner(jid, there)}" for jid, _, number in VECTORS]
     assert done.stdout.splitlines() == expected
