@@ -5,24 +5,14 @@ store: what a link brings, and another one asks for again, must still come once 
 """
 
 import asyncio
-import contextlib
+import itertools
 
 import pytest
 
-from harness.cable import Cable
+from harness.linked import linked
 from harness.links import LINKS, owner, person_of
-from harness.prosody import SECRET
 from harness.steps import all_stored
 from harness.waiting import until
-
-SECOND = """
-[[servers]]
-address = "127.0.0.1:{port}"
-component = "{component}"
-secret = "{secret}"
-hosts = ["{host}"]
-"""
-
 
 @pytest.fixture(scope="module")
 def server(workshop):
@@ -30,55 +20,11 @@ def server(workshop):
     return workshop.server(hibernation=1, links=LINKS, archive=None)
 
 
-class Nodes:
-    """What is at the other ends. `cut` and `mend` a link."""
-
-    def __init__(self, server, cables, node):
-        self._server, self._cables, self.node = server, cables, node
-
-    async def cut(self, domain):
-        """It is lost, and both ends have seen it."""
-        said = f"at {domain} is gone"
-        before = self._server.log.count(said)
-        self._cables[domain].cut()
-        await until(lambda: self._server.log.count(said) > before, f"{domain} to be missed")
-
-    async def mend(self, domain):
-        """It is there again, and greeted."""
-        said = f"is there at {domain}"
-        before = self._server.log.count(said)
-        self._cables[domain].mend()
-        await until(lambda: self._server.log.count(said) > before, f"{domain} to be there")
-
-    async def come_and_go(self, done):
-        """One after the other is lost and comes back, until told to end, and three times at least."""
-        lives = 0
-        while lives < 3 or not done.is_set():
-            domain = LINKS[lives % 2]
-            await self.cut(domain)
-            await self.mend(domain)
-            lives += 1
-        return lives
-
-
 @pytest.fixture
 async def nodes(workshop, server):
-    """One node that is linked twice."""
-    async with contextlib.AsyncExitStack() as stack:
-        cables = {d: await stack.enter_async_context(Cable(server)) for d in LINKS}
-        first, second = ({"port": cables[d].port, "component": d} for d in LINKS)
-        node = workshop.node(
-            server,
-            start=False,
-            address=f"127.0.0.1:{first['port']}",
-            component=first["component"],
-            # people of one link or the other are made one by one, and nobody's contacts
-            security="none",
-            more=SECOND.format(**second, secret=SECRET, host=server.host),
-        )
-        await asyncio.to_thread(node.start)
-        yield Nodes(server, cables, node)
-        await asyncio.to_thread(node.stop)
+    """What is at the other ends."""
+    async with linked(workshop, dict.fromkeys(LINKS, server)) as made:
+        yield made
 
 
 def numbers(texts, name):
@@ -99,17 +45,18 @@ async def write(senders, recipients, each, done):
     done.set()
 
 
-async def read(server, clients, jid, done):
+async def read(servers, clients, jid, done):
     """Comes and goes until all is written; of each life what came, and how much it had confirmed."""
     lives = []
-    while not done.is_set():
+    for server in itertools.cycle(servers):
+        if done.is_set():
+            return lives
         b = await clients.online(server, jid, "phone", raw=True, sm="once", acks=True)
         before = len(b.inbox.bodies())
         await until(lambda b=b, n=before: done.is_set() or len(b.inbox.bodies()) > n + 10, "some")
         confirmed = len(b.inbox.bodies())
         await b.leave()
         lives.append((b.inbox.bodies(), confirmed))
-    return lives
 
 
 def joined(lives, name):
@@ -138,7 +85,7 @@ async def test_links_come_and_go_under_load(server, nodes, clients):
     going = [j for j in people if j.startswith("goes")]
     written = asyncio.Event()
     flapping = asyncio.ensure_future(nodes.come_and_go(written))
-    reading = {j: asyncio.ensure_future(read(server, clients, j, written)) for j in going}
+    reading = {j: asyncio.ensure_future(read([server], clients, j, written)) for j in going}
     await write(senders, people, each, written)
     got = {j: await task for j, task in reading.items()}
     await flapping
