@@ -67,7 +67,7 @@ return function (ctx)
 	end
 
 	local function release_user(user)
-		if next(user.pairs) == nil and not user.removal and not user.draining then
+		if next(user.pairs) == nil and not user.removal and not user.draining and users[user.bare] == user then
 			users[user.bare] = nil;
 		end
 	end

@@ -148,6 +148,8 @@ async def test_i3_a_link_is_lost_between_intercept_and_verdict(server, nodes, cl
     first = [await intercepted(nodes[TWO], str(n)) for n in range(5)]
     await intercepted(nodes[ONE], "c 4")
     nodes[TWO].verdict(first[0].get("key"), "stored", "offline")
+    # it waits for those before it, and counts no more then
+    nodes[TWO].verdict(first[3].get("key"), "stored", "offline")
     await nodes[TWO].round_trip()
     await nodes.cut(TWO)
     again = [await intercepted(nodes[ONE], str(n)) for n in range(1, 5)]
@@ -234,20 +236,26 @@ async def test_i3_a_link_is_lost_amid_a_hand_over(server, nodes, clients):
     session, jid = by_two.get("session"), f"{bob}/phone"
     hand_over(nodes[TWO], session, 7, jid, [1, 2])
     await b.inbox.body_count(2)
+    b.acknowledge(b.handled)
+    await until(lambda: taken(nodes[TWO], session), "what was taken")
+    hand_over(nodes[TWO], session, 8, jid, [3])
+    await b.inbox.body_count(3)
     await nodes.cut(TWO)
     by_one = await announced(nodes[ONE], bob)
     assert by_one.get("session") == session
-    b.acknowledge(b.handled)
-    await until(lambda: taken(nodes[ONE], session), "what was taken")
+    await until(lambda: taken(nodes[ONE], session), "what was taken, for it may not be deleted")
     assert taken(nodes[ONE], session) == [("7", ["i-1", "i-2"], False)]
-    # the other node does not know it yet
-    hand_over(nodes[ONE], session, 3, jid, [1, 2, 3])
-    handed_over(nodes[ONE], by_one)
-    await b.inbox.body_count(3)
     b.acknowledge(b.handled)
-    await until(lambda: len(taken(nodes[ONE], session)) > 1, "all of it")
-    assert taken(nodes[ONE], session)[1:] == [("3", ["i-1", "i-2", "i-3"], False)]
-    assert b.inbox.bodies() == ["1", "2", "3"]
+    await until(lambda: len(taken(nodes[ONE], session)) > 1, "what was confirmed since")
+    assert taken(nodes[ONE], session)[1:] == [("8", ["i-3"], False)]
+    # the other node does not know it yet
+    hand_over(nodes[ONE], session, 3, jid, [1, 2, 3, 4])
+    handed_over(nodes[ONE], by_one)
+    await b.inbox.body_count(4)
+    b.acknowledge(b.handled)
+    await until(lambda: len(taken(nodes[ONE], session)) > 2, "all of it")
+    assert taken(nodes[ONE], session)[2:] == [("3", ["i-1", "i-2", "i-3", "i-4"], False)]
+    assert b.inbox.bodies() == ["1", "2", "3", "4"]
 
 
 async def test_i6_each_link_has_a_window_of_its_own(server, nodes, clients):
@@ -260,14 +268,18 @@ async def test_i6_each_link_has_a_window_of_its_own(server, nodes, clients):
         a.send_text(bob, str(n))
         a.send_text(carol, f"c {n}")
     for n in range(6):
-        found = await intercepted(nodes[TWO], f"c {n}")
-        nodes[TWO].verdict(found.get("key"), "stored", "offline")
+        await intercepted(nodes[TWO], f"c {n}")
     await a.ping()
     assert 0 < len(texts(nodes[ONE])) <= 2
     await nodes.cut(ONE)
     for n in range(6):
         await intercepted(nodes[TWO], str(n))
     assert [t for t in texts(nodes[TWO]) if t.isdigit()] == [str(n) for n in range(6)]
+    assert len(texts(nodes[TWO])) == 12, "what is the other's went again"
+    await nodes.link(ONE, window=2)
+    await intercepted(nodes[ONE], "0")
+    await a.ping()
+    assert 0 < len(texts(nodes[ONE])) <= 2
 
 
 async def test_both_are_lost_and_come_back(server, nodes, clients):
@@ -357,6 +369,31 @@ async def test_an_account_is_removed(server, nodes, clients):
     assert removed(nodes[ONE]) == []
     await nodes.cut(TWO)
     await until(lambda: removed(nodes[ONE]) == [bob], "the other to be told")
+
+
+async def test_r23_the_senders_leg_goes_by_the_recipients_link(server, nodes, clients):
+    """R23: what leaves for another server is decided by the link of whom it is for, and by the other
+    one if that is lost; what the lost one had said of a later one counts no more."""
+    away = next(j for j in (f"bob{n}@elsewhere.example" for n in range(99)) if owner(j) == TWO)
+    a = await clients.online(server, *server.people("alice"), "desk", raw=True)
+    await nodes.link(ONE)
+    await nodes.link(TWO)
+    sent = [
+        a.send_xml(message(away, text, payload=amp(rule("drop", "deliver", "gateway"))))
+        for text in ("first", "second")
+    ]
+    first, second = [await intercepted(nodes[TWO], text, "rules") for text in ("first", "second")]
+    assert {i.get("leg") for i in (first, second)} == {"sender"}
+    nodes[TWO].verdict(second.get("key"), "deliver")
+    await nodes[TWO].round_trip()
+    await nodes.cut(TWO)
+    again = [await intercepted(nodes[ONE], text, "rules") for text in ("first", "second")]
+    assert [i.get("key") for i in again] == [first.get("key"), second.get("key")]
+    for held in again:
+        nodes[ONE].verdict(held.get("key"), "discarded")
+    await nodes[ONE].round_trip()
+    await a.ping()
+    assert [a.inbox.with_id(id) for id in sent] == [[], []], "it went on, and came back as an error"
 
 
 def requests(node):
