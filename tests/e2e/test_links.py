@@ -280,6 +280,10 @@ async def test_i6_each_link_has_a_window_of_its_own(server, nodes, clients):
     await intercepted(nodes[ONE], "0")
     await a.ping()
     assert 0 < len(texts(nodes[ONE])) <= 2
+    await nodes.cut(TWO)
+    await nodes.cut(ONE)
+    await nodes.link(ONE, window=2)
+    await until(lambda: texts(nodes[ONE]), "what was in its window to come again")
 
 
 async def test_both_are_lost_and_come_back(server, nodes, clients):
