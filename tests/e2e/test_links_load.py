@@ -11,8 +11,10 @@ import pytest
 
 from harness.linked import linked
 from harness.links import LINKS, owner, person_of
+from harness.stanzas import amp, message, rule, utc
 from harness.steps import all_stored
 from harness.waiting import until
+from test_broadcast import start
 
 @pytest.fixture(scope="module")
 def server(workshop):
@@ -156,3 +158,24 @@ async def test_what_is_undecided_moves_at_once(server, nodes, clients):
     again = await clients.online(server, bob, raw=True)
     await again.inbox.reply(a.send_text(bob, "end"))
     assert again.inbox.bodies() == ["a 52", "end"]
+
+
+async def test_what_a_node_sends_by_itself(server, nodes, clients):
+    """R36, R38: broadcasts, the list of accounts and notices go by whatever link is there."""
+    (alice,) = server.people("alice")
+    a = await clients.online(server, alice, "desk", raw=True)
+    bob = person_of(server, LINKS[0])
+    b = await clients.online(server, bob, raw=True)
+    for gone in LINKS:
+        await nodes.cut(gone)
+        text = f"without {gone}"
+        await start(nodes.node, "--to-domain", server.host, "--body", text, "--expires", "1h")
+        await b.inbox.until(lambda box, text=text: text in box.bodies(), "the broadcast")
+        told = a.send_xml(message(f"nobody@{server.host}", "x", payload=amp(rule("alert", "deliver", "none"))))
+        assert (await a.inbox.reply(told)).status == "alert"
+        away = person_of(server, gone, "away")
+        payload = amp(rule("alert", "expire-at", utc(1)))
+        assert (await a.inbox.reply(a.send_xml(message(away, "late", payload=payload)))).status == "alert"
+        await nodes.mend(gone)
+    texts = [t for t in b.inbox.bodies() if t.startswith("without")]
+    assert texts == [f"without {domain}" for domain in LINKS], "each once"
