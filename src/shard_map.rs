@@ -138,6 +138,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn interceptors_count_the_hash_for_a_link_alike() {
+        let vectors = include_str!("../tests/vectors/links.tsv");
+        let mut lines = 0;
+        for line in vectors.lines().filter(|line| !line.starts_with('#')) {
+            let fields: Vec<&str> = line.split('\t').collect();
+            let [bare, component, number] = fields[..] else { panic!("{line}") };
+            assert_eq!(hash(&format!("{bare}\0{component}")).to_string(), number, "{line}");
+            lines += 1;
+        }
+        assert!(lines > 50);
+    }
+
+    #[test]
     fn sets_print_as_they_parse() {
         let set = |text: &str| text.parse::<ShardSet>();
         for (text, shown) in [

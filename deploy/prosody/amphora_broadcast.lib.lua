@@ -109,7 +109,11 @@ return function (ctx)
 	end
 
 	-- Who asked on that stream is gone, and asks again.
-	function broadcasts.link_lost() waiting = {}; end
+	function broadcasts.link_lost(stream)
+		for key, request in pairs(waiting) do
+			if request.origin == stream then waiting[key] = nil; end
+		end
+	end
 
 	-- ------------------------------------------------------------------ accounts
 
@@ -160,9 +164,10 @@ return function (ctx)
 	-- A request to the node and its answer, or nil and what is wrong. The command of the administrator
 	-- waits for it; the server does not.
 	local function ask(attr, add)
-		if not ctx.link.up then return nil, "No node of Amphora is connected to this host now"; end
+		local link = ctx.links.of(host);
+		if not link then return nil, "No node of Amphora is connected to this host now"; end
 		local type = attr.action == "list" and "get" or "set";
-		local iq = st.iq({ type = type, id = "amphora-"..new_id(), from = host, to = ctx.component });
+		local iq = st.iq({ type = type, id = "amphora-"..new_id(), from = host, to = link.component });
 		attr.xmlns = xmlns;
 		iq:tag("broadcast", attr);
 		if add then add(iq); end

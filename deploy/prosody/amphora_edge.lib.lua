@@ -3,11 +3,11 @@
 -- verdict comes with all that it sends, so a message can be given back to its sender at any time.
 --
 -- A message that waits ("held" below) is in the order of its pair of sender and recipient:
---   pair, domain, stanza, bytes   whose, where to, what
+--   pair, domain, stanza, bytes   whose, where to, what; its link is that of the recipient
 --   origin                        the session that sent it; nil if this host itself sends it on
 --   key, stamp, xml               of a message with rules that a node is asked about
 --   next_supports                 whether that server supports rules; nil while it is not known
---   asking, queued, resume_at     why it is not on its way to the node
+--   asking, queued, resume_at     why it is not on its way to the node; queued: for that link
 --   verdict                       an answer, which may wait for those before it
 --   gen, sent_at, outstanding, again, ever_sent, gone   see amphora_window.lib.lua
 -- One without rules ("follower") has none of those, and goes when it is first, or after `hold`.
@@ -28,14 +28,15 @@ local SHARE = 4; -- one sender has a quarter of the room, so that others have so
 local RETRY_FIRST, RETRY_LAST = 0.25, 30; -- seconds until it is asked again after retry: doubled each time
 
 return function (ctx)
-	local facts, link, options, window = ctx.facts, ctx.link, ctx.options, ctx.window;
+	local facts, links, options, window = ctx.facts, ctx.links, ctx.options, ctx.window;
 	local queue, servers = ctx.queue, ctx.servers;
 	local new_fifo, escape = ctx.new_fifo, facts.escape;
 	local edge = {};
 
 	local pairs_of = {};  -- sender, zero byte, recipient's bare JID -> pair
 	local keys = {};      -- key -> held
-	local ready = new_fifo();     -- those that can go to the node, in the order in which they could
+	local ready = {};     -- link -> those that can go to its node, in the order in which they could
+	for _, link in ipairs(links.all) do ready[link] = new_fifo(); end
 	local followers = new_fifo(); -- oldest first
 	local paused = {};    -- held -> true
 	local count, bytes = 0, 0;
@@ -96,10 +97,11 @@ return function (ctx)
 
 	local function hold(held)
 		local stanza = held.stanza;
-		local name = stanza.attr.from.."\0"..jid_bare(stanza.attr.to);
+		local bare = jid_bare(stanza.attr.to);
+		local name = stanza.attr.from.."\0"..bare;
 		local pair = pairs_of[name];
 		if not pair then
-			pair = { name = name, list = new_fifo() };
+			pair = { name = name, bare = bare, list = new_fifo() };
 			pairs_of[name] = pair;
 		end
 		held.pair, held.since = pair, time_now();
@@ -157,9 +159,10 @@ return function (ctx)
 	-- -------------------------------------------------------------------- sending
 
 	local function enqueue(held)
-		if held.queued or held.gone or not link.up then return; end
-		held.queued = true;
-		ready:push(held);
+		local link = links.of(held.pair.bare);
+		if held.queued or held.gone or not link then return; end
+		held.queued = link;
+		ready[link]:push(held);
 		ctx.schedule();
 	end
 
@@ -178,22 +181,24 @@ return function (ctx)
 		end);
 	end
 
-	local function send(held)
+	local function send(held, link)
 		local xml = "<intercept xmlns='urn:amphora:intercept:1' key='"..escape(held.key).."'"
 			..(held.again and " again='true'" or "").." stage='rules' leg='sender' to='"
-			..escape(jid_bare(held.stanza.attr.to)).."' next-supports-amp='"..tostring(held.next_supports)
+			..escape(held.pair.bare).."' next-supports-amp='"..tostring(held.next_supports)
 			.."'><forwarded xmlns='urn:xmpp:forward:0'><delay xmlns='urn:xmpp:delay' stamp='"..escape(held.stamp).."'/>"
 			..held.xml.."</forwarded></intercept>";
-		window.sent(held, send);
-		ctx.emit_intercept(xml);
+		window.sent(held, link, send);
+		links.emit_intercept(link, xml);
 	end
 
-	function edge.pump()
-		while window.open() do
-			local held = ready:pop();
+	function edge.pump(link)
+		while window.open(link) do
+			local held = ready[link]:pop();
 			if not held then break; end
-			held.queued = nil;
-			if not held.gone and not held.verdict then send(held); end
+			if held.queued == link then
+				held.queued = nil;
+				if not held.gone and not held.verdict then send(held, link); end
+			end
 		end
 	end
 
@@ -201,7 +206,7 @@ return function (ctx)
 
 	-- Without a node for so long, or with the server about to end, nothing is held.
 	local function without_node()
-		return stopping or (not link.up and time_now() - link.lost_at >= options.hold);
+		return stopping or (not links.up and time_now() - links.lost_at >= options.hold);
 	end
 
 	local function is_full(sender)
@@ -293,7 +298,7 @@ return function (ctx)
 	end
 
 	-- True if the verdict was for a message that is held here, whether it counted or not.
-	function edge.verdict(element)
+	function edge.verdict(element, link)
 		local attr = element.attr;
 		local held = attr.key and keys[attr.key];
 		if not held then return false; end
@@ -315,23 +320,29 @@ return function (ctx)
 		return true;
 	end
 
-	-- -------------------------------------------------------------------- link and time
+	-- -------------------------------------------------------------------- links and time
 
-	function edge.link_lost()
-		ready:clear();
-		for _, held in pairs(keys) do
-			held.gen, held.verdict, held.outstanding, held.queued, held.next_supports = nil, nil, nil, nil, nil;
+	-- What was sent to another link, or to none that is there, counts as not sent; all goes by the
+	-- present one, in each pair's order.
+	local function send_anew(held)
+		window.answered(held);
+		held.gen, held.verdict, held.queued, held.next_supports = nil, nil, nil, nil;
+		if links.up then
+			paused[held], held.tries = nil, nil;
+			consult(held);
 		end
 	end
 
-	function edge.link_up()
+	-- Recipients for whom moved(bare) is true belong to another link now, or to none.
+	function edge.moved(moved)
+		local list = {};
 		for _, pair in pairs(pairs_of) do
+			if moved(pair.bare) then list[#list + 1] = pair; end
+		end
+		for _, pair in ipairs(list) do
 			for i = pair.list.first, pair.list.last do
 				local held = pair.list[i];
-				if held.key then
-					paused[held], held.tries = nil, nil;
-					consult(held);
-				end
+				if held.key and not held.gone then send_anew(held); end
 			end
 		end
 	end

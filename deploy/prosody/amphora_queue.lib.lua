@@ -10,7 +10,7 @@
 --   gen                                the link it was last sent on, nil if not at this stage yet
 --   again, ever_sent                   may have been sent before; was sent at all
 --   verdict                            an answer that waits for those before it
---   queued, blocked, paused, waiting   why it is not on its way; waiting: behind one at rules
+--   queued, blocked, paused, waiting   why it is not on its way; queued: for that link; waiting: behind one at rules
 --   spooled                            handle of the spool, where it is until it is resolved
 --   loaded                             it comes from there: it was in memory before a restart, or has left it
 --   plain                              it carries no rules, whatever they say
@@ -33,7 +33,7 @@ local RETRY_FIRST, RETRY_LAST = 0.25, 30; -- seconds a pair pauses after retry: 
 local RESTORED = 100; -- messages without rules that leave the spool in one turn of the event loop
 
 return function (ctx)
-	local facts, link, options, window = ctx.facts, ctx.link, ctx.options, ctx.window;
+	local facts, links, options, window = ctx.facts, ctx.links, ctx.options, ctx.window;
 	local escape, new_key, unanswer = facts.escape, ctx.new_key, window.answered;
 	local queue = {};
 
@@ -45,8 +45,11 @@ return function (ctx)
 	local routing;      -- what is being routed right now, see below
 
 	local new_fifo = ctx.new_fifo;
-	local urgent, normal = new_fifo(), new_fifo();
-	local draining = new_fifo();     -- users with a spool
+	-- For each link: what is to go out, and the users with a spool.
+	local urgent, normal, draining = {}, {}, {};
+	for _, link in ipairs(links.all) do
+		urgent[link], normal[link], draining[link] = new_fifo(), new_fifo(), new_fifo();
+	end
 
 	local needs = {}; -- of the queue, by those who wait behind it
 	local turns = module:require "amphora_turns"(ctx, needs);
@@ -64,7 +67,7 @@ return function (ctx)
 	end
 
 	local function release_user(user)
-		if next(user.pairs) == nil and not user.removal and not user.draining then
+		if next(user.pairs) == nil and not user.removal and not user.draining and users[user.bare] == user then
 			users[user.bare] = nil;
 		end
 	end
@@ -250,7 +253,7 @@ return function (ctx)
 	-- Where rules are not for everybody, an error that depends on where the recipient is would
 	-- tell the sender of a message with rules what he may not know.
 	function queue.is_silent(username, stanza)
-		return link.security ~= "performance" and link.security ~= "none" and facts.has_rules(stanza)
+		return links.strict() and facts.has_rules(stanza)
 			and not facts.may_see_presence(username, stanza.attr.from);
 	end
 
@@ -276,7 +279,7 @@ return function (ctx)
 
 	-- Without a node for so long, or with the server about to end, nothing is kept in memory.
 	local function straight_to_spool()
-		return queue.stopping or (not link.up and time_now() - link.lost_at >= options.hold);
+		return queue.stopping or (not links.up and time_now() - links.lost_at >= options.hold);
 	end
 
 	local function memory_short()
@@ -294,24 +297,33 @@ return function (ctx)
 		ctx.spool:release(bare, held.spooled);
 		spooled_count = spooled_count + 1;
 		leave(held);
-		if link.up then queue.drain(bare); end
+		queue.drain(bare);
 		return true;
 	end
 
 	function queue.drain(bare)
+		local link = links.of(bare);
+		if not link or not ctx.spool:pending(bare) then return; end
 		local user = user_of(bare);
-		if not user.draining and ctx.spool:pending(bare) then
-			user.draining = true;
-			draining:push(user);
+		if not user.draining then
+			user.draining = link;
+			draining[link]:push(user);
 		end
+	end
+
+	-- The next user whose spool goes to that link.
+	local function next_draining(link)
+		local user;
+		repeat user = draining[link]:pop(); until not user or user.draining == link;
+		return user;
 	end
 
 	local restored = 0; -- of those that wait for their turn, in a row
 
 	-- The spool's next message of a user whose turn it is, back in its pair.
-	local function load_next()
+	local function load_next(link)
 		while true do
-			local user = draining:pop();
+			local user = next_draining(link);
 			if not user then return nil; end
 			user.draining = nil;
 			local record, handle = ctx.spool:load(user.bare);
@@ -418,7 +430,7 @@ return function (ctx)
 	-- Without a node and with too much in memory, the spool takes all of it, so that what comes
 	-- next finds room.
 	local function make_room()
-		if not link.up and memory_short() and not spool_full() and not ctx.spool.failing then
+		if not links.up and memory_short() and not spool_full() and not ctx.spool.failing then
 			queue.spool_all("Memory is short");
 		end
 	end
@@ -497,7 +509,7 @@ return function (ctx)
 			key = key, user = user, from = from, addressed = stanza.attr.to;
 			stage = "rules", stamp = facts.timestamp(), xml = xml, bytes = #xml, stanza = stanza;
 			ord = new_ord(), may_see = facts.may_see_presence(user.username, from);
-			seen_at = time_now(), seen_gen = link.gen;
+			seen_at = time_now(), seen_at_change = links.changes;
 		};
 		record(held);
 		insert(held);
@@ -643,12 +655,13 @@ return function (ctx)
 	-- -------------------------------------------------------------------- sending
 
 	function enqueue(held, is_urgent)
-		if held.queued or held.gone then return; end
-		held.queued = true;
+		local link = links.of(held.user.bare);
+		if held.queued or held.gone or not link then return; end
+		held.queued = link;
 		if is_urgent or (held.stage == "rules" and not held.may_see and not held.loaded) then
-			urgent:push(held);
+			urgent[link]:push(held);
 		else
-			normal:push(held);
+			normal[link]:push(held);
 		end
 		ctx.schedule();
 	end
@@ -710,14 +723,14 @@ return function (ctx)
 		return facts.account_exists(held.user.username);
 	end
 
-	local function send(held)
+	local function send(held, link)
 		local user, now = held.user, time_now();
 		local rules = held.stage == "rules";
 		-- A right that was looked up when the message came counts for its first sending soon after. The
 		-- host's own messages need none, and nothing of one without rules depends on it.
 		if held.settle or (held.plain and not rules) then
 			held.may_see = true;
-		elseif not (rules and held.seen_at and held.seen_gen == link.gen and now - held.seen_at < 1) or held.ever_sent then
+		elseif not (rules and held.seen_at and held.seen_at_change == links.changes and now - held.seen_at < 1) or held.ever_sent then
 			held.may_see = facts.may_see_presence(user.username, held.from);
 		end
 		if rules then held.takers = takers(held); end
@@ -735,9 +748,9 @@ return function (ctx)
 		xml[#xml + 1] = "<forwarded xmlns='urn:xmpp:forward:0'><delay xmlns='urn:xmpp:delay' stamp='"..escape(held.stamp).."'/>";
 		xml[#xml + 1] = held.xml;
 		xml[#xml + 1] = "</forwarded></intercept>";
-		window.sent(held, send);
+		window.sent(held, link, send);
 		held.pair.last_sent = held.key;
-		ctx.emit_intercept(t_concat(xml));
+		links.emit_intercept(link, t_concat(xml));
 		local after_it = held.next;
 		if after_it and after_it.blocked then
 			after_it.blocked = nil;
@@ -745,23 +758,23 @@ return function (ctx)
 		end
 	end
 
-	function queue.pump()
-		while window.open() do
-			local held = urgent:pop() or normal:pop();
+	function queue.pump(link)
+		while window.open(link) do
+			local held = urgent[link]:pop() or normal[link]:pop();
 			if not held then
-				if draining:empty() or memory_short() then break; end
-				held = load_next();
+				if draining[link]:empty() or memory_short() then break; end
+				held = load_next(link);
 				if not held then break; end
-				held.queued = true;
+				held.queued = link;
 			end
-			if held.queued and not held.gone then
+			if held.queued == link and not held.gone then
 				held.queued = nil;
 				if held.waiting or held.paused or held.verdict or held.stage == "routing" then -- luacheck: ignore 542
 					-- it comes again when its time has come
 				elseif held.user.removal then
 					held.parked = true;
 				elseif in_turn(held) or (held.stage == "rules" and not held.may_see) then
-					send(held);
+					send(held, link);
 				else
 					held.blocked = true;
 				end
@@ -920,7 +933,7 @@ return function (ctx)
 		retry = { rules = true, offline = true, undelivered = true };
 	};
 
-	function queue.verdict(element)
+	function queue.verdict(element, link)
 		local attr = element.attr;
 		local held = attr.key and keys[attr.key];
 		if not held or held.stage ~= attr.stage or held.gen ~= link.gen or held.verdict then
@@ -947,32 +960,51 @@ return function (ctx)
 		return advance(pair);
 	end
 
-	-- -------------------------------------------------------------------- link and time
+	-- -------------------------------------------------------------------- links and time
 
-	-- Nothing that was sent counts as sent any more. All goes again, in each pair's order.
-	function queue.link_lost()
-		for _, held in pairs(keys) do
-			held.gen, held.verdict, held.outstanding, held.blocked = nil, nil, nil, nil;
-		end
-		for _, user in pairs(users) do
-			for _, pair in pairs(user.pairs) do pair.last_sent = nil; end
+	-- Nothing of the pair that was sent counts as sent any more, and what was decided as undecided.
+	local function unsend(pair)
+		pair.last_sent = nil;
+		local at = pair.head;
+		while at do
+			unanswer(at);
+			at.gen, at.verdict, at.blocked, at.queued = nil, nil, nil, nil;
+			at = at.next;
 		end
 	end
 
-	function queue.link_up()
-		for bare in pairs(ctx.spool.users) do queue.drain(bare); end
-		for _, user in pairs(users) do
-			for _, pair in pairs(user.pairs) do
-				pair.last_sent, pair.tries = nil, 0;
-				resume(pair);
-				local at = pair.head;
-				while at do
-					local after = at.next;
-					at.blocked = nil;
-					if not at.waiting then enqueue(at); end
-					at = after;
-				end
-			end
+	-- All of it goes out, in order.
+	local function send_anew(pair)
+		pair.tries = 0;
+		resume(pair);
+		local at = pair.head;
+		while at do
+			local after = at.next;
+			if not at.waiting then enqueue(at); end
+			at = after;
+		end
+	end
+
+	-- Users for whom moved(bare) is true belong to another link now, or to none. They go there whole.
+	function queue.moved(moved)
+		local list = {};
+		for bare, user in pairs(users) do
+			if moved(bare) then list[#list + 1] = user; end
+		end
+		for _, user in ipairs(list) do
+			user.draining = nil;
+			for _, pair in pairs(user.pairs) do unsend(pair); end
+		end
+		if not links.up then
+			for _, user in ipairs(list) do release_user(user); end
+			return;
+		end
+		for bare in pairs(ctx.spool.users) do
+			if moved(bare) then queue.drain(bare); end
+		end
+		for _, user in ipairs(list) do
+			for _, pair in pairs(user.pairs) do send_anew(pair); end
+			release_user(user);
 		end
 		ctx.schedule();
 	end

@@ -9,6 +9,7 @@
 --                      over: answered, or nobody is there to be answered
 --   barrier, since     what was undecided when it came; when that was
 --   at                 when the node was heard of last
+--   stream             of the link on which it was asked: answered there, or nowhere
 --   shown, batches     whether it was shown anything; what of that the node does not know as taken
 --   last, ended        the last batch that came; when the node was told that no more can be taken
 
@@ -30,7 +31,7 @@ local REQUEST_BYTES = 64 * 1024; -- of a request; a thousand names fit
 local MAX_DEPTH = 32; -- levels of elements in a request
 
 return function (ctx)
-	local facts, link, options, seats, queue = ctx.facts, ctx.link, ctx.options, ctx.seats, ctx.queue;
+	local facts, links, options, seats, queue = ctx.facts, ctx.links, ctx.options, ctx.seats, ctx.queue;
 	local escape = facts.escape;
 	local retrieve = {};
 
@@ -45,8 +46,9 @@ return function (ctx)
 
 	local function tell(request, n, ended)
 		reporting[request] = true;
-		if link.up then
-			ctx.emit(("<taken xmlns='urn:amphora:intercept:1' for='%s' session='%s' batch='%s' ids=''%s/>")
+		local link = links.of_stream(request.stream);
+		if link then
+			links.emit(link, ("<taken xmlns='urn:amphora:intercept:1' for='%s' session='%s' batch='%s' ids=''%s/>")
 				:format(escape(request.seat.bare), escape(request.name), escape(n), ended and " ended='true'" or ""));
 		end
 	end
@@ -127,10 +129,10 @@ return function (ctx)
 		return st.error_reply(request.stanza, error and error.attr.type or "cancel", condition or "internal-server-error", text);
 	end
 
-	-- The node's answer to one of our requests. False if it is none.
-	function retrieve.answer(stanza)
+	-- A node's answer to one of our requests. False if it is none.
+	function retrieve.answer(origin, stanza)
 		local request = by_iq[stanza.attr.id];
-		if not request then return false; end
+		if not request or request.stream ~= origin then return false; end
 		local element = stanza:get_child("retrieve", xmlns);
 		local forwarded = element and element:get_child("forwarded", xmlns_forward);
 		local iq = forwarded and forwarded:get_child("iq", "jabber:client");
@@ -163,7 +165,7 @@ return function (ctx)
 		return message;
 	end
 
-	function retrieve.hand_over(element)
+	function retrieve.hand_over(element, link)
 		local name, n = element.attr.session, element.attr.batch;
 		if not name or not n then
 			module:log("warn", "A hand-over without session or batch was left out");
@@ -171,11 +173,11 @@ return function (ctx)
 		end
 		local request = by_name[name];
 		if not request then
-			ctx.emit(("<taken xmlns='urn:amphora:intercept:1' for='' session='%s' batch='%s' ids='' ended='true'/>")
+			links.emit(link, ("<taken xmlns='urn:amphora:intercept:1' for='' session='%s' batch='%s' ids='' ended='true'/>")
 				:format(escape(name), escape(n)));
 			return;
 		end
-		if request.batches[n] then return; end
+		if request.batches[n] or request.stream ~= link.session then return; end
 		request.last, request.at = n, time_now();
 		local seat = request.seat;
 		if request.state ~= "asked" or seat.over then
@@ -200,9 +202,10 @@ return function (ctx)
 	end
 
 	-- The node knows that a batch was taken, or that no more can be. False if it is none of ours.
-	function retrieve.deleted(element)
+	function retrieve.deleted(element, link)
 		local request = by_name[element.attr.session];
 		if not request then return false; end
+		if request.stream ~= link.session then return true; end
 		local n = element.attr.batch;
 		local batch = request.batches[n];
 		if request.ended then
@@ -216,12 +219,12 @@ return function (ctx)
 
 	-- -------------------------------------------------------------------- requests
 
-	local function ask(request)
-		request.state, request.at = "asked", time_now();
+	local function ask(request, link)
+		request.state, request.at, request.stream = "asked", time_now(), link.session;
 		request.iq = "amphora-retrieve-"..request.name;
 		by_iq[request.iq] = request;
-		ctx.send_iq(("<iq type='get' id='%s' from='%s' to='%s'><retrieve xmlns='%s' session='%s' jid='%s'><forwarded xmlns='%s'>")
-			:format(escape(request.iq), escape(host), escape(ctx.component), xmlns, escape(request.name),
+		links.send(link, ("<iq type='get' id='%s' from='%s' to='%s'><retrieve xmlns='%s' session='%s' jid='%s'><forwarded xmlns='%s'>")
+			:format(escape(request.iq), escape(host), escape(link.component), xmlns, escape(request.name),
 				escape(request.seat.jid), xmlns_forward)
 			..facts.serialise(request.stanza).."</forwarded></retrieve></iq>");
 	end
@@ -236,7 +239,8 @@ return function (ctx)
 		local now = time_now();
 		for seat in pairs(asking) do
 			local first = seat.requests[1];
-			if link.up and first.state == "waiting" and may_ask(first, now) then ask(first); end
+			local link = links.of(seat.bare);
+			if link and first.state == "waiting" and may_ask(first, now) then ask(first, link); end
 		end
 	end
 
@@ -247,7 +251,7 @@ return function (ctx)
 
 	local function take(event)
 		local stanza, seat = event.stanza, seats.of(event.origin);
-		if not seat or not link.up then
+		if not seat or not links.up then
 			return refuse(event, "wait", "service-unavailable", "The storage is not there now");
 		elseif facts.deeper_than(stanza, MAX_DEPTH) or #tostring(stanza) > REQUEST_BYTES then
 			return refuse(event, "modify", "policy-violation", "The request is too large: ask for fewer messages at once");
@@ -311,19 +315,28 @@ return function (ctx)
 		end
 	end
 
-	-- The node forgets with its link what it was asked. What it has shown is still written.
-	function retrieve.link_lost()
-		for seat in pairs(asking) do
+	-- A node forgets with its link what it was asked. What it has shown is still written. What waits
+	-- is asked of another, if one is there.
+	local function give_up(is_lost)
+		local seats_asking = {};
+		for seat in pairs(asking) do seats_asking[#seats_asking + 1] = seat; end
+		for _, seat in ipairs(seats_asking) do
 			for _, request in ipairs({ table.unpack(seat.requests) }) do
-				if request.state == "waiting" or request.state == "asked" then
+				if (request.state == "asked" and is_lost(request)) or (request.state == "waiting" and not links.up) then
 					fail(request, "service-unavailable", "The storage went away, ask again");
 				end
 			end
 		end
 		for _, request in pairs(by_name) do
-			request.batches, request.ended = {}, nil;
-			forget(request);
+			if request.stream and is_lost(request) then
+				request.batches, request.ended = {}, nil;
+				forget(request);
+			end
 		end
+	end
+
+	function retrieve.link_lost(stream)
+		give_up(function (request) return request.stream == stream; end);
 	end
 
 	local function is_pending(request)
@@ -346,7 +359,7 @@ return function (ctx)
 				end
 			end
 		end
-		if not link.up then return; end
+		if not links.up then return; end
 		for request in pairs(reporting) do
 			local any = request.ended ~= nil;
 			if any and now - request.ended >= options.repeat_after then tell_end(request); end
@@ -369,7 +382,7 @@ return function (ctx)
 	end
 
 	-- After seats.adopt(). The names of this start go on to differ, for they have its token.
-	function retrieve.adopt(state, same_link)
+	function retrieve.adopt(state)
 		if not state then return; end
 		state.adopted = true;
 		by_name, by_iq, asking, users = state.by_name, state.by_iq, state.asking, state.users;
@@ -378,7 +391,11 @@ return function (ctx)
 			-- What was undecided is in the spool now.
 			for _, request in ipairs(seat.requests) do request.barrier = queue.seq(); end
 		end
-		if not same_link then retrieve.link_lost(); end
+	end
+
+	-- Once it is known which links outlived a reload.
+	function retrieve.find_links()
+		give_up(function (request) return not links.of_stream(request.stream); end);
 	end
 
 	function retrieve.unload()

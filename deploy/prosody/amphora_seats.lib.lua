@@ -12,6 +12,8 @@
 --   fetches            its client fetches for itself what is stored (XEP-0013)
 --   parked             it sleeps, and its hand-over is left to a session that is awake
 --   read               when the client read the archive, before it became available
+--   told               the stream of the link whose node was told of it
+--   in_line, counted   the link to which it is to be announced; on which that is not answered at all
 
 local st = require "util.stanza";
 local filters = require "util.filters";
@@ -27,7 +29,7 @@ local host = module.host;
 local bare_sessions = prosody.bare_sessions;
 
 return function (ctx)
-	local facts, link, options = ctx.facts, ctx.link, ctx.options;
+	local facts, links, options = ctx.facts, ctx.links, ctx.options;
 	local escape = facts.escape;
 	local new_fifo = ctx.new_fifo;
 	local seats = {};
@@ -36,8 +38,10 @@ return function (ctx)
 	local by_id = {};
 	local next_seat, next_entry = 0, 0;
 	local unanswered = {};      -- seats whose announcement has no handed-over yet
-	local announcements = 0;    -- of those, sent and not answered at all
-	local to_announce = new_fifo();
+	local announcements, to_announce = {}, {}; -- of each link: of those, sent and not answered at all; to be sent
+	for _, link in ipairs(links.all) do
+		announcements[link], to_announce[link] = 0, new_fifo();
+	end
 	local reporting = {};       -- seats with taken to be repeated
 	local renewals = {};        -- users for whom something was stored while a session could take it
 	local unacknowledged = {};  -- seats whose client was asked what it got
@@ -88,8 +92,9 @@ return function (ctx)
 		for i, item in ipairs(batch.items) do ids[i] = item.id; end
 		batch.at = time_now();
 		reporting[seat] = true;
-		if link.up then
-			ctx.emit(("<taken xmlns='urn:amphora:intercept:1' for='%s' session='%s' batch='%s' ids='%s'/>")
+		local link = links.of(seat.bare);
+		if link then
+			links.emit(link, ("<taken xmlns='urn:amphora:intercept:1' for='%s' session='%s' batch='%s' ids='%s'/>")
 				:format(escape(seat.bare), escape(seat.id), escape(batch.n), escape(t_concat(ids, " "))));
 		end
 	end
@@ -97,8 +102,9 @@ return function (ctx)
 	local function report_end(seat)
 		seat.ended.at = time_now();
 		reporting[seat] = true;
-		if link.up then
-			ctx.emit(("<taken xmlns='urn:amphora:intercept:1' for='%s' session='%s' batch='%s' ids='%s' ended='true'/>")
+		local link = links.of(seat.bare);
+		if link then
+			links.emit(link, ("<taken xmlns='urn:amphora:intercept:1' for='%s' session='%s' batch='%s' ids='%s' ended='true'/>")
 				:format(escape(seat.bare), escape(seat.id), escape(seat.ended.n), escape(t_concat(seat.ended.ids, " "))));
 		end
 	end
@@ -401,23 +407,28 @@ return function (ctx)
 
 	-- -------------------------------------------------------------------- announcing
 
-	local function forget_announcement(seat)
-		unanswered[seat] = nil;
-		if seat.counted then
+	local function count_no_more(seat)
+		local link = seat.counted;
+		if link then
 			seat.counted = nil;
-			announcements = announcements - 1;
+			announcements[link] = announcements[link] - 1;
 		end
 	end
 
+	local function forget_announcement(seat)
+		unanswered[seat] = nil;
+		count_no_more(seat);
+	end
+
 	local function announce(seat)
-		local session = seat.session;
+		local session, link = seat.session, links.of(seat.bare);
 		if not seat.counted and not seat.answered then
-			seat.counted = true;
-			announcements = announcements + 1;
+			seat.counted = link;
+			announcements[link] = announcements[link] + 1;
 		end
-		seat.announced_at, seat.announced, seat.told = time_now(), seat.n, true;
+		seat.announced_at, seat.announced, seat.told = time_now(), seat.n, link.session;
 		local archive = seat.read and "true' read='"..seat.read or "false";
-		ctx.emit(("<available xmlns='urn:amphora:intercept:1' session='%s' n='%d' jid='%s' priority='%d' acks='%s' archive='%s'/>")
+		links.emit(link, ("<available xmlns='urn:amphora:intercept:1' session='%s' n='%d' jid='%s' priority='%d' acks='%s' archive='%s'/>")
 			:format(escape(seat.id), seat.n, escape(seat.jid), session.priority or 0,
 				session.smacks and "true" or "false", archive));
 	end
@@ -428,9 +439,10 @@ return function (ctx)
 	end
 
 	local function want_announcement(seat)
-		if seat.announced ~= seat.n and not seat.in_line and may_announce(seat) then
-			seat.in_line = true;
-			to_announce:push(seat);
+		local link = links.of(seat.bare);
+		if link and seat.announced ~= seat.n and not seat.in_line and may_announce(seat) then
+			seat.in_line = link;
+			to_announce[link]:push(seat);
 			ctx.schedule();
 		end
 	end
@@ -526,20 +538,28 @@ return function (ctx)
 				seats.check_user(bare);
 			end
 		end
-		while link.up and announcements < options.available_window do
-			local seat = to_announce:pop();
-			if not seat then break; end
-			seat.in_line = nil;
-			if seat.announced ~= seat.n and may_announce(seat) then announce(seat); end
+		for _, link in ipairs(links.live()) do
+			while announcements[link] < options.available_window do
+				local seat = to_announce[link]:pop();
+				if not seat then break; end
+				if seat.in_line == link then
+					seat.in_line = nil;
+					if seat.announced ~= seat.n and may_announce(seat) then announce(seat); end
+				end
+			end
 		end
 	end
+
+	-- What a link says of a session counts while it is its user's.
+	local function counts(seat, link) return links.of(seat.bare) == link; end
 
 	-- The session fetches for itself from now on. A hand-over that has its reason already goes on.
 	function seats.fetches(seat) seat.fetches = true; end
 
-	function seats.handed_over(element)
+	function seats.handed_over(element, link)
 		local seat = by_id[element.attr.session];
-		if not seat or seat.over or tonumber(element.attr.n) ~= seat.n or seat.announced ~= seat.n then return; end
+		if not seat or seat.over or not counts(seat, link) then return; end
+		if tonumber(element.attr.n) ~= seat.n or seat.announced ~= seat.n then return; end
 		forget_announcement(seat);
 		seat.done, seat.done_seq = seat.n, ctx.queue.seq();
 		seat.answer_at = time_now();
@@ -560,7 +580,7 @@ return function (ctx)
 		return message;
 	end
 
-	function seats.hand_over(element)
+	function seats.hand_over(element, link)
 		local id, n = element.attr.session, element.attr.batch;
 		if not id or not n then
 			module:log("warn", "A hand-over without session or batch was left out");
@@ -568,10 +588,11 @@ return function (ctx)
 		end
 		local seat = by_id[id];
 		if not seat then
-			ctx.emit(("<taken xmlns='urn:amphora:intercept:1' for='' session='%s' batch='%s' ids='' ended='true'/>")
+			links.emit(link, ("<taken xmlns='urn:amphora:intercept:1' for='' session='%s' batch='%s' ids='' ended='true'/>")
 				:format(escape(id), escape(n)));
 			return;
 		end
+		if not counts(seat, link) then return; end
 		if seat.over or seat.parked or not seats.can_take(seat) then
 			if seat.ended then
 				seat.ended.n = n;
@@ -583,10 +604,7 @@ return function (ctx)
 			end
 			return;
 		end
-		if seat.counted then
-			seat.counted = nil;
-			announcements = announcements - 1;
-		end
+		count_no_more(seat);
 		seat.answered, seat.answer_at, seat.last_batch = true, time_now(), n;
 		local batch = { n = n, items = {}, pending = 0 };
 		local old = seat.batches[n];
@@ -637,9 +655,9 @@ return function (ctx)
 		end
 	end
 
-	function seats.deleted(element)
+	function seats.deleted(element, link)
 		local seat = by_id[element.attr.session];
-		if not seat then return; end
+		if not seat or not counts(seat, link) then return; end
 		local n = element.attr.batch;
 		if seat.ended and seat.ended.n == n then
 			for _, id in ipairs(seat.ended.ids) do seat.items[id] = nil; end
@@ -904,38 +922,61 @@ return function (ctx)
 		if seat then process_drain(seat); end
 	end, -1000);
 
-	-- -------------------------------------------------------------------- link and time
+	-- -------------------------------------------------------------------- links and time
 
-	function seats.link_lost()
-		announcements = 0;
-		for _, seat in pairs(by_id) do
-			seat.told = nil;
-			if seat.ended and not seat.ended.ids[1] then
-				seat.ended = nil;
-				forget_seat(seat);
-			end
+	-- It takes no more by the link whose node knows it. That one is told so, if it is there still;
+	-- what it has sent, and what has not been confirmed, comes by the new one. So what is announced
+	-- there is a new reason, by which the word of the old link is known as old.
+	local function leave_link(seat)
+		local before = links.of_stream(seat.told);
+		if before and (unanswered[seat] or next(seat.batches) or has_unacknowledged(seat)) then
+			links.emit(before, ("<taken xmlns='urn:amphora:intercept:1' for='%s' session='%s' batch='0' ids='' ended='true'/>")
+				:format(escape(seat.bare), escape(seat.id)));
 		end
-		for seat in pairs(unanswered) do
-			seat.counted, seat.answered, seat.announced = nil, nil, nil;
+		if unanswered[seat] and seat.told then seat.n = seat.n + 1; end
+		seat.told = nil;
+		if seat.ended and not seat.ended.ids[1] then
+			seat.ended = nil;
+			forget_seat(seat);
 		end
 	end
 
-	function seats.link_up()
-		for seat in pairs(unanswered) do
+	-- Not after a reload that changed no link: then the node is told again what it may know.
+	local function begin_anew(seat)
+		local link = links.of(seat.bare);
+		if not link or seat.told ~= link.session then leave_link(seat); end
+		seat.in_line = nil;
+		if not unanswered[seat] then return; end
+		count_no_more(seat);
+		seat.answered, seat.announced = nil, nil;
+		if link then
 			seat.answer_at = time_now();
 			want_announcement(seat);
 		end
-		for seat in pairs(reporting) do
-			if seat.ended then report_end(seat); end
-			for _, batch in pairs(seat.batches) do
-				if batch.at then report_batch(seat, batch); end
-			end
+	end
+
+	local function report_again(seat)
+		if seat.ended then report_end(seat); end
+		for _, batch in pairs(seat.batches) do
+			if batch.at then report_batch(seat, batch); end
+		end
+	end
+
+	-- Users for whom moved(bare) is true belong to another link now, or to none.
+	function seats.moved(moved)
+		local list = {};
+		for _, seat in pairs(by_id) do
+			if moved(seat.bare) then list[#list + 1] = seat; end
+		end
+		for _, seat in ipairs(list) do begin_anew(seat); end
+		for _, seat in ipairs(list) do
+			if reporting[seat] and links.up then report_again(seat); end
 		end
 	end
 
 	local function limit_reached(seat, now)
 		if seat.gate ~= "closed" then return false; end
-		if not link.up then return now - link.lost_at >= options.gate_limit; end
+		if not links.up then return now - links.lost_at >= options.gate_limit; end
 		return seat.in_flight == 0 and now - seat.answer_at >= options.gate_limit;
 	end
 
@@ -947,7 +988,7 @@ return function (ctx)
 				seat.limited = true;
 				release(seat);
 			end
-			if link.up and seat.announced == seat.n and now - seat.announced_at >= options.repeat_after
+			if links.up and seat.announced == seat.n and now - seat.announced_at >= options.repeat_after
 			and seats.can_take(seat) then
 				announce(seat);
 			end
@@ -963,12 +1004,12 @@ return function (ctx)
 			local any = false;
 			if seat.ended then
 				any = true;
-				if link.up and now - seat.ended.at >= options.repeat_after then report_end(seat); end
+				if links.up and now - seat.ended.at >= options.repeat_after then report_end(seat); end
 			end
 			for _, batch in pairs(seat.batches) do
 				if batch.at then
 					any = true;
-					if link.up and now - batch.at >= options.repeat_after then report_batch(seat, batch); end
+					if links.up and now - batch.at >= options.repeat_after then report_batch(seat, batch); end
 				end
 			end
 			if not any then
@@ -981,7 +1022,7 @@ return function (ctx)
 	-- -------------------------------------------------------------------- load, reload, unload
 
 	-- Sessions that were there before the module, or before it was loaded again.
-	function seats.adopt(saved, same_link)
+	function seats.adopt(saved)
 		if saved then
 			saved.adopted = true;
 			next_entry = saved.next_entry;
@@ -998,7 +1039,6 @@ return function (ctx)
 				if seat.in_flight > 0 then unacknowledged[seat], seat.asked_at = true, time_now(); end
 			end
 			renewals = saved.renewals;
-			if not same_link then seats.link_lost(); end
 		end
 		for _, user in pairs(prosody.hosts[host].sessions) do
 			for _, session in pairs(user.sessions) do
@@ -1010,6 +1050,11 @@ return function (ctx)
 				end
 			end
 		end
+	end
+
+	-- Once it is known which links outlived a reload: those of the others are as after a loss.
+	function seats.find_links()
+		seats.moved(function (bare) return not links.of(bare); end);
 	end
 
 	-- For a reload. The seats go on as they are: gates, batches, and what the node was not told yet.

@@ -2,7 +2,8 @@
 -- external component's stream, and carries out what the node decides. It decides nothing.
 --
 -- The protocol is described in docs/intercept.md. What is where:
---   mod_amphora.lua         options, the link, hooks into the server, discovery, load and unload
+--   mod_amphora.lua         options, greetings, hooks into the server, discovery, load and unload
+--   amphora_links.lib.lua   which nodes are there, whose users are whose, what goes to them
 --   amphora_queue.lib.lua   held messages: order, intercepts, verdicts
 --   amphora_turns.lib.lua   messages without rules that wait behind held ones
 --   amphora_edge.lib.lua    messages with rules on their way to another server
@@ -40,8 +41,6 @@ local PROTOCOL = "1";
 local SWEEP = 0.25; -- seconds between two looks at everything that has a time
 local DAY = 24 * 60 * 60;
 local READ_BYTES = 32 * 1024; -- of the node's stream in a turn of the event loop; four times what a client gets
-local PROMPT = 0.25; -- seconds after the last element of a log-in
-local BATCH_BYTES = 64 * 1024; -- of elements for the node in one message
 
 local MAX_STANZA = 4 * 1024 * 1024 - 64 * 1024; -- bytes of a message that still fits into what a node reads
 
@@ -52,15 +51,23 @@ local xmlns_offline = "http://jabber.org/protocol/offline";
 
 -- ==================================================================================== options
 
-local components = module:get_option_array("amphora_components", {});
-if #components ~= 1 or type(components[1]) ~= "string" then
-	error("amphora_components must name exactly one component, as in amphora_components = { \"amp.example.org\" }; "
-		.."it names "..#components, 0);
+local function component_names()
+	local names, known = {}, {};
+	for _, name in ipairs(module:get_option_array("amphora_components", {})) do
+		local component = type(name) == "string" and jid_prep(name);
+		if not component or component:find("[@/]") then
+			error("amphora_components: "..tostring(name).." is not a domain", 0);
+		elseif known[component] then
+			error("amphora_components names "..component.." twice", 0);
+		end
+		known[component], names[#names + 1] = true, component;
+	end
+	if not names[1] then
+		error("amphora_components must name a component, as in amphora_components = { \"amp.example.org\" }", 0);
+	end
+	return names;
 end
-local component = jid_prep(components[1]);
-if not component or component:find("[@/]") then
-	error("amphora_components: "..components[1].." is not a domain", 0);
-end
+local components = component_names();
 
 local function number(name, default, minimum, maximum)
 	local value = module:get_option_number("amphora_"..name, default);
@@ -118,7 +125,7 @@ end
 local function new_fifo() return setmetatable({ first = 1, last = 0 }, fifo); end
 
 local ctx = {
-	options = options, new_fifo = new_fifo, component = component;
+	options = options, new_fifo = new_fifo;
 	token = hex(random_bytes(6));
 	-- The stream limit for components is a setting of mod_component, which is global.
 	max_stanza = math.min(MAX_STANZA, module:context("*"):get_option_number("component_stanza_size_limit",
@@ -127,12 +134,10 @@ local ctx = {
 ctx.facts = module:require "amphora_facts";
 local facts = ctx.facts;
 
--- ==================================================================================== the link
+-- ==================================================================================== the links
 
--- There is a node when its greeting was answered on the component's present stream.
-local link = { up = false, gen = 0, count = 0, bytes = 0, window = options.window, lost_at = time_now() };
-ctx.link = link;
-
+local links = module:require "amphora_links"(ctx, components);
+ctx.links = links;
 ctx.window = module:require "amphora_window"(ctx);
 
 local last_key = 0;
@@ -142,54 +147,6 @@ function ctx.new_key()
 end
 
 local queue, seats, retrieve, edge;
-
-local function component_stream()
-	local component_host = hosts[component];
-	local env = component_host and component_host.modules and component_host.modules.component;
-	return env and env.connected and env.session or nil;
-end
-
-local out, out_bytes = {}, 0;
-
-local function flush_out()
-	if not out[1] then return; end
-	local xml = "<message from='"..host.."' to='"..component.."'>"..table.concat(out).."</message>";
-	out, out_bytes = {}, 0;
-	if link.up then link.session.send(xml); end
-end
-
--- An intercept. Elements for the node are collected, for a stanza costs more than an element in one.
-function ctx.emit_intercept(xml)
-	if out_bytes > 0 and out_bytes + #xml > BATCH_BYTES then flush_out(); end
-	out[#out + 1] = xml;
-	out_bytes = out_bytes + #xml;
-	ctx.schedule();
-end
-
--- Anything of a log-in, which waits for each answer: for a while nothing on the link waits for the
--- kernel. Intercepts alone are the better for it, for what comes together is one transaction.
-local prompt, prompt_at = false, 0;
-function ctx.emit(xml)
-	prompt_at = time_now();
-	if not prompt and link.up then
-		prompt = true;
-		facts.send_at_once(link.session.conn, true);
-	end
-	ctx.emit_intercept(xml);
-end
-
-local function end_prompt(now)
-	if prompt and link.up and (now - prompt_at >= PROMPT or now < prompt_at) then
-		prompt = false;
-		facts.send_at_once(link.session.conn, false);
-	end
-end
-
--- A request to the node, behind what it was told before.
-function ctx.send_iq(xml)
-	flush_out();
-	link.session.send(xml);
-end
 
 local spool_path = datamanager.getpath(nil, host, "amphora_spool", "log", true);
 local spool_error;
@@ -204,7 +161,6 @@ queue = module:require "amphora_queue"(ctx);
 ctx.queue = queue;
 seats = module:require "amphora_seats"(ctx);
 ctx.seats = seats;
-ctx.component = component;
 ctx.broadcasts = module:require "amphora_broadcast"(ctx);
 local broadcasts = ctx.broadcasts;
 retrieve = module:require "amphora_retrieve"(ctx);
@@ -221,22 +177,24 @@ local function protect(what, f)
 	end
 end
 
-local check_link;
+local check_links;
 
 -- What one turn of the event loop brought goes out together. Under a flood the timer may come
 -- late, so a verdict pumps as well.
 local scheduled = false;
 local first, second = queue, edge;
 local pump = protect("sending to the node", function ()
-	if check_link() then
+	if check_links() then
 		seats.pump();
 		-- Whoever comes first may fill the window. So it is the other's turn after that.
 		local sent = ctx.window.sent_count;
-		first.pump();
-		second.pump();
+		for _, link in ipairs(links.live()) do
+			first.pump(link);
+			second.pump(link);
+		end
 		if ctx.window.sent_count > sent then first, second = second, first; end
 		retrieve.pump();
-		flush_out();
+		links.flush();
 	end
 	spool:pay();
 end);
@@ -249,25 +207,40 @@ function ctx.schedule()
 	end);
 end
 
-local function link_lost(reason)
-	if not link.up then return; end
-	link.up, link.session, link.lost_at = false, nil, time_now();
-	out, out_bytes = {}, 0;
-	module:remove_item("feature", xmlns_amp);
-	module:remove_item("feature", xmlns_offline);
-	local held = queue.held() + edge.held();
-	module:log("warn", "Node %s at %s is gone: %s; %d messages are held", link.node, component, reason, held);
-	ctx.window.link_lost();
-	queue.link_lost();
-	edge.link_lost();
-	seats.link_lost();
-	broadcasts.link_lost();
-	retrieve.link_lost();
+-- The features are announced while a node is there.
+local function announce_features(there)
+	local change = there and module.add_item or module.remove_item;
+	change(module, "feature", xmlns_amp);
+	change(module, "feature", xmlns_offline);
 end
 
-function check_link()
-	if link.up and component_stream() ~= link.session then link_lost("its stream was closed"); end
-	return link.up;
+-- Users have come to another link, or to none: `moved` tells who.
+local function users_moved(moved)
+	ctx.tell_removals(moved);
+	queue.moved(moved);
+	edge.moved(moved);
+	seats.moved(moved);
+end
+
+local function link_lost(link, reason)
+	if not link.up then return; end
+	local stream = link.session;
+	local moved = links.gone(link);
+	if not links.up then announce_features(false); end
+	local held = queue.held() + edge.held();
+	module:log("warn", "Node %s at %s is gone: %s; %d messages are held", link.node, link.component, reason, held);
+	ctx.window.link_lost(link);
+	users_moved(moved);
+	broadcasts.link_lost(stream);
+	retrieve.link_lost(stream);
+end
+
+-- Is any node there?
+function check_links()
+	for _, link in ipairs(links.all) do
+		if link.up and links.stream(link.component) ~= link.session then link_lost(link, "its stream was closed"); end
+	end
+	return links.up;
 end
 
 -- ------------------------------------------------------------------------------------ greeting
@@ -280,30 +253,28 @@ local function names_of(greeting, kind)
 	return names;
 end
 
-local function link_came()
-	link.up, link.gen = true, link.gen + 1;
-	module:add_feature(xmlns_amp);
-	module:add_feature(xmlns_offline);
+local function links_came(list)
+	local first_one = not links.up;
+	local moved = links.came(list);
+	if first_one then announce_features(true); end
 	local held = queue.held() + edge.held();
-	module:log("info", "Node %s is there at %s (%s); %d messages are held, %d are in the spool",
-		link.node, component, link.security or "?", held, spool:waiting());
-	ctx.tell_removals();
-	queue.link_up();
-	edge.link_up();
-	seats.link_up();
+	for _, link in ipairs(list) do
+		module:log("info", "Node %s is there at %s (%s); %d messages are held, %d are in the spool",
+			link.node, link.component, link.security or "?", held, spool:waiting());
+	end
+	users_moved(moved);
 	pump();
 end
 
-local function greet(origin, stanza, greeting)
+local function greet(link, origin, stanza, greeting)
 	if greeting.attr.version ~= PROTOCOL then
 		module:log("error", "The node at %s speaks version %s of the protocol, this module %s",
-			component, greeting.attr.version, PROTOCOL);
+			link.component, greeting.attr.version, PROTOCOL);
 		origin.send(st.error_reply(stanza, "modify", "not-acceptable", "This is version "..PROTOCOL));
 		return;
 	end
-	link_lost("it greeted again");
+	link_lost(link, "it greeted again");
 	link.session = origin;
-	prompt = false;
 	if origin.conn.set_mode then origin.conn:set_mode(READ_BYTES); end
 	link.node, link.security = greeting.attr.node or "?", greeting.attr.security;
 	link.window = math.max(1, math.min(options.window, tonumber(greeting.attr.window) or options.window));
@@ -313,7 +284,7 @@ local function greet(origin, stanza, greeting)
 		xmlns = xmlns, version = PROTOCOL, server = "Prosody "..prosody.version, module = VERSION;
 		acks = hosts[host].modules.smacks and "true" or "false", ["max-stanza"] = ("%d"):format(ctx.max_stanza);
 	}));
-	link_came();
+	links_came({ link });
 end
 
 -- ------------------------------------------------------------------------------------ sends
@@ -347,7 +318,7 @@ local function handle_send(origin, stanza, element)
 	local result = st.reply(stanza);
 	if not routed_keys[key] then
 		local username = jid_split(element.attr["for"]);
-		if link.security == "strict" and not (username and facts.may_see_presence(username, message.attr.to)) then
+		if links.strict() and not (username and facts.may_see_presence(username, message.attr.to)) then
 			origin.send(result:tag("send", { xmlns = xmlns, withheld = "true" }));
 			return;
 		end
@@ -362,24 +333,28 @@ end
 -- ------------------------------------------------------------------------------------ accounts removed
 
 local function tell_removal(removal)
+	local link = links.of(removal.bare);
+	if not link then return; end
 	removal.at, removal.id = time_now(), "amphora-removed-"..hex(random_bytes(6));
-	link.session.send(st.iq({ type = "set", id = removal.id, from = host, to = component })
+	links.send(link, st.iq({ type = "set", id = removal.id, from = host, to = link.component })
 		:tag("account-removed", { xmlns = xmlns, jid = removal.bare, stamp = removal.stamp }));
 end
 
-function ctx.tell_removals()
-	for _, removal in ipairs(queue.removals()) do tell_removal(removal); end
+function ctx.tell_removals(moved)
+	for _, removal in ipairs(queue.removals()) do
+		if moved(removal.bare) then tell_removal(removal); end
+	end
 end
 
 local function repeat_removals(now)
-	if not link.up then return; end
+	if not links.up then return; end
 	for _, removal in ipairs(queue.removals()) do
 		if not removal.at or now - removal.at >= options.resend then tell_removal(removal); end
 	end
 end
 
-local function handle_answer(stanza)
-	if retrieve.answer(stanza) then return true; end
+local function handle_answer(origin, stanza)
+	if retrieve.answer(origin, stanza) then return true; end
 	for _, removal in ipairs(queue.removals()) do
 		if removal.id == stanza.attr.id then
 			if stanza.attr.type == "result" then
@@ -393,37 +368,41 @@ end
 module:hook_global("user-deleted", function (event)
 	if event.host ~= host then return; end
 	local removal = queue.remove_account(event.username.."@"..host);
-	if check_link() then tell_removal(removal); end
+	if check_links() then tell_removal(removal); end
 end, -10);
 
 -- ------------------------------------------------------------------------------------ from the component
 
-local function from_component(origin) return origin.type == "component" and origin.host == component; end
+-- The link of a component that the option names.
+local function link_from(origin)
+	return origin.type == "component" and links.of_component(origin.host) or nil;
+end
 
 local message_handlers = {
-	verdicts = function (element)
+	verdicts = function (element, link)
 		for verdict in element:childtags("verdict") do
-			if not edge.verdict(verdict) then queue.verdict(verdict); end
+			if not edge.verdict(verdict, link) then queue.verdict(verdict, link); end
 		end
 	end;
-	["handed-over"] = function (element) seats.handed_over(element); end;
-	["hand-over"] = function (element)
-		if element.attr.view == "true" then retrieve.hand_over(element); else seats.hand_over(element); end
+	["handed-over"] = function (element, link) seats.handed_over(element, link); end;
+	["hand-over"] = function (element, link)
+		if element.attr.view == "true" then retrieve.hand_over(element, link); else seats.hand_over(element, link); end
 	end;
-	deleted = function (element)
-		if not retrieve.deleted(element) then seats.deleted(element); end
+	deleted = function (element, link)
+		if not retrieve.deleted(element, link) then seats.deleted(element, link); end
 	end;
 };
 
-local handle_message = protect("reading a message of the node", function (origin, stanza)
-	if not check_link() or origin ~= link.session then
-		module:log("warn", "%s sent a message without a greeting, it is left out", component);
+local handle_message = protect("reading a message of the node", function (link, origin, stanza)
+	check_links();
+	if not link.up or origin ~= link.session then
+		module:log("warn", "%s sent a message without a greeting, it is left out", link.component);
 		return;
 	end
 	for _, element in ipairs(stanza.tags) do
 		local handler = element.attr.xmlns == xmlns and message_handlers[element.name];
 		if handler then
-			local ok, err = xpcall(handler, debug.traceback, element);
+			local ok, err = xpcall(handler, debug.traceback, element, link);
 			if not ok then module:log("error", "While reading <%s/> of the node: %s", element.name, err); end
 		end
 	end
@@ -432,21 +411,22 @@ end);
 
 module:hook("message/host", function (event)
 	local origin, stanza = event.origin, event.stanza;
-	if not from_component(origin) then return; end
+	local link = link_from(origin);
+	if not link then return; end
 	-- Errors are what comes back of our own messages after a stream broke: they go again anyway.
-	if stanza.attr.type ~= "error" then handle_message(origin, stanza); end
+	if stanza.attr.type ~= "error" then handle_message(link, origin, stanza); end
 	return true;
 end, 1000);
 
-local function handle_iq(origin, stanza)
+local function handle_iq(link, origin, stanza)
 	local type, element = stanza.attr.type, stanza.tags[1];
-	if type == "result" or type == "error" then return handle_answer(stanza); end
+	if type == "result" or type == "error" then return handle_answer(origin, stanza); end
 	if not element or element.attr.xmlns ~= xmlns then return; end
-	if origin ~= component_stream() then return; end
+	if origin ~= links.stream(link.component) then return; end
 	if type == "set" and element.name == "greeting" then
-		greet(origin, stanza, element);
+		greet(link, origin, stanza, element);
 	elseif type == "set" and element.name == "send" then
-		if check_link() then
+		if check_links() and link.up then
 			handle_send(origin, stanza, element);
 		else
 			origin.send(st.error_reply(stanza, "wait", "unexpected-request", "Greet first"));
@@ -461,8 +441,9 @@ end
 
 module:hook("iq/host", function (event)
 	local origin, stanza = event.origin, event.stanza;
-	if not from_component(origin) then return; end
-	local ok, ret = xpcall(handle_iq, debug.traceback, origin, stanza);
+	local link = link_from(origin);
+	if not link then return; end
+	local ok, ret = xpcall(handle_iq, debug.traceback, link, origin, stanza);
 	if ok then return ret; end
 	module:log("error", "While reading an iq of the node: %s", ret);
 	if stanza.attr.type == "set" or stanza.attr.type == "get" then
@@ -473,29 +454,34 @@ end, 1000);
 
 -- component-disconnected comes before mod_component knows it, and for streams that were refused
 -- too; component-authenticated while the old stream may still be there. So both only make us look.
-local watched;
-local function watch_component()
-	if watched or not hosts[component] then return; end
+local watched = {}; -- component -> true
+local function watch_component(component)
+	if watched[component] or not hosts[component] then return; end
 	if not (hosts[component].modules and hosts[component].modules.component) then return; end
-	watched = true;
+	watched[component] = true;
 	local component_module = module:context(component);
-	local function look() module:add_timer(0, check_link); end
+	local function look() module:add_timer(0, check_links); end
 	component_module:hook("component-authenticated", look);
 	component_module:hook("component-disconnected", look);
 end
-watch_component();
-module:hook_global("host-activated", function () module:add_timer(0, watch_component); end, -100);
+local function watch_components()
+	for _, component in ipairs(components) do watch_component(component); end
+end
+watch_components();
+module:hook_global("host-activated", function () module:add_timer(0, watch_components); end, -100);
 module:hook_global("host-deactivated", function (name)
-	if name == component then
-		watched = nil;
-		check_link();
+	if links.of_component(name) then
+		watched[name] = nil;
+		check_links();
 	end
 end);
 module:hook_global("server-started", function ()
-	if not hosts[component] then
-		module:log("error", "%s is not a component of this server: no node can connect as it", component);
-	elseif not hosts[component].modules.component then
-		module:log("error", "%s is not an external component: no node can connect as it", component);
+	for _, component in ipairs(components) do
+		if not hosts[component] then
+			module:log("error", "%s is not a component of this server: no node can connect as it", component);
+		elseif not hosts[component].modules.component then
+			module:log("error", "%s is not an external component: no node can connect as it", component);
+		end
 	end
 end);
 
@@ -591,20 +577,20 @@ end);
 module:add_feature("msgoffline");
 
 module:hook("host-disco-info-node", function (event)
-	if event.node ~= xmlns_amp or not check_link() then return; end
+	if event.node ~= xmlns_amp or not check_links() then return; end
 	event.exists = true;
 	event.reply:tag("identity", { category = "server", type = "im", name = module:get_option_string("name", "Prosody") }):up();
 	event.reply:tag("feature", { var = xmlns_amp }):up();
-	for _, name in ipairs(link.actions) do
+	for _, name in ipairs(links.supported("actions")) do
 		event.reply:tag("feature", { var = xmlns_amp.."?action="..name }):up();
 	end
-	for _, name in ipairs(link.conditions) do
+	for _, name in ipairs(links.supported("conditions")) do
 		event.reply:tag("feature", { var = xmlns_amp.."?condition="..name }):up();
 	end
 end);
 
 module:hook("stream-features", function (event)
-	if event.origin.username and check_link() then
+	if event.origin.username and check_links() then
 		event.features:tag("amp", { xmlns = "http://jabber.org/features/amp" }):up();
 	end
 end);
@@ -669,7 +655,7 @@ end
 -- ==================================================================================== time, load, unload
 
 local function sweep(now)
-	check_link();
+	check_links();
 	ctx.window.sweep(now);
 	queue.sweep(now);
 	edge.sweep(now);
@@ -684,7 +670,7 @@ local function sweep(now)
 		oldest = routed_order:peek();
 	end
 	spool:tidy();
-	end_prompt(now);
+	links.end_prompt(now);
 	pump();
 end
 
@@ -714,21 +700,20 @@ function module.load()
 	facts.loading = nil;
 	queue.restore_removals();
 	local saved = type(module.saved_state) == "table" and module.saved_state or nil;
-	local stream = component_stream();
-	local same_link = stream and saved and saved.link and saved.link.session == stream;
-	seats.adopt(saved and saved.seats, same_link);
+	local same = links.restore(saved and saved.links or {});
+	seats.adopt(saved and saved.seats);
 	broadcasts.adopt(saved and saved.broadcasts);
 	broadcasts.restore();
-	retrieve.adopt(saved and saved.retrieve, same_link);
-	if same_link then
-		-- A reload. The node knows nothing of it, and need not.
-		for _, name in ipairs { "session", "node", "security", "window", "actions", "conditions" } do
-			link[name] = saved.link[name];
+	retrieve.adopt(saved and saved.retrieve);
+	if same[1] then links_came(same); end
+	seats.find_links();
+	retrieve.find_links();
+	for _, link in ipairs(links.all) do
+		local stream = links.stream(link.component);
+		if stream and not link.up then
+			-- It greeted while nobody was there to answer, and is asked to do so again.
+			stream.send("<message from='"..host.."' to='"..link.component.."'><hello xmlns='"..xmlns.."'/></message>");
 		end
-		link_came();
-	elseif stream then
-		-- It greeted while nobody was there to answer, and is asked to do so again.
-		stream.send("<message from='"..host.."' to='"..component.."'><hello xmlns='"..xmlns.."'/></message>");
 	end
 	if spool.live > 0 then
 		module:log("info", "%d messages are in the spool", spool.live);
@@ -738,7 +723,7 @@ end
 function module.save()
 	return {
 		seats = seats.save(), retrieve = retrieve.save(), broadcasts = broadcasts.save();
-		link = link.up and link or nil;
+		links = links.save();
 	};
 end
 

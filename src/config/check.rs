@@ -334,9 +334,9 @@ impl Check {
         let servers: Vec<_> =
             raw.into_iter().enumerate().map(|(index, server)| self.server(index, server)).collect();
         let mut components = BTreeMap::new();
-        let mut hosts = BTreeMap::new();
         for (index, server) in servers.iter().enumerate() {
             let Some(server) = server else { continue };
+            let mut hosts = BTreeSet::new();
             let component = server.component.as_str();
             if let Some(first) = components.insert(component, index) {
                 let says =
@@ -348,8 +348,9 @@ impl Check {
                 );
             }
             for host in &server.hosts {
-                if let Some(first) = hosts.insert(host.as_str(), index) {
-                    let says = format!("is in servers[{first}].hosts already; name each host once");
+                if !hosts.insert(host.as_str()) {
+                    let says =
+                        format!("is in servers[{index}].hosts already; name each host once a link");
                     self.problem(
                         &format!("servers[{index}].hosts"),
                         Some(format!("{:?}", host.as_str())),

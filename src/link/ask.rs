@@ -58,7 +58,9 @@ impl Session<'_> {
             }
             None => state.hosts.iter().filter_map(greeted).collect(),
         };
-        hosts.into_iter().for_each(|host| self.context.broadcasts.host_down(host));
+        // One that another link reaches is there.
+        let away = |host: &Arc<str>| !self.context.outbox.reaches(host);
+        hosts.into_iter().filter(away).for_each(|host| self.context.broadcasts.host_down(host));
     }
 
     /// A request that was not written any more.

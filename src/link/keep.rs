@@ -135,7 +135,7 @@ async fn serve(
 
     let id = LinkId(context.numbers.fetch_add(1, Ordering::Relaxed));
     let (sender, mut shards) = mpsc::unbounded_channel();
-    context.outbox.add(id, settings.hosts.clone(), sender);
+    context.outbox.add(id, sender);
     let session = Session::new(id, settings, context);
     let ended = session.run(incoming, sink, &mut shards).await;
     context.outbox.remove(id);

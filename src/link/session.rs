@@ -265,8 +265,8 @@ impl<'a> Session<'a> {
         state.window.forget_host(&host);
         drop(state);
         if known.is_some_and(|known| known.greeted) {
-            self.give_up_requests(Some(&host));
             self.context.outbox.set_greeted(self.id, &host, None);
+            self.give_up_requests(Some(&host));
             self.context.router.do_send(Everywhere::HostDown(self.id, host));
         }
         self.greet();
@@ -507,8 +507,8 @@ impl<'a> Session<'a> {
             "host greeted"
         );
         self.context.health.set_host_greeted(&self.settings.component, host);
-        self.context.broadcasts.host_up(host.clone(), known.max_stanza);
         self.context.outbox.set_greeted(self.id, host, Some(known.max_stanza));
+        self.context.broadcasts.host_up(host.clone(), known.max_stanza);
         self.context.router.do_send(HostsChanged);
         // The clock ends only when the node does.
         let _ = self.context.due.send(DueEvent::Anew);

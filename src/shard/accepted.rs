@@ -1,6 +1,6 @@
 //! Which keys were accepted lately: what an intercept's `after` is checked against.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use crate::time::Timestamp;
@@ -19,23 +19,38 @@ const MEMORY: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub struct Accepted {
     order: VecDeque<(Timestamp, Key)>,
-    keys: HashSet<Key>,
+    /// Each with whether it was accepted at a stage after that of its rules.
+    keys: HashMap<Key, bool>,
 }
 
 impl Accepted {
     /// Remembers a key.
     pub fn insert(&mut self, now: Timestamp, key: Key) {
-        if self.keys.insert(key.clone()) {
-            self.order.push_back((now, key));
+        self.remember(now, key, false);
+    }
+
+    /// Remembers a key that was accepted after the stage of its rules. False if it is remembered that
+    /// it was before.
+    pub fn insert_last(&mut self, now: Timestamp, key: Key) -> bool {
+        !self.remember(now, key, true)
+    }
+
+    /// Whether it was accepted after the stage of its rules before.
+    fn remember(&mut self, now: Timestamp, key: Key, last: bool) -> bool {
+        if let Some(known) = self.keys.get_mut(&key) {
+            return std::mem::replace(known, *known || last);
         }
+        self.keys.insert(key.clone(), last);
+        self.order.push_back((now, key));
         while self.order.len() > CAPACITY {
             self.drop_oldest();
         }
+        false
     }
 
     /// Whether a key is remembered.
     pub fn contains(&self, key: &str) -> bool {
-        self.keys.contains(key)
+        self.keys.contains_key(key)
     }
 
     /// Forgets a key: it was given up after all.
@@ -63,6 +78,17 @@ mod tests {
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_micros(seconds * 1_000_000)
+    }
+
+    #[test]
+    fn it_is_known_what_was_accepted_after_its_rules() {
+        let mut accepted = Accepted::default();
+        accepted.insert(at(0), "k".into());
+        assert!(accepted.insert_last(at(0), "k".into()), "it was at its rules only");
+        accepted.insert(at(0), "k".into());
+        assert!(!accepted.insert_last(at(0), "k".into()));
+        accepted.remove("k");
+        assert!(accepted.insert_last(at(0), "k".into()), "the append was given up");
     }
 
     #[test]

@@ -46,9 +46,13 @@ struct Wants {
 
 impl Machine {
     /// A session can take messages. A repetition changes nothing but wakes a hand-over
-    /// that a failed read has stopped.
+    /// that a failed read has stopped. Of a session that comes by another link nothing counts that
+    /// went to the old one: all that it has not confirmed is handed over again.
     pub(super) fn available(&mut self, available: Available) {
         let user = available.user.clone();
+        if !self.leave_old_link(&available) {
+            return;
+        }
         let recipient = self.recipients.entry(user.clone()).or_default();
         // What is being read for it from before its last end is older than this reason.
         let reading = recipient.reading.as_ref();
@@ -82,6 +86,27 @@ impl Machine {
             }),
         }
         self.pump(&user);
+    }
+
+    /// The session gives back what it had by another link. False if the word is older than the
+    /// session's move from that link.
+    fn leave_old_link(&mut self, available: &Available) -> bool {
+        let Some(recipient) = self.recipients.get_mut(&available.user) else {
+            return true;
+        };
+        let Some(session) = recipient.session(&available.session) else {
+            return true;
+        };
+        if session.link == available.link {
+            return true;
+        }
+        if available.n < session.n {
+            return false;
+        }
+        if let Some(at) = recipient.remove_session(&available.session) {
+            self.effects.push(Effect::Scheduled(at));
+        }
+        true
     }
 
     /// Reads the next page for the session whose turn it is, if it may have one.
@@ -260,7 +285,11 @@ impl Machine {
                 matches!(recipient.held.get(id), Some(Held::HandedOver { expiry: Some(_), .. }));
             recipient.held.insert(*id, Held::Deleting { expires });
         }
-        if ended {
+        // The end on a link that it has left is known.
+        let moved = recipient.session(&id).is_some_and(|session| session.link != link);
+        if ended && moved {
+            // it goes on by its new link
+        } else if ended {
             if let Some(at) = recipient.remove_session(&id) {
                 self.effects.push(Effect::Scheduled(at));
             }

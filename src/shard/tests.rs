@@ -72,8 +72,12 @@ impl History {
     }
 
     fn available(&mut self, session: &str, n: u64) -> Vec<String> {
+        self.available_by(LINK.0, session, n)
+    }
+
+    fn available_by(&mut self, link: u64, session: &str, n: u64) -> Vec<String> {
         self.give(Input::Available(Available {
-            link: LINK,
+            link: LinkId(link),
             host: "h".into(),
             session: session.into(),
             n,
@@ -307,8 +311,64 @@ fn i2_an_intercept_that_comes_again_is_answered_once_on_the_last_link() {
         i.link = LinkId(2);
         i.again = true;
     });
-    assert!(again.is_empty(), "{again:?}");
+    assert_eq!(again, ["1: k1 offline retry"], "nobody waits there");
     assert_eq!(h.outcome(1, Outcome::Stored), ["2: k1 offline stored"]);
+}
+
+#[test]
+fn i2_what_a_slower_link_brings_for_the_first_time_is_older_than_what_came_again() {
+    let mut h = History::new();
+    let by_new = |i: &mut Intercept| {
+        i.link = LinkId(2);
+        i.again = true;
+    };
+    h.held(by_new);
+    assert_eq!(h.held(|_| {}), ["1: k1 offline retry"], "it does not take the answer away");
+    assert_eq!(h.outcome(1, Outcome::Stored), ["2: k1 offline stored"]);
+    // Taken by now, or not: its link asks for nothing that anybody waits for.
+    assert_eq!(h.held(|_| {}), ["1: k1 offline retry"]);
+    assert_eq!(h.held(by_new), ["#2 append 2 k1 again"]);
+}
+
+#[test]
+fn i2_what_was_delivered_by_the_new_link_is_not_stored_for_the_old_one() {
+    let mut h = History::new();
+    h.held(|i| {
+        i.link = LinkId(2);
+        i.again = true;
+        i.sessions = vec![phone(1)];
+    });
+    let known = Input::Found { user: BOB.into(), key: "k1".into(), known: Ok(None) };
+    assert_eq!(h.give(known), ["2: k1 offline deliver"]);
+    assert_eq!(h.held(|_| {}), ["1: k1 offline retry"]);
+}
+
+#[test]
+fn what_was_at_its_rules_goes_on_to_storage_as_if_for_the_first_time() {
+    let mut h = History::new();
+    let rules = |i: &mut Intercept| with_rules(i, &rule("notify", "deliver", "direct"));
+    h.held(|i| {
+        rules(i);
+        i.stage = Stage::Rules;
+    });
+    assert_eq!(h.held(rules), ["#1 append 1 k1"]);
+}
+
+#[test]
+fn i2_of_two_that_wait_for_the_store_the_one_that_came_again_is_answered() {
+    let mut h = History::new();
+    let waits = |link: u64, again: bool| {
+        move |i: &mut Intercept| {
+            i.link = LinkId(link);
+            i.again = again;
+            i.sessions = vec![phone(1)];
+        }
+    };
+    assert_eq!(h.held(waits(2, true)), ["find k1"]);
+    assert_eq!(h.held(waits(1, false)), ["1: k1 offline retry"]);
+    assert_eq!(h.held(waits(3, true)), ["2: k1 offline retry"]);
+    let known = Input::Found { user: BOB.into(), key: "k1".into(), known: Ok(None) };
+    assert_eq!(h.give(known), ["3: k1 offline deliver"]);
 }
 
 #[test]
@@ -701,6 +761,24 @@ fn what_an_ended_session_left_goes_to_the_next() {
     assert_eq!(h.page(&[]), ["read bob@h after 0"]);
     assert_eq!(h.page(&[1, 2, 3]), ["1: batch 2 to t: 2 3", "read bob@h after 3"]);
     assert_eq!(h.outcome(1, Outcome::Done { rows: 1 }), ["1: deleted s 1"]);
+}
+
+#[test]
+fn i3_a_session_that_comes_by_another_link_gets_all_again_that_it_has_not_confirmed() {
+    let mut h = History::new();
+    h.available("s", 1);
+    h.page(&[1, 2, 3]);
+    assert_eq!(h.taken("s", 1, &[1], false), ["#1 delete 1"]);
+    assert_eq!(h.page(&[]), ["1: handed over s 1: 3"]);
+    h.page(&[]);
+    assert_eq!(h.available_by(2, "s", 2), ["read bob@h after 0"]);
+    assert_eq!(h.page(&[1, 2, 3]), ["2: batch 2 to s: 2 3", "read bob@h after 3"]);
+    // What the old link still brings is older.
+    assert!(h.available("s", 1).is_empty());
+    assert_eq!(h.taken("s", 1, &[], true), ["1: deleted s 1"]);
+    assert_eq!(h.page(&[]), ["2: handed over s 2: 2"]);
+    assert!(h.give(Input::LinkDown(LINK)).is_empty());
+    assert_eq!(h.taken("s", 2, &[2, 3], false), ["#2 delete 2 3"]);
 }
 
 #[test]

@@ -56,7 +56,14 @@ impl Machine {
             && !recipient.waiting.is_empty()
         {
             match recipient.waiting.iter_mut().find(|w| w.key == intercept.key) {
-                Some(waiting) => *waiting = intercept,
+                Some(waiting) => {
+                    let mut older = intercept;
+                    let moved = waiting.link != older.link;
+                    if is_newer(waiting, &older) {
+                        std::mem::swap(waiting, &mut older);
+                    }
+                    self.asked_elsewhere(moved.then_some(older));
+                }
                 None => recipient.waiting.push_back(intercept),
             }
             return;
@@ -106,7 +113,7 @@ impl Machine {
             match known.take() {
                 Some(Some(met_rule)) => {
                     let notice = notice_of(&intercept, met_rule);
-                    self.accepted.insert(now, intercept.key.clone());
+                    self.accepted.insert_last(now, intercept.key.clone());
                     self.verdict(&intercept, Do::Stored, notice.into_iter().collect());
                 }
                 Some(None) => self.consider(now, intercept, Some(Known { key_is_new: true })),
@@ -139,9 +146,9 @@ impl Machine {
             self.verdict(&intercept, Do::Discarded, Vec::new());
             return;
         }
-        if self.is_under_way(&intercept) {
+        let Some(intercept) = self.take_under_way(intercept) else {
             return;
-        }
+        };
         let in_order = intercept.after.as_deref().is_none_or(|key| self.accepted.contains(key));
         if !in_order || self.is_stale(now, &intercept) {
             self.retry(&intercept);
@@ -165,30 +172,52 @@ impl Machine {
             }
             Decision::Answer { what, sends } => {
                 debug_assert!(known.is_none_or(|k| k.key_is_new));
-                self.accepted.insert(now, intercept.key.clone());
+                self.accept(now, &intercept);
                 self.verdict(&intercept, what, sends);
             }
             Decision::Refuse { sends, over } => {
-                self.accepted.insert(now, intercept.key.clone());
+                self.accept(now, &intercept);
                 self.effects.push(Effect::OverQuota(over));
                 self.verdict(&intercept, Do::Discarded, sends);
             }
         }
     }
 
+    /// It is decided, and not stored: what names it as its predecessor may be.
+    fn accept(&mut self, now: Timestamp, intercept: &Intercept) {
+        if intercept.stage == Stage::Rules {
+            self.accepted.insert(now, intercept.key.clone());
+        } else {
+            self.accepted.insert_last(now, intercept.key.clone());
+        }
+    }
+
     /// An intercept that comes again while its append is under way is answered with it,
     /// on the link that asked last.
-    fn is_under_way(&mut self, intercept: &Intercept) -> bool {
+    fn take_under_way(&mut self, mut intercept: Box<Intercept>) -> Option<Box<Intercept>> {
         let Some(token) = self.under_way.get(&intercept.key) else {
-            return false;
+            return Some(intercept);
         };
         if let Some(Pending::Append(append)) = self.pending.get_mut(token) {
-            append.intercept.link = intercept.link;
-            append.intercept.host = intercept.host.clone();
-            append.intercept.stage = intercept.stage;
-            append.intercept.silent = intercept.silent;
+            let (known, came) = (&mut append.intercept, &mut intercept);
+            let moved = known.link != came.link;
+            if is_newer(known, came) {
+                // The append goes on: who is answered changes, and nothing of what is stored.
+                std::mem::swap(&mut known.link, &mut came.link);
+                std::mem::swap(&mut known.host, &mut came.host);
+                std::mem::swap(&mut known.stage, &mut came.stage);
+                std::mem::swap(&mut known.silent, &mut came.silent);
+            }
+            self.asked_elsewhere(moved.then_some(intercept));
         }
-        true
+        None
+    }
+
+    /// Nobody waits for an answer there any more: it has come by another link since.
+    fn asked_elsewhere(&mut self, older: Option<Box<Intercept>>) {
+        if let Some(older) = older {
+            self.verdict(&older, Do::Retry, Vec::new());
+        }
     }
 
     /// Too old to be decided without a look for its key: marks may be gone by the time
@@ -205,11 +234,15 @@ impl Machine {
         met_rule: Option<u16>,
         expiry: Option<Expiry>,
     ) {
+        if !self.accepted.insert_last(now, intercept.key.clone()) && !intercept.again {
+            // Its user has moved to another link, which was faster than this: nobody waits here.
+            self.verdict(&intercept, Do::Retry, Vec::new());
+            return;
+        }
         let Some(id) = self.next_id() else {
             self.retry(&intercept);
             return;
         };
-        self.accepted.insert(now, intercept.key.clone());
         self.reserve(&intercept);
         let new = NewMessage {
             recipient: intercept.to.clone(),
@@ -230,6 +263,11 @@ impl Machine {
         let token = self.write(Write::Append(new), Pending::Append(append));
         self.under_way.insert(key, token);
     }
+}
+
+/// Whether it was sent after the other: what another link brings for the first time was not.
+fn is_newer(known: &Intercept, came: &Intercept) -> bool {
+    came.again || came.link == known.link
 }
 
 /// Only what may have been stored before is looked for.

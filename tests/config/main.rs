@@ -321,8 +321,7 @@ hosts = ['EXAMPLE.net', 'example.com', 'example.com']
         problems(text, &[]),
         [
             r#"FILE: servers[1].component = "amp.example.org": is the component of servers[0] already; give each link its own"#,
-            r#"FILE: servers[1].hosts = "example.com": is in servers[1].hosts already; name each host once"#,
-            r#"FILE: servers[1].hosts = "example.net": is in servers[0].hosts already; name each host once"#,
+            r#"FILE: servers[1].hosts = "example.com": is in servers[1].hosts already; name each host once a link"#,
         ]
     );
 }

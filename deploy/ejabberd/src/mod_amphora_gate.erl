@@ -904,6 +904,14 @@ repeat(#{amphora := #g{batches = Batches, id = Id, bare = Bare} = G} = State, Ag
 
 %%% ------------------------------------------------------------------ hand-over
 
+%% What a link says of a session counts while it is its user's. What it had on its way besides comes again
+%% by the next one.
+is_of_link(#{amphora := #g{bare = Bare}} = State, #link{id = Id, gen = Gen}) ->
+    case mod_amphora_link:of_user(ctx(State), Bare) of
+        #link{id = Id, gen = Gen} -> true;
+        _ -> false
+    end.
+
 hand_over(#{amphora := #g{parked = Parked} = G} = State, El) ->
     N = mod_amphora_xml:attr(<<"batch">>, El),
     case {is_binary(N), can_take(State) andalso not Parked} of
@@ -1099,10 +1107,16 @@ on_info({late, Message}, #{amphora := #g{} = G} = State) ->
         {stop, {drop, State1}} -> State1;
         {Marked, State1} -> ejabberd_c2s:send(State1, Marked)
     end;
-on_info({hand_over, _Link, El}, State) ->
-    hand_over(State, El);
-on_info({deleted, _Link, El}, State) ->
-    deleted(State, El);
+on_info({hand_over, Link, El}, State) ->
+    case is_of_link(State, Link) of
+        true -> hand_over(State, El);
+        false -> State
+    end;
+on_info({deleted, Link, El}, State) ->
+    case is_of_link(State, Link) of
+        true -> deleted(State, El);
+        false -> State
+    end;
 on_info({release, N}, #{amphora := #g{n = N, gate = closed, gave = true, id = Id, bare = Bare} = G} = State) ->
     %% the worker may not have known of that when it said so: it is behind it in its mailbox, as this is
     mod_amphora_queue:seat(ctx(State), Bare, {settle, Id, N}),

@@ -12,7 +12,7 @@
 -behaviour(gen_server).
 
 -export([start_link/1, look/1, hello/1]).
--export([links/1, of_user/2, of_user/3, get/2, emit/2, lost_at/1, peers/1, security/1]).
+-export([links/1, of_user/2, of_user/3, weight/2, get/2, emit/2, lost_at/1, peers/1, security/1]).
 -export([component_send_packet/1, component_connected/1, component_disconnected/2]).
 -export([stream_features/2, disco_features/5, disco_identity/5]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
@@ -62,6 +62,8 @@ of_user(_Ctx, Bare, Links) ->
     {_, _, Link} = lists:max([{weight(Bare, C), C, L} || #link{id = {_, C}} = L <- Links]),
     Link.
 
+%% Every interceptor and node counts it alike.
+-spec weight(binary(), binary()) -> non_neg_integer().
 weight(Bare, Component) ->
     <<Weight:32/unsigned-big, _/binary>> = crypto:hash(sha256, [Bare, 0, Component]),
     Weight.
@@ -82,7 +84,7 @@ lost_at(#{counters := Counters}) -> atomics:get(Counters, 5).
 %% How many ejabberd nodes share a link's window.
 peers(#{counters := Counters}) -> max(1, atomics:get(Counters, 6)).
 
-%% The strictest level that a node of this host announced; what was said last while none is there.
+%% The strictest level of the nodes that are there; what was so last while none is.
 security(#{counters := Counters}) ->
     case atomics:get(Counters, 7) of
         1 -> open;
@@ -140,7 +142,7 @@ stream_features(Acc, Host) ->
 disco_features({error, _} = Acc, _From, _To, Node, _Lang) when Node /= ?NS_AMP_URI -> Acc;
 disco_features(Acc, _From, #jid{lserver = Host}, Node, _Lang) when Node == <<>>; Node == ?NS_AMP_URI ->
     case mod_amphora:loaded(Host) andalso links(mod_amphora:ctx(Host)) of
-        [#link{} = Link | _] when Node == ?NS_AMP_URI -> {result, amp_features(Link)};
+        [_ | _] = Links when Node == ?NS_AMP_URI -> {result, amp_features(Links)};
         [_ | _] -> {result, [?NS_AMP_URI | so_far(Acc)]};
         _ -> Acc
     end;
@@ -150,9 +152,15 @@ disco_features(Acc, _From, _To, _Node, _Lang) ->
 so_far({result, Features}) -> Features;
 so_far(_) -> [].
 
-amp_features(#link{actions = Actions, conditions = Conditions}) ->
+%% Where nodes differ, what each of them supports.
+amp_features(Links) ->
+    Actions = by_all([A || #link{actions = A} <- Links]),
+    Conditions = by_all([C || #link{conditions = C} <- Links]),
     [?NS_AMP_URI] ++ [<<?NS_AMP_URI/binary, "?action=", A/binary>> || A <- Actions] ++
         [<<?NS_AMP_URI/binary, "?condition=", C/binary>> || C <- Conditions].
+
+by_all([First | Others]) ->
+    [Name || Name <- First, lists:all(fun(Names) -> lists:member(Name, Names) end, Others)].
 
 disco_identity(Acc, _From, #jid{lserver = Host}, ?NS_AMP_URI, _Lang) ->
     case mod_amphora:loaded(Host) andalso links(mod_amphora:ctx(Host)) of
@@ -358,7 +366,7 @@ send(#{host := Host} = Ctx, Link, IQ, El) ->
         {ok, Message} ->
             case mod_amphora_xml:attr(<<"settle">>, El) of
                 <<"true">> -> mod_amphora_broadcast:send(Host, IQ, El, Link);
-                _ -> gen_server:cast(mod_amphora:link_process(Host), {send, Key, IQ, El, Message, Link})
+                _ -> gen_server:cast(mod_amphora:link_process(Host), {send, Key, IQ, El, Message})
             end
     end,
     _ = Ctx,
@@ -366,13 +374,13 @@ send(#{host := Host} = Ctx, Link, IQ, El) ->
 
 refuse(IQ, Text) -> ejabberd_router:route(xmpp:make_error(IQ, xmpp:err_bad_request(Text, <<"en">>))).
 
-route_send(#state{host = Host} = State, Key, IQ, El, Message, Link) ->
+route_send(#state{host = Host} = State, Key, IQ, El, Message) ->
     case maps:is_key(Key, State#state.send_keys) of
         true ->
             ejabberd_router:route(xmpp:make_iq_result(IQ)),
             State;
         false ->
-            case Link#link.security /= <<"strict">> orelse may_know(Host, El, Message) of
+            case security(mod_amphora:ctx(Host)) /= strict orelse may_know(Host, El, Message) of
                 true ->
                     mod_amphora_queue:route_own(Message),
                     ejabberd_router:route(xmpp:make_iq_result(IQ)),
@@ -469,8 +477,8 @@ handle_cast({verdicts, Component, Gen, Verdicts}, #state{host = Host} = State) -
      || Verdict <- Verdicts, {process, Process} <- [process_of(Ctx, mod_amphora_xml:attr(<<"key">>, Verdict))]
     ],
     {noreply, State};
-handle_cast({send, Key, IQ, El, Message, Link}, State) ->
-    {noreply, route_send(State, Key, IQ, El, Message, Link)};
+handle_cast({send, Key, IQ, El, Message}, State) ->
+    {noreply, route_send(State, Key, IQ, El, Message)};
 handle_cast({answer, IQ}, State) ->
     {noreply, removal_answer(State, IQ)};
 handle_cast({removed, Bare, Stamp}, State) ->
@@ -604,22 +612,24 @@ names(Kind, El) ->
 max_stanza(#{host := Host}) -> min(?MAX_STANZA, mod_amphora:opt(Host, max_stanza)).
 
 came(#state{host = Host} = State, #link{id = {_, Component} = Id} = Link) ->
-    #{links := Links, counters := Counters} = Ctx = mod_amphora:ctx(Host),
-    State1 =
-        case ets:lookup(Links, Id) of
-            [#link{pid = Old}] -> lost(State, Component, Old, <<"it greeted again">>);
-            [] -> State
-        end,
+    #{links := Links} = Ctx = mod_amphora:ctx(Host),
+    %% what belonged to the old one is the new one's at once
+    [warn_lost(Ctx, Old, <<"it greeted again">>) || Old <- ets:lookup(Links, Id)],
     ets:insert(Links, Link),
-    atomics:put(Counters, 7, level(Link#link.security)),
+    put_level(Ctx),
     {Held, _} = mod_amphora_queue:held(Ctx),
     ?INFO_MSG("Node ~ts is there at ~ts (~ts); ~b messages are held", [
         Link#link.node, Component, Link#link.security, Held
     ]),
-    State2 = watch(Link, State1),
-    State3 = tell_removals(State2),
+    State1 = tell_removals(watch(Link, State)),
     tell(Ctx),
-    State3.
+    State1.
+
+put_level(#{counters := Counters} = Ctx) ->
+    case [level(Security) || #link{security = Security} <- links(Ctx)] of
+        [] -> ok;
+        Levels -> atomics:put(Counters, 7, lists:max(Levels))
+    end.
 
 level(<<"none">>) -> 1;
 level(<<"performance">>) -> 1;
@@ -630,16 +640,21 @@ lost(State, Component, Pid) -> lost(State, Component, Pid, <<"its stream was clo
 lost(#state{host = Host} = State, Component, Pid, Reason) ->
     #{links := Links, counters := Counters} = Ctx = mod_amphora:ctx(Host),
     case ets:lookup(Links, {Host, Component}) of
-        [#link{pid = Pid, node = Node}] ->
+        [#link{pid = Pid} = Link] ->
             ets:delete(Links, {Host, Component}),
-            {Held, _} = mod_amphora_queue:held(Ctx),
-            ?WARNING_MSG("Node ~ts at ~ts is gone: ~ts; ~b messages are held", [Node, Component, Reason, Held]),
+            warn_lost(Ctx, Link, Reason),
             [atomics:put(Counters, 5, mod_amphora:now_ms()) || links(Ctx) == []],
+            put_level(Ctx),
+            State1 = tell_removals(State),
             tell(Ctx),
-            State;
+            State1;
         _ ->
             State
     end.
+
+warn_lost(Ctx, #link{id = {_, Component}, node = Node}, Reason) ->
+    {Held, _} = mod_amphora_queue:held(Ctx),
+    ?WARNING_MSG("Node ~ts at ~ts is gone: ~ts; ~b messages are held", [Node, Component, Reason, Held]).
 
 %% Whoever depends on the links is told which are there.
 tell(#{host := Host} = Ctx) ->

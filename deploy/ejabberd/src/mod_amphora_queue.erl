@@ -566,8 +566,8 @@ on_info({amphora_seat, {settle, Id, N}}, W) -> mod_amphora_seats:settle(W, Id, N
 on_info({amphora_seat, {not_renewed, Id}}, W) -> mod_amphora_seats:not_renewed(W, Id);
 on_info({amphora_seat, {renew, Id, _Pid}}, W) -> mod_amphora_seats:renew(W, Id);
 on_info({amphora_seat, {deleted, Id, El}}, W) -> mod_amphora_seats:deleted(W, Id, El);
-on_info({amphora_handed_over, _Gen, El}, W) ->
-    mod_amphora_seats:handed_over(W, mod_amphora_xml:attr(<<"session">>, El), El);
+on_info({amphora_handed_over, Gen, El}, W) ->
+    mod_amphora_seats:handed_over(W, mod_amphora_xml:attr(<<"session">>, El), El, Gen);
 on_info({amphora_left, Link, El}, W) -> for_one_who_left(W, Link, El);
 on_info({amphora_tell, Bare, Pid, Message}, W) -> mod_amphora_seats:wait(W, Bare, {tell, Pid, Message});
 on_info({amphora_settle, Bare, Pid, Ref}, W) -> mod_amphora_seats:settle_for(W, Bare, Pid, Ref);
@@ -585,7 +585,9 @@ on_info(_Message, W) -> W.
 
 for_one_who_left(W, Link, #xmlel{name = Name} = El) ->
     Id = mod_amphora_xml:attr(<<"session">>, El),
-    case Name of
+    case mod_amphora_seats:is_of_link(W, Id, Link) andalso Name of
+        false ->
+            W;
         <<"deleted">> ->
             mod_amphora_seats:deleted(W, Id, El);
         <<"hand-over">> ->
@@ -916,17 +918,24 @@ unspool(#w{host = Host}, #h{bare = Bare, spooled = Handle}) -> mod_amphora_spool
 drain(#w{host = Host} = W, Bare) ->
     User = user(W, Bare),
     case not User#user.draining andalso mod_amphora_spool:pending(Host, Bare) of
-        true -> (put_user(W, User#user{draining = true}))#w{draining = queue:in(Bare, W#w.draining)};
+        true -> drain_by(mod_amphora_link:of_user(W#w.ctx, Bare, W#w.links), W, User);
         false -> W
     end.
 
+%% Without a link it begins when one is there.
+drain_by(none, W, _User) ->
+    W;
+drain_by(#link{id = {_, C}}, #w{draining = Lines} = W, #user{bare = Bare} = User) ->
+    Longer = maps:update_with(C, fun(Line) -> queue:in(Bare, Line) end, queue:from_list([Bare]), Lines),
+    (put_user(W, User#user{draining = true}))#w{draining = Longer}.
+
 %% The spool's next message of a user whose turn it is, back in its pair.
-load_next(#w{draining = Draining, host = Host, ctx = Ctx} = W) ->
-    case queue:out(Draining) of
+load_next(#w{draining = Draining, host = Host, ctx = Ctx} = W, Component) ->
+    case queue:out(maps:get(Component, Draining, queue:new())) of
         {empty, _} ->
             W;
         {{value, Bare}, Rest} ->
-            W1 = put_user(W#w{draining = Rest}, (user(W, Bare))#user{draining = false}),
+            W1 = put_user(W#w{draining = maps:put(Component, Rest, Draining)}, (user(W, Bare))#user{draining = false}),
             case mod_amphora_spool:load(Host, Bare) of
                 {#{key := Key} = Record, Handle} ->
                     case maps:is_key(Key, W1#w.held) of
@@ -1141,14 +1150,15 @@ pump(W0) ->
     W = mod_amphora_seats:pump(W0),
     W1 = send_urgent(W),
     W2 = lists:foldl(fun(Link, Acc) -> pump_link(Acc, Link) end, W1, W1#w.links),
-    case not queue:is_empty(W2#w.draining) andalso has_room(W2) andalso is_idle(W2) of
-        true -> pump(load_next(W2));
-        false -> W2
+    case [C || #link{id = {_, C}} = Link <- W2#w.links, is_idle(W2, Link)] of
+        [Component | _] -> pump(load_next(W2, Component));
+        [] -> W2
     end.
 
-is_idle(#w{ready = Ready, links = Links} = W) ->
-    lists:all(fun(Line) -> queue:is_empty(Line) end, maps:values(Ready)) andalso
-        lists:any(fun(Link) -> is_open(W, Link) end, Links).
+%% Has it nothing to send but what is in the spool, and room for that?
+is_idle(#w{ready = Ready, draining = Draining} = W, #link{id = {_, C}} = Link) ->
+    not queue:is_empty(maps:get(C, Draining, queue:new())) andalso has_room(W) andalso
+        queue:is_empty(maps:get(C, Ready, queue:new())) andalso is_open(W, Link).
 
 send_urgent(#w{urgent = Urgent, ctx = Ctx, links = Links} = W) ->
     case queue:out(Urgent) of
@@ -1705,6 +1715,7 @@ set_links(#w{ctx = Ctx, links = Old, host = Host} = W0, Links) ->
             W = W0#w{
                 links = Links,
                 ready = #{},
+                draining = #{},
                 out = maps:with(Gens, W0#w.out),
                 flight = maps:with([C || {C, _} = G <- Gens, lists:member(G, OldGens)], W0#w.flight)
             },
@@ -1726,9 +1737,10 @@ link_of(Ctx, Bare, Links) ->
         #link{id = {_, C}, gen = Gen} -> {C, Gen}
     end.
 
-relink_user(W, #user{bare = Bare, pairs = Pairs}, Changed) ->
+relink_user(W, #user{bare = Bare, pairs = Pairs} = User, Changed) ->
     Moves = Changed(Bare),
-    maps:fold(fun(From, _, Acc) -> relink_pair(Acc, Bare, From, Moves) end, W, Pairs).
+    W1 = put_user(W, User#user{draining = false}),
+    maps:fold(fun(From, _, Acc) -> relink_pair(Acc, Bare, From, Moves) end, W1, Pairs).
 
 relink_pair(W, Bare, From, false) ->
     Pair = pair(W, Bare, From),

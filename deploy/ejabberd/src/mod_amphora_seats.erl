@@ -6,7 +6,8 @@
 %%% there before that.
 -module(mod_amphora_seats).
 
--export([renew/2, not_renewed/2, settle/3, reason/2, left/2, ended/4, answered/2, handed_over/3]).
+-export([renew/2, not_renewed/2, settle/3, reason/2, left/2, ended/4, answered/2, handed_over/4]).
+-export([is_of_link/3]).
 -export([down/2, deleted/3, late_hand_over/3]).
 -export([wait/3, check/2, settle_for/4, peer_settled/3, node_down/2]).
 -export([links/2, pump/1, sweep/2]).
@@ -75,7 +76,7 @@ ended(#w{seats = Seats} = W, Bare, Id, {Batch, Ids, Pid}) ->
         end,
     %% A node forgets with its link which sessions there are: it need only know of the end of one that
     %% was announced to it, and of what was acknowledged.
-    case Seat#seat.told orelse Batch /= undefined orelse Ids /= [] of
+    case Seat#seat.told /= false orelse Batch /= undefined orelse Ids /= [] of
         true ->
             N =
                 case Batch of
@@ -97,10 +98,10 @@ ended(#w{seats = Seats} = W, Bare, Id, {Batch, Ids, Pid}) ->
 %% A batch for it came: it is being handed over.
 answered(W, Id) -> with_seat(W, Id, fun uncount/1).
 
-handed_over(#w{seats = Seats} = W, Id, El) ->
+handed_over(#w{seats = Seats} = W, Id, El, Gen) ->
     case Seats of
-        #{Id := #seat{n = N, announced = N, done = Done} = Seat} when Done /= N ->
-            case mod_amphora_xml:attr(<<"n">>, El) == integer_to_binary(N) of
+        #{Id := #seat{n = N, announced = N, done = Done, told = {_, Gen}} = Seat} when Done /= N ->
+            case mod_amphora_xml:attr(<<"n">>, El) == integer_to_binary(N + Seat#seat.moved) of
                 true ->
                     W1 = put_seat(W, Seat, uncount(Seat#seat{ready = false, done = N})),
                     wait(W1, Seat#seat.bare, {release, Id, N});
@@ -124,7 +125,7 @@ down(#w{seats = Seats, monitors = Monitors} = W, Ref) ->
         {Id, Rest} ->
             W1 = W#w{monitors = Rest},
             case Seats of
-                #{Id := #seat{ended = undefined, told = true, bare = Bare, pid = Pid, monitor = Ref}} ->
+                #{Id := #seat{ended = undefined, told = {_, _}, bare = Bare, pid = Pid, monitor = Ref}} ->
                     ended(W1, Bare, Id, {undefined, [], Pid});
                 #{Id := #seat{ended = undefined, monitor = Ref} = Seat} ->
                     forget(W1, Seat);
@@ -171,14 +172,11 @@ with_seat(#w{seats = Seats} = W, Id, Fun) ->
         _ -> W
     end.
 
-put_seat(#w{seats = Seats, announcements = Count} = W, #seat{counted = Before}, #seat{counted = After} = Seat) ->
-    Change =
-        case {Before, After} of
-            {true, false} -> -1;
-            {false, true} -> 1;
-            _ -> 0
-        end,
-    W#w{seats = maps:put(Seat#seat.id, Seat, Seats), announcements = Count + Change}.
+put_seat(#w{seats = Seats, announcements = Counts} = W, #seat{counted = Before}, #seat{counted = After} = Seat) ->
+    W#w{seats = maps:put(Seat#seat.id, Seat, Seats), announcements = count(After, 1, count(Before, -1, Counts))}.
+
+count(false, _, Counts) -> Counts;
+count(Component, Change, Counts) -> maps:update_with(Component, fun(Count) -> Count + Change end, Change, Counts).
 
 uncount(Seat) -> Seat#seat{counted = false}.
 
@@ -250,8 +248,8 @@ carry_out(#wait{done = {tell, Pid, Message}}, W) ->
 carry_out(#wait{done = {announce, Id, N}}, #w{seats = Seats} = W) ->
     case Seats of
         #{Id := #seat{n = N, done = Done} = Seat} when Done /= N ->
-            W1 = put_seat(W, Seat, Seat#seat{ready = true}),
-            W1#w{to_announce = queue:in(Id, W1#w.to_announce)};
+            Ready = Seat#seat{ready = true},
+            stand_in_line(put_seat(W, Seat, Ready), Ready);
         _ ->
             W
     end;
@@ -264,25 +262,37 @@ carry_out(#wait{done = {release, Id, N}}, #w{seats = Seats} = W) ->
 
 %%% ------------------------------------------------------------------ announcing
 
-pump(#w{links = []} = W) ->
-    W;
-pump(#w{to_announce = Line, announcements = Count, ctx = #{opts := Opts, workers := Workers}} = W) ->
-    case Count < max(1, map_get(available_window, Opts) div tuple_size(Workers)) andalso queue:out(Line) of
+%% It waits for room on its user's link; without any, for a link.
+stand_in_line(#w{ctx = Ctx, links = Links, to_announce = Lines} = W, #seat{id = Id, bare = Bare}) ->
+    case mod_amphora_link:of_user(Ctx, Bare, Links) of
+        none ->
+            W;
+        #link{id = {_, C}} ->
+            W#w{to_announce = maps:update_with(C, fun(L) -> queue:in(Id, L) end, queue:from_list([Id]), Lines)}
+    end.
+
+pump(#w{links = Links} = W) -> lists:foldl(fun pump_link/2, W, Links).
+
+pump_link(#link{id = {_, C}} = Link, #w{to_announce = Lines, announcements = Counts, ctx = Ctx} = W) ->
+    #{opts := Opts, workers := Workers} = Ctx,
+    Room = max(1, map_get(available_window, Opts) div tuple_size(Workers)),
+    case maps:get(C, Counts, 0) < Room andalso queue:out(maps:get(C, Lines, queue:new())) of
         {{value, Id}, Rest} ->
-            W1 = W#w{to_announce = Rest},
+            W1 = W#w{to_announce = maps:put(C, Rest, Lines)},
             case W1#w.seats of
-                #{Id := #seat{ready = true, n = N, announced = A} = Seat} when A /= N -> pump(announce(W1, Seat));
-                _ -> pump(W1)
+                #{Id := #seat{ready = true, n = N, announced = A} = Seat} when A /= N ->
+                    pump_link(Link, announce(W1, Seat, C));
+                _ ->
+                    pump_link(Link, W1)
             end;
         _ ->
             W
     end.
 
-announce(#w{ctx = Ctx, links = Links} = W, #seat{n = N, read = Read} = Seat) ->
+%% By the link of that component, or the user's, if he has come to another since.
+announce(#w{ctx = Ctx, links = Links} = W, #seat{n = N, read = Read} = Seat, Component) ->
     case mod_amphora_link:of_user(Ctx, Seat#seat.bare, Links) of
-        none ->
-            W;
-        Link ->
+        #link{id = {_, C}} = Link when Component == any; Component == C ->
             Archive =
                 case Read of
                     undefined -> [{<<"archive">>, <<"false">>}];
@@ -292,16 +302,18 @@ announce(#w{ctx = Ctx, links = Links} = W, #seat{n = N, read = Read} = Seat) ->
                 <<"available">>,
                 [
                     {<<"session">>, Seat#seat.id},
-                    {<<"n">>, integer_to_binary(N)},
+                    {<<"n">>, integer_to_binary(N + Seat#seat.moved)},
                     {<<"jid">>, Seat#seat.jid},
                     {<<"priority">>, integer_to_binary(Seat#seat.priority)},
                     {<<"acks">>, atom_to_binary(Seat#seat.acks, utf8)}
                 ] ++ Archive
             ),
             Announced = Seat#seat{
-                announced = N, announced_at = mod_amphora:now_ms(), told = true, counted = true
+                announced = N, announced_at = mod_amphora:now_ms(), told = {C, Link#link.gen}, counted = C
             },
-            mod_amphora_queue:put_out(put_seat(W, Seat, Announced), Link, El, 200)
+            mod_amphora_queue:put_out(put_seat(W, Seat, Announced), Link, El, 200);
+        _ ->
+            W
     end.
 
 report_end(#w{ctx = Ctx, links = Links} = W, #seat{bare = Bare, id = Id, ended = {Batch, Ids, _}}) ->
@@ -319,8 +331,20 @@ report_end(#w{ctx = Ctx, links = Links} = W, #seat{bare = Bare, id = Id, ended =
             mod_amphora_queue:put_out(W, Link, El, 200 + 32 * length(Ids))
     end.
 
+%% What a link says of a session counts while it is its user's. True of one that is not known.
+is_of_link(#w{ctx = Ctx, links = Links, seats = Seats}, Session, #link{id = Id, gen = Gen}) ->
+    case Seats of
+        #{Session := #seat{bare = Bare}} ->
+            case mod_amphora_link:of_user(Ctx, Bare, Links) of
+                #link{id = Id, gen = Gen} -> true;
+                _ -> false
+            end;
+        _ ->
+            true
+    end.
+
 %% The links changed. Whoever is not answered is announced again, and what was not confirmed is said again.
-links(#w{seats = Seats} = W, Changed) ->
+links(#w{seats = Seats, links = Links, to_announce = Lines} = W, Changed) ->
     Moved = fun(#seat{bare = Bare}) -> Changed(Bare) end,
     maps:fold(
         fun(_, Seat, Acc) ->
@@ -329,7 +353,7 @@ links(#w{seats = Seats} = W, Changed) ->
                 false -> Acc
             end
         end,
-        W,
+        W#w{to_announce = maps:with([C || #link{id = {_, C}} <- Links], Lines)},
         Seats
     ).
 
@@ -337,12 +361,26 @@ link_of_seat(W, #seat{ended = {_, [], _}} = Seat) ->
     forget_or_keep(W, Seat);
 link_of_seat(W, #seat{ended = {_, _, _}} = Seat) ->
     report_end(W, Seat);
-link_of_seat(W, #seat{id = Id, pid = Pid, ready = Ready} = Seat) ->
+link_of_seat(W, #seat{pid = Pid, ready = Ready, moved = Moved} = Seat) ->
+    Left = leave_link(W, Seat),
     Pid ! {amphora_gate, links},
-    W1 = put_seat(W, Seat, uncount(Seat#seat{announced = 0, told = false})),
+    Anew = uncount(Seat#seat{announced = 0, told = false, moved = Moved + 1}),
+    W1 = put_seat(Left, Seat, Anew),
     case Ready of
-        true -> W1#w{to_announce = queue:in(Id, W1#w.to_announce)};
+        true -> stand_in_line(W1, Anew);
         false -> W1
+    end.
+
+%% The node that knows it, if its link is there still, is told that it takes no more by that: what it has
+%% not confirmed comes by the new one.
+leave_link(#w{links = Links} = W, #seat{id = Id, bare = Bare, told = Told}) ->
+    case [Link || #link{id = {_, C}, gen = Gen} = Link <- Links, {C, Gen} == Told] of
+        [Link] ->
+            Attrs = [{<<"for">>, Bare}, {<<"session">>, Id}, {<<"batch">>, <<"0">>}, {<<"ids">>, <<>>}],
+            El = mod_amphora_xml:el(<<"taken">>, Attrs ++ [{<<"ended">>, <<"true">>}]),
+            mod_amphora_queue:put_out(W, Link, El, 200);
+        [] ->
+            W
     end.
 
 forget_or_keep(W, #seat{pid = Pid} = Seat) ->
@@ -358,7 +396,7 @@ sweep(#w{seats = Seats, ctx = #{opts := #{repeat := Repeat}}} = W, Now) ->
                 Again = Seat#seat{ended = {B, Ids, Now}},
                 report_end(put_seat(Acc, Seat, Again), Again);
             (_, #seat{ready = true, n = N, announced = N, announced_at = At} = Seat, Acc) when Now - At >= Repeat ->
-                announce(Acc, Seat);
+                announce(Acc, Seat, any);
             (_, _, Acc) ->
                 Acc
         end,

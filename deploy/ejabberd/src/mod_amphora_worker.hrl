@@ -97,8 +97,12 @@
     announced = 0,
     announced_at = 0,
     done = 0,
+    %% on which link's component it is counted as not answered at all
     counted = false,
+    %% the link whose node was told of it: {Component, Gen}
     told = false,
+    %% how often it came to another link: a node sees `n` and this
+    moved = 0,
     %% it was asked to be announced anew, and has not answered
     renewing = false,
     %% {Batch, Ids, Time}: what is said of its end until the node answers
@@ -115,7 +119,8 @@
     urgent = queue:new(),
     %% component -> pairs that have something to send, in the order in which they could
     ready = #{},
-    draining = queue:new(),
+    %% component -> users with a spool
+    draining = #{},
     %% component -> elements for it, last first
     out = #{},
     out_bytes = 0,
@@ -129,7 +134,8 @@
     stopping = false,
     seats = #{},
     monitors = #{},
-    announcements = 0,
-    to_announce = queue:new(),
+    %% component -> how many are announced and not answered at all; who is to be announced
+    announcements = #{},
+    to_announce = #{},
     peers = []
 }).

@@ -23,10 +23,15 @@ pub type LinkSender = UnboundedSender<Vec<ToLink>>;
 
 #[derive(Debug)]
 struct Link {
-    hosts: Vec<Arc<str>>,
-    sender: LinkSender,
-    /// Those whose interceptors have answered.
+    /// Those whose interceptors have answered the greeting on it.
     greeted: Vec<LinkedHost>,
+    sender: LinkSender,
+}
+
+impl Link {
+    fn reaches(&self, host: &str) -> bool {
+        self.greeted.iter().any(|known| &*known.name == host)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -63,9 +68,14 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// A link is up.
-    pub fn add(&self, id: LinkId, hosts: Vec<Arc<str>>, sender: LinkSender) {
-        self.change(|table| table.links.insert(id, Link { hosts, sender, greeted: Vec::new() }));
+    /// A link is up; nobody is greeted on it.
+    pub fn add(&self, id: LinkId, sender: LinkSender) {
+        self.change(|table| table.links.insert(id, Link { greeted: Vec::new(), sender }));
+    }
+
+    /// Whether the interceptor of a host is there, on any link of this node.
+    pub fn reaches(&self, host: &str) -> bool {
+        self.look(|table| table.links.values().any(|link| link.reaches(host)))
     }
 
     /// A link is gone; what is told to it from now on is dropped.
@@ -131,7 +141,7 @@ impl Outbox {
     /// The same through a link of this node alone.
     pub fn send_here(&self, host: &str, send: Send) -> Result<(), Send> {
         self.look(|table| {
-            let link = table.links.values().find(|l| l.hosts.iter().any(|h| &**h == host));
+            let link = table.links.values().find(|link| link.reaches(host));
             match link {
                 Some(link) => link.sender.send(vec![ToLink::Send(send.clone())]).map_err(|_| send),
                 None => Err(send),
@@ -152,7 +162,7 @@ impl Outbox {
     /// The same through a link of this node alone; gives it back if there is none.
     pub fn ask_here(&self, request: Request) -> Option<Request> {
         self.look(|table| {
-            let link = table.links.values().find(|link| link.hosts.contains(&request.host));
+            let link = table.links.values().find(|link| link.reaches(&request.host));
             let Some(link) = link else { return Some(request) };
             let asked = link.sender.send(vec![ToLink::Request(request.clone())]);
             asked.is_err().then_some(request)

@@ -63,15 +63,17 @@ class External:
 class Component(External):
     """A node that only listens, and says what the test makes it say."""
 
-    def __init__(self, server):
-        super().__init__(server, COMPONENT, SECRET)
+    def __init__(self, server, domain=COMPONENT):
+        super().__init__(server, domain, SECRET)
+        self.domain = domain
 
-    async def greet(self, window=1024):
+    async def greet(self, window=1024, security="strict", supports=""):
         """Greet, and wait for the answer."""
         id = new_id("g")
         self.write(
-            f"<iq type='set' from='{COMPONENT}' to='{self._server.host}' id='{id}'><greeting "
-            f"xmlns='{INTERCEPT}' version='1' node='n0' security='strict' window='{window}'/></iq>"
+            f"<iq type='set' from='{self.domain}' to='{self._server.host}' id='{id}'><greeting "
+            f"xmlns='{INTERCEPT}' version='1' node='n0' security='{security}' window='{window}'>"
+            f"{supports}</greeting></iq>"
         )
         await until(lambda: any(e.get("id") == id for e in self.all), "the answer to the greeting")
 
@@ -79,7 +81,7 @@ class Component(External):
         """Wait until the server has read what was written, and has answered that."""
         id = new_id("t")
         self.write(
-            f"<iq type='get' from='{COMPONENT}' to='{self._server.host}' id='{id}'>"
+            f"<iq type='get' from='{self.domain}' to='{self._server.host}' id='{id}'>"
             f"<nothing xmlns='{INTERCEPT}'/></iq>"
         )
         await until(lambda: any(e.get("id") == id for e in self.all), "an answer")
@@ -88,9 +90,14 @@ class Component(External):
         """All elements of the protocol with that name, so far."""
         return [found for e in self.all for found in e.iter(f"{{{INTERCEPT}}}{name}")]
 
+    def say(self, element):
+        """An element of the protocol, given as text without its namespace."""
+        text = element.replace(" ", f" xmlns='{INTERCEPT}' ", 1)
+        self.write(f"<message from='{self.domain}' to='{self._server.host}'>{text}</message>")
+
     def verdict(self, key, what, stage="rules"):
         """Answer an intercept."""
         self.write(
-            f"<message from='{COMPONENT}' to='{self._server.host}'><verdicts xmlns='{INTERCEPT}'>"
+            f"<message from='{self.domain}' to='{self._server.host}'><verdicts xmlns='{INTERCEPT}'>"
             f"<verdict key='{key}' stage='{stage}' do='{what}'/></verdicts></message>"
         )

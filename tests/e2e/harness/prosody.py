@@ -63,8 +63,7 @@ VirtualHost "{host}"
 {host_modules}
 {host_options}
 {extra}
-Component "{component}"
-  component_secret = "{secret}"
+{links}
 """
 
 
@@ -88,6 +87,7 @@ class Prosody:
     `components`: more domains whose components may connect, with their secrets.
     `hosts`: more virtual hosts with the interceptor, with the domains of their nodes.
     `modules`: more modules of the host, of the server's or from tests/e2e/modules.
+    `links`: the domains that nodes connect as.
     `extra`: more configuration, in which {host} is the host.
     """
 
@@ -111,6 +111,7 @@ class Prosody:
         components=None,
         hosts=None,
         modules=(),
+        links=(COMPONENT,),
         extra="",
     ):
         self.dir = Path(folder)
@@ -122,6 +123,7 @@ class Prosody:
         self.s2s = s2s
         self.archive = archive
         self.modules = [*modules, *["cloud_notify"] * push]
+        self.links = list(links)
         # as yet with {host} in it
         self.extra = "\n".join([extra, *self._more(rooms, components or {}, hosts or {})])
         self.host = free_address() if s2s else HOST
@@ -153,7 +155,7 @@ class Prosody:
     def _write_config(self):
         options = dict(self.options)
         if self.module:
-            options.setdefault("amphora_components", [COMPONENT])
+            options.setdefault("amphora_components", self.links)
         if self.archive is None:
             options["modules_disabled"] = ["mam"]
         elif self.archive == "never":
@@ -173,8 +175,7 @@ class Prosody:
             host_modules=f"  modules_enabled = {lua(['amphora'] * self.module + self.modules)}",
             host_options="\n".join(f"  {key} = {lua(value)}" for key, value in options.items()),
             extra=self.extra.replace("{host}", self.host),
-            component=COMPONENT,
-            secret=SECRET,
+            links="\n".join(f'Component "{d}"\n  component_secret = "{SECRET}"' for d in self.links),
         )
         (self.dir / "prosody.cfg.lua").write_text(text)
 
