@@ -4,13 +4,16 @@ import asyncio
 
 
 class Cable:
-    """Passes on what comes to its port. Used by a node in place of the server's."""
+    """Passes on what comes to its port. Used by a node in place of the server's. `port`: where it ends,
+    if not where the server takes components."""
 
-    def __init__(self, server):
-        self._server = server
+    def __init__(self, server, port=None):
+        self._server, self._port = server, port
         self._listener = None
         self._writers = set()
         self._whole = True
+        self._flowing = asyncio.Event()
+        self._flowing.set()
 
     async def __aenter__(self):
         self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -18,6 +21,7 @@ class Cable:
 
     async def __aexit__(self, *_):
         self.cut()
+        self.flow()
         self._listener.close()
 
     @property
@@ -36,12 +40,21 @@ class Cable:
         """New connections are passed on."""
         self._whole = True
 
+    def hush(self):
+        """Nothing passes, and nobody is told: as when a network loses every packet."""
+        self._flowing.clear()
+
+    def flow(self):
+        """What was kept back passes, in its order."""
+        self._flowing.set()
+
     async def _serve(self, reader, writer):
         if not self._whole:
             writer.transport.abort()
             return
+        await self._flowing.wait()
         try:
-            there = await asyncio.open_connection("127.0.0.1", self._server.component_port)
+            there = await asyncio.open_connection("127.0.0.1", self._port or self._server.component_port)
         except OSError:
             writer.transport.abort()
             return
@@ -51,10 +64,10 @@ class Cable:
         await asyncio.gather(self._pass(reader, there[1]), self._pass(there[0], writer))
         self._writers -= {writer, there[1]}
 
-    @staticmethod
-    async def _pass(reader, writer):
+    async def _pass(self, reader, writer):
         try:
             while data := await reader.read(65536):
+                await self._flowing.wait()
                 writer.write(data)
                 await writer.drain()
         except OSError:

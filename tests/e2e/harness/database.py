@@ -11,6 +11,12 @@ CLIENTS = {
     "mariadb": ("mariadb", "--no-defaults", "-N", "-h", "127.0.0.1", "-u", "root"),
 }
 
+#: The stored messages, a line each, in hexadecimal digits.
+STANZAS = {
+    "postgres": "SELECT encode(stanza, 'hex') FROM offline_message",
+    "mariadb": "SELECT hex(stanza) FROM offline_message",
+}
+
 
 class Database:
     """A server with one database, `amphora`."""
@@ -68,6 +74,10 @@ class Database:
     def rows(self):
         """How many messages it holds."""
         return int(self.query("SELECT count(*) FROM offline_message"))
+
+    def stanzas(self):
+        """The messages it holds, as text."""
+        return [bytes.fromhex(row).decode() for row in self.query(STANZAS[self.kind]).splitlines()]
 
     def kill(self):
         """kill -9, all of its processes."""
