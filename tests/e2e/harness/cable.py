@@ -5,10 +5,10 @@ import asyncio
 
 class Cable:
     """Passes on what comes to its port. Used by a node in place of the server's. `port`: where it ends,
-    if not where the server takes components."""
+    if not where the server takes components. `host`: where it begins."""
 
-    def __init__(self, server, port=None):
-        self._server, self._port = server, port
+    def __init__(self, server, port=None, host="127.0.0.1"):
+        self._server, self._port, self._host = server, port, host
         self._listener = None
         self._writers = set()
         self._whole = True
@@ -16,13 +16,18 @@ class Cable:
         self._flowing.set()
 
     async def __aenter__(self):
-        self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._listener = await asyncio.start_server(self._serve, self._host, 0)
         return self
 
     async def __aexit__(self, *_):
         self.cut()
         self.flow()
         self._listener.close()
+
+    @property
+    def host(self):
+        """Where it begins: the address."""
+        return self._host
 
     @property
     def port(self):

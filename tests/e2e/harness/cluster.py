@@ -14,7 +14,7 @@ SHARDS = 24
 LEASE = 3
 
 JOINED = """[cluster]
-nats = ["nats://127.0.0.1:{nats}"]
+nats = ["nats://{nats}"]
 lease = "{lease}s"
 """
 
@@ -35,16 +35,18 @@ class Cluster:
         self._made = []
         for number, component in enumerate(LINKS, 1):
             ways = Ways({"nats": nats.port, "database": database.port, "server": server.component_port})
-            url = database.url.replace(f":{database.port}/", f":{ways.port('database')}/")
+            url = database.url.replace(f"127.0.0.1:{database.port}", ways.address("database"))
             node = workshop.node(
                 server,
                 start=False,
                 name=f"n{number}",
                 component=component,
-                address=f"127.0.0.1:{ways.port('server')}",
+                address=ways.address("server"),
                 url=url,
                 shards=SHARDS,
-                more=JOINED.format(nats=ways.port("nats"), lease=LEASE),
+                inside=ways.inside,
+                within=ways.command,
+                more=JOINED.format(nats=ways.address("nats"), lease=LEASE),
             )
             self._made.append(_Supervised(node, ways))
         self._tasks = []

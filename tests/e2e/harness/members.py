@@ -17,7 +17,7 @@ shards = {shards}
 {store}
 
 [http]
-listen = "127.0.0.1:{http}"
+listen = "{inside}:{http}"
 
 [cluster]
 nats = ["{nats}"]

@@ -31,7 +31,7 @@ messages_per_user = {per_user}
 {quota}
 
 [http]
-listen = "127.0.0.1:{http}"
+listen = "{inside}:{http}"
 
 [[servers]]
 address = "{address}"
@@ -70,6 +70,9 @@ class Node:
             "per_user": 0,
             "quota": "",
             "http": self.http,
+            # its own address, and what goes before its command: of a network of its own
+            "inside": "127.0.0.1",
+            "within": [],
             "address": f"127.0.0.1:{server.component_port}",
             "component": COMPONENT,
             "secret": SECRET,
@@ -101,7 +104,7 @@ class Node:
         """Start the process and return at once."""
         assert self.process is None, "already running"
         self.process = Process(
-            [binary(), "run", "--config", str(self.config), *arguments],
+            [*self.settings["within"], binary(), "run", "--config", str(self.config), *arguments],
             self.dir / "amphora.log",
             self.dir,
             env={"RUST_LOG": os.environ.get("RUST_LOG", "info"), "NO_COLOR": "1", **env},
@@ -122,7 +125,7 @@ class Node:
     def http_status(self, path):
         """The status of a GET, or None if nobody answers."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://{self.settings['inside']}:{self.http}{path}", timeout=2) as answer:
                 return answer.status
         except urllib.error.HTTPError as error:
             return error.code
@@ -138,7 +141,7 @@ class Node:
 
     def http_get(self, path):
         """The text of a GET."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{self.settings['inside']}:{self.http}{path}", timeout=5) as answer:
             return answer.read().decode()
 
     def http_get_any(self, path):
