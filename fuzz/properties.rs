@@ -2,6 +2,7 @@
 
 use amphora::control::{parse_command, to_line};
 use amphora::link::{read_retrieve, retrieve_reply};
+use amphora::shard::wire::{Crossing, Entry, read_input};
 use amphora::shard::{Answer, Ask, Asker, Listed, MAX_ITEMS, Retrieved};
 use amphora::stanza::Message;
 use amphora::words::LinkId;
@@ -154,4 +155,58 @@ fn one_stanza(xml: &[u8]) {
     let (frames, error) = story([OPEN, xml], ROOMY);
     assert_eq!(error, None, "{}", String::from_utf8_lossy(xml));
     assert_eq!(frames[1..], [Frame::Stanza(Bytes::copy_from_slice(xml))]);
+}
+
+/// What another node says is read without harm; what was read is written, and reads the same.
+pub fn crossing(data: &[u8]) {
+    let read = |bytes: Bytes| Crossing::read(bytes, 7);
+    let Ok(crossing) = read(Bytes::copy_from_slice(data)) else {
+        return;
+    };
+    let text = format!("{crossing:?}");
+    let entry = match crossing {
+        Crossing::Ask { shard, epoch, user, input } => {
+            // Only a node's own links are written: read as they are by their own node.
+            let own = read_input(body_of_ask(data), 0);
+            let Ok((_, own)) = own else { panic!("read once, and not again: {text}") };
+            let body = Entry::body_of_ask(&user, &own).expect("what was read can be written");
+            drop(input);
+            Entry::ask(shard, epoch, ask_again(data), body)
+        }
+        Crossing::NotMine { shard, epoch } => Entry::not_mine(shard, epoch),
+        Crossing::Tell { link, what } => {
+            Entry::tell(LinkId::of_peer(7, link.number()), &what).expect("what was read")
+        }
+        Crossing::LinkDown(link) => Entry::link_down(LinkId(link.number().into())),
+        Crossing::HostDown(link, host) => Entry::host_down(LinkId(link.number().into()), &host),
+        Crossing::Hosts(hosts) => Entry::hosts(&hosts),
+        Crossing::Send(send) => Entry::send(&send),
+        Crossing::Request(request) => Entry::request(&request),
+        Crossing::Answered { number, answer } => Entry::answered(number, &answer),
+    };
+    let mut bytes = Vec::new();
+    entry.write(&mut bytes);
+    assert!(bytes.len() <= entry.size());
+    let again = read(bytes.into()).map(|again| format!("{again:?}"));
+    assert_eq!(again.as_ref(), Ok(&text));
+}
+
+/// The flag of an ask, and what stands behind it: behind the kind and two numbers.
+fn after_numbers(data: &[u8]) -> usize {
+    let mut at = 1;
+    for _ in 0..2 {
+        while data[at] & 0x80 != 0 {
+            at += 1;
+        }
+        at += 1;
+    }
+    at
+}
+
+fn ask_again(data: &[u8]) -> bool {
+    data[after_numbers(data)] == 1
+}
+
+fn body_of_ask(data: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(&data[after_numbers(data) + 1..])
 }

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::amp::SecurityLevel;
 use crate::broadcast::{self, BroadcastContext, BroadcastHandle};
+use crate::cluster::transport::{self, TransportContext};
 use crate::cluster::{Cluster, ClusterContext, Nats, NatsError};
 use crate::config::{self, ControlSocket, QuotaLimits, QuotaOver, Settings};
 use crate::control::{self, Control, ControlError};
@@ -261,6 +262,13 @@ impl Node {
                 let home = Arc::new(SharedShards::new(nursery, router.clone()));
                 let context = cluster_context(&settings, nats, divisions.clone(), home, look_again);
                 let cluster = Cluster::start(context);
+                transport::start(TransportContext {
+                    nats: cluster.nats().clone(),
+                    own: cluster.own().clone(),
+                    members: cluster.members(),
+                    lease: settings.cluster.lease,
+                    router: router.clone(),
+                });
                 health.set_cluster({
                     let cluster = cluster.clone();
                     move || cluster.status()
@@ -280,6 +288,7 @@ impl Node {
             outbox: outbox.clone(),
             clock: clock.clone(),
             hosts: settings.servers.iter().flat_map(hosts).collect(),
+            shared: cluster.is_some(),
         };
         actix_rt::spawn(broadcast::run(context, inbox));
         let control = serve_control(&settings, &broadcasts, &cluster).await?;

@@ -99,7 +99,9 @@ impl Machine {
 
     /// The message, if that host's server can send it.
     fn checked(&self, host: &str, stanza: &str) -> Result<Payload, Problem> {
-        if !self.settings.hosts.iter().any(|known| **known == *host) {
+        let served = self.settings.hosts.iter().any(|known| **known == *host);
+        // Another node may be the one that serves it.
+        if !served && !self.up.contains_key(host) {
             let hosts: Vec<&str> = self.settings.hosts.iter().map(|host| &**host).collect();
             let served = if hosts.is_empty() { "none".to_owned() } else { hosts.join(", ") };
             let says = format!("this node does not serve the host '{host}'; it serves: {served}");

@@ -32,11 +32,15 @@ pub struct BroadcastContext {
     pub clock: Clock,
     /// The hosts that this node serves.
     pub hosts: Vec<Arc<str>>,
+    /// Nodes share the database. One of them runs the broadcasts: see [`BroadcastHandle::begin`].
+    pub shared: bool,
 }
 
 enum Event {
     Input(Input),
     Command { command: Command, host: Option<Arc<str>>, tell: oneshot::Sender<Reply> },
+    Begin,
+    End,
 }
 
 /// The way to the broadcasts of a node. Its queue is bounded by what puts into it: links say
@@ -71,6 +75,16 @@ impl BroadcastHandle {
         self.send(Event::Input(Input::HostDown { host }));
     }
 
+    /// This node runs the broadcasts of all that share its database from now on.
+    pub fn begin(&self) {
+        self.send(Event::Begin);
+    }
+
+    /// Another node does.
+    pub fn end(&self) {
+        self.send(Event::End);
+    }
+
     /// Nothing more is sent; what comes in is recorded.
     pub fn stop(&self) {
         self.send(Event::Input(Input::Stop));
@@ -98,17 +112,59 @@ pub struct Inbox {
 
 /// Runs until all handles are gone.
 pub async fn run(context: BroadcastContext, inbox: Inbox) {
-    let Inbox { inbox, door } = inbox;
-    let settings = Settings { hosts: context.hosts.clone() };
-    let shell = Shell {
-        machine: Machine::new(settings),
-        context,
-        door,
-        began: Instant::now(),
-        askers: HashMap::new(),
-        next_asker: 0,
-    };
-    shell.run(inbox).await;
+    let Inbox { mut inbox, door } = inbox;
+    let mut up = HashMap::new();
+    let mut runs = !context.shared;
+    loop {
+        if !runs && !idle(&mut inbox, &mut up).await {
+            return;
+        }
+        let settings = Settings { hosts: context.hosts.clone() };
+        let shell = Shell {
+            machine: Machine::new(settings),
+            context: context.clone(),
+            door: door.clone(),
+            began: Instant::now(),
+            askers: HashMap::new(),
+            next_asker: 0,
+        };
+        if !shell.run(&mut inbox, &mut up).await {
+            return;
+        }
+        runs = false;
+    }
+}
+
+/// The hosts whose interceptors are there, and what their servers take.
+type Up = HashMap<Arc<str>, usize>;
+
+fn note_host(up: &mut Up, input: &Input) {
+    match input {
+        Input::HostUp { host, max_stanza } => {
+            up.insert(host.clone(), *max_stanza);
+        }
+        Input::HostDown { host } => {
+            up.remove(host);
+        }
+        _ => {}
+    }
+}
+
+/// While another node runs the broadcasts. False: this one ends.
+async fn idle(inbox: &mut mpsc::UnboundedReceiver<Event>, up: &mut Up) -> bool {
+    while let Some(event) = inbox.recv().await {
+        match event {
+            Event::Begin => return true,
+            Event::End => {}
+            Event::Input(input) => note_host(up, &input),
+            Event::Command { tell, .. } => {
+                let says = "another node of the cluster runs the broadcasts: ask that one";
+                // Whoever asked may be gone.
+                let _ = tell.send(Problem::reply(ProblemKind::Unavailable, says));
+            }
+        }
+    }
+    false
 }
 
 struct Shell {
@@ -121,20 +177,30 @@ struct Shell {
 }
 
 impl Shell {
-    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Event>) {
+    /// Until another node runs the broadcasts; false: this one ends.
+    async fn run(mut self, inbox: &mut mpsc::UnboundedReceiver<Event>, up: &mut Up) -> bool {
         self.load();
+        for (host, max_stanza) in up.clone() {
+            let effects = self.machine.handle(self.now(), Input::HostUp { host, max_stanza });
+            self.carry_out(effects);
+        }
         loop {
             let now = self.now();
             let wake = self.machine.wake_at(now).map(|at| at.saturating_sub(now.steady));
             let event = tokio::select! {
                 event = inbox.recv() => match event {
                     Some(event) => event,
-                    None => return,
+                    None => return false,
                 },
                 () = sleep(wake.unwrap_or_default()), if wake.is_some() => Event::Input(Input::Wake),
             };
             let input = match event {
-                Event::Input(input) => input,
+                Event::Begin => continue,
+                Event::End => return true,
+                Event::Input(input) => {
+                    note_host(up, &input);
+                    input
+                }
                 Event::Command { command, host, tell } => {
                     self.next_asker += 1;
                     let asker = Asker(self.next_asker);

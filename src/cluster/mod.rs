@@ -1,8 +1,10 @@
 //! Several nodes that share the shards of a database and talk over NATS.
 //!
 //! `presence` and `machine` decide who is there and who owns what, from inputs and the time;
-//! `task` hears, asks the database and carries out what they ask for.
+//! `task` hears, asks the database and carries out what they ask for. `channel` is a way from one
+//! node to another that loses nothing, `transport` has all of them.
 
+mod channel;
 mod keys;
 pub mod machine;
 mod member;
@@ -12,6 +14,7 @@ pub mod presence;
 pub mod rendezvous;
 mod status;
 mod task;
+pub mod transport;
 
 pub use member::PROTOCOL;
 pub use members::{MemberInfo, Members};

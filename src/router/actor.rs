@@ -199,7 +199,7 @@ impl Handler<PeerForgot> for Router {
     type Result = ();
 
     fn handle(&mut self, PeerForgot(peer): PeerForgot, context: &mut Self::Context) {
-        self.with_shared(context, |shared| shared.places.peer_forgot(peer));
+        self.with_shared(context, |shared| shared.peer_forgot(peer));
     }
 }
 

@@ -101,6 +101,14 @@ impl<A: Clone + PartialEq> Places<A> {
         })
     }
 
+    /// Whether a shard is here, and stays.
+    pub fn is_here(&self, id: ShardId) -> bool {
+        let shard = self.shards.get(id.0 as usize);
+        shard.is_some_and(|shard| {
+            matches!(shard.at, At::Here(..)) && !matches!(shard.held, Some(Some(_)))
+        })
+    }
+
     /// Intercepts and removals of accounts that wait for an answer from elsewhere.
     pub fn undecided(&self) -> usize {
         let waiting = self.shards.iter().flat_map(|shard| &shard.waits);
@@ -154,7 +162,7 @@ impl<A: Clone + PartialEq> Places<A> {
             entries.extend(to.map(|(_, epoch)| Entry::ask(id, epoch, false, body)));
         }
         if let Some((peer, _)) = to {
-            self.effects.push(Effect::Peer(peer, entries));
+            self.push_on(peer, entries);
         }
     }
 
@@ -295,7 +303,7 @@ impl<A: Clone + PartialEq> Places<A> {
         self.give_up(again.given_up);
         let asks = again.asks.into_iter();
         let entries = asks.map(|(body, again)| Entry::ask(id, epoch, again, body)).collect();
-        self.effects.push(Effect::Peer(peer, entries));
+        self.push_on(peer, entries);
     }
 
     fn give_up(&mut self, retrievals: Vec<Retrieve>) {
@@ -358,8 +366,10 @@ impl<A: Clone + PartialEq> Places<A> {
         }
     }
 
-    /// There is a way to another node: what waits for it goes there.
+    /// There is a way to another node: what waits for it goes there. What was said to its links
+    /// before was not heard.
     pub fn peer_up(&mut self, node: &Incarnation) {
+        self.tell_here(LinkId::all_of_peer(node.number), None);
         self.up.insert(node.number, node.clone());
         self.ask_peer_again(node.number);
     }
@@ -385,10 +395,9 @@ impl<A: Clone + PartialEq> Places<A> {
 
     /// The way to another node has ended: its links are as good as closed.
     pub fn peer_down(&mut self, peer: u32) {
-        if self.up.remove(&peer).is_some() {
-            self.tell_here(LinkId::all_of_peer(peer), None);
-            self.effects.push(Effect::LookAgain);
-        }
+        self.up.remove(&peer);
+        self.tell_here(LinkId::all_of_peer(peer), None);
+        self.effects.push(Effect::LookAgain);
     }
 
     /// What another node says, in order.
@@ -411,6 +420,12 @@ impl<A: Clone + PartialEq> Places<A> {
             self.hear_other(now, peer, crossing);
         }
         self.give(asks);
+    }
+
+    fn push_on(&mut self, peer: u32, entries: Vec<Entry>) {
+        if !entries.is_empty() {
+            self.effects.push(Effect::Peer(peer, entries));
+        }
     }
 
     fn push(&mut self, actor: A, inputs: Vec<Input>) {
@@ -550,3 +565,6 @@ fn link_of(input: &Input) -> Option<(LinkId, &Arc<str>)> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! The router of a node that shares the shards with others.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use actix::{Addr, AsyncContext, Context};
@@ -34,11 +35,21 @@ pub(super) struct Shared {
     pub(super) places: Places<Addr<ShardActor>>,
     ways: HashMap<u32, Way>,
     sharing: Sharing,
+    /// Hosts that are reached through other nodes.
+    hosts: Vec<Arc<str>>,
+    /// This node runs the broadcasts: whoever has the first shard does.
+    broadcasts: bool,
 }
 
 impl Shared {
     pub(super) fn new(count: u32, sharing: Sharing) -> Self {
-        Shared { places: Places::new(count), ways: HashMap::new(), sharing }
+        Shared {
+            places: Places::new(count),
+            ways: HashMap::new(),
+            sharing,
+            hosts: Vec::new(),
+            broadcasts: false,
+        }
     }
 
     pub(super) fn moved(&mut self, moved: Vec<(ShardId, Place)>) {
@@ -49,6 +60,13 @@ impl Shared {
                 Place::Nowhere => At::Nowhere,
             };
             self.places.moved(Instant::now(), shard, at);
+        }
+        let broadcasts = self.places.is_here(ShardId(0));
+        if broadcasts != std::mem::replace(&mut self.broadcasts, broadcasts) {
+            match broadcasts {
+                true => self.sharing.broadcasts.begin(),
+                false => self.sharing.broadcasts.end(),
+            }
         }
     }
 
@@ -75,6 +93,7 @@ impl Shared {
             Everywhere::LinkDown(link) => self.places.link_down(*link, None),
             Everywhere::HostDown(link, host) => self.places.link_down(*link, Some(host)),
         }
+        self.hosts_changed();
     }
 
     /// Does what is to be done by now.
@@ -117,9 +136,7 @@ impl Shared {
         match crossing {
             Crossing::Hosts(hosts) => {
                 outbox.set_peer_hosts(peer, hosts);
-                // Notices that found no link may find one now.
-                self.wake(DueEvent::Anew);
-                self.tell_broadcasts();
+                self.hosts_known();
             }
             Crossing::Send(send) => {
                 let host = send.user.rsplit('@').next().unwrap_or(&send.user).to_owned();
@@ -143,20 +160,29 @@ impl Shared {
         }
     }
 
-    /// The broadcasts hear of the hosts that other nodes have links to.
-    fn tell_broadcasts(&self) {
-        for host in self.sharing.outbox.hosts_of_peers() {
+    /// The hosts that are reached through other nodes are others now. Notices that found no link
+    /// may find one.
+    fn hosts_known(&mut self) {
+        self.wake(DueEvent::Anew);
+        let there = self.sharing.outbox.hosts_of_peers();
+        let own = self.sharing.outbox.greeted();
+        let gone = |name: &Arc<str>| !there.iter().chain(&own).any(|host| host.name == *name);
+        for name in self.hosts.iter().filter(|name| gone(name)) {
+            self.sharing.broadcasts.host_down(name.clone());
+        }
+        self.hosts = there.iter().map(|host| host.name.clone()).collect();
+        for host in there {
             self.sharing.broadcasts.host_up(host.name, host.max_stanza);
         }
     }
 
     /// The hosts of this node's links are others now.
-    pub(super) fn hosts_changed(&self) {
+    pub(super) fn hosts_changed(&mut self) {
         let hosts = Entry::hosts(&self.sharing.outbox.greeted());
         for way in self.ways.values() {
             way.put(vec![hosts.clone()]);
         }
-        self.tell_broadcasts();
+        self.hosts_known();
     }
 
     pub(super) fn peer_up(&mut self, up: PeerUp) {
@@ -165,6 +191,14 @@ impl Shared {
         way.put(vec![Entry::hosts(&self.sharing.outbox.greeted())]);
         self.ways.insert(node.number, way);
         self.places.peer_up(&node);
+        self.hosts_known();
+    }
+
+    /// What the other node had said may be lost, the names of its hosts too.
+    pub(super) fn peer_forgot(&mut self, peer: u32) {
+        self.sharing.outbox.set_peer_hosts(peer, Vec::new());
+        self.places.peer_forgot(peer);
+        self.hosts_known();
     }
 
     pub(super) fn peer_down(&mut self, map: ShardMap, peer: u32) {
@@ -176,6 +210,7 @@ impl Shared {
             let failed = Answered::Failed("the node with the link is out of reach".to_owned());
             self.sharing.broadcasts.answered(number, failed);
         }
+        self.hosts_known();
     }
 
     pub(super) fn from_peer(&mut self, from: FromPeer) {

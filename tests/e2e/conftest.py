@@ -9,6 +9,7 @@ import pytest
 
 from harness.client import Client
 from harness.ejabberd import Ejabberd
+from harness.members import Member
 from harness.nats import Nats
 from harness.node import Node, binary
 from harness.prosody import Prosody
@@ -117,6 +118,19 @@ class Workshop:
         node = Node(self.folder("node"), server, **settings)
         self._stack.callback(node.stop)
         return node.start() if start else node
+
+    def member(self, database, nats, name, start=True, **settings):
+        """A node of a cluster, without a link, running unless told otherwise."""
+        member = Member(self.folder("member"), name, database, nats=nats.url, **settings)
+        self._stack.callback(member.stop)
+        return member.start() if start else member
+
+    def near(self, server, member, start=True, **settings):
+        """A node of the same cluster as `member`, linked to that server."""
+        own = {**member.joined, **member.settings}
+        joined = f'[cluster]\nnats = ["{own["nats"]}"]\nlease = "{own["lease"]}"\n'
+        shared = {"name": "near", "shards": own["shards"], "url": own["url"], "more": joined}
+        return self.node(server, start, **{**shared, **settings})
 
 
 @pytest.fixture

@@ -151,6 +151,16 @@ proptest! {
     }
 
     #[test]
+    fn crossing_on_any_bytes(kind in 0_u8..12, data in prop::collection::vec(any::<u8>(), 0..300)) {
+        properties::crossing(&[&[kind], data.as_slice()].concat());
+    }
+
+    #[test]
+    fn crossing_on_small_numbers(data in prop::collection::vec(0_u8..6, 0..40)) {
+        properties::crossing(&data);
+    }
+
+    #[test]
     fn retrieve_on_any_bytes(data in prop::collection::vec(any::<u8>(), 0..300)) {
         properties::retrieve(&data);
     }

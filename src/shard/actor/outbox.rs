@@ -29,17 +29,13 @@ struct Link {
     greeted: Vec<LinkedHost>,
 }
 
-/// A node that has links of its own.
-#[derive(Debug)]
-struct Peer {
-    way: Way,
-    hosts: Vec<LinkedHost>,
-}
-
 #[derive(Debug, Default)]
 struct Table {
     links: HashMap<LinkId, Link>,
-    peers: HashMap<u32, Peer>,
+    /// The ways to other nodes.
+    ways: HashMap<u32, Way>,
+    /// The hosts that other nodes have links to. They may be known before there is a way.
+    hosts: HashMap<u32, Vec<LinkedHost>>,
 }
 
 /// What other nodes were asked to have sent, and have not answered. Bounded by the expiries that may
@@ -118,7 +114,7 @@ impl Outbox {
     }
 
     fn way(&self, peer: u32) -> Option<Way> {
-        self.look(|table| table.peers.get(&peer).map(|peer| peer.way.clone()))
+        self.look(|table| table.ways.get(&peer).cloned())
     }
 
     /// Sends a stanza through a link that serves the host, here or at another node; gives it back
@@ -172,9 +168,11 @@ impl Outbox {
 
     fn way_to(&self, host: &str) -> Option<Way> {
         self.look(|table| {
-            let mut peers = table.peers.values();
-            let peer = peers.find(|peer| peer.hosts.iter().any(|known| &*known.name == host))?;
-            Some(peer.way.clone())
+            let serves = |peer: &u32| {
+                let hosts = table.hosts.get(peer);
+                hosts.is_some_and(|hosts| hosts.iter().any(|known| &*known.name == host))
+            };
+            table.ways.iter().find(|(peer, _)| serves(peer)).map(|(_, way)| way.clone())
         })
     }
 
@@ -195,12 +193,12 @@ impl Outbox {
 impl Outbox {
     /// A way to another node begins.
     pub fn peer_up(&self, way: Way) {
-        self.change(|table| table.peers.insert(way.peer(), Peer { way, hosts: Vec::new() }));
+        self.change(|table| table.ways.insert(way.peer(), way));
     }
 
     /// The way has ended: what was asked there is lost.
     pub fn peer_down(&self, peer: u32) -> Lost {
-        self.change(|table| table.peers.remove(&peer));
+        self.change(|table| table.ways.remove(&peer));
         self.asked(|asked| Lost {
             sends: asked.sends.remove(&peer).unwrap_or_default().into_iter().collect(),
             requests: asked.requests.remove(&peer).unwrap_or_default().into_iter().collect(),
@@ -209,16 +207,18 @@ impl Outbox {
 
     /// The other node has links to these hosts.
     pub fn set_peer_hosts(&self, peer: u32, hosts: Vec<LinkedHost>) {
-        self.change(|table| {
-            if let Some(peer) = table.peers.get_mut(&peer) {
-                peer.hosts = hosts;
-            }
+        self.change(|table| match hosts.is_empty() {
+            true => drop(table.hosts.remove(&peer)),
+            false => drop(table.hosts.insert(peer, hosts)),
         });
     }
 
-    /// Hosts that other nodes have links to.
+    /// Hosts that other nodes have links to, if there are ways there.
     pub fn hosts_of_peers(&self) -> Vec<LinkedHost> {
-        self.look(|table| table.peers.values().flat_map(|peer| peer.hosts.clone()).collect())
+        self.look(|table| {
+            let hosts = table.hosts.iter().filter(|(peer, _)| table.ways.contains_key(peer));
+            hosts.flat_map(|(_, hosts)| hosts.clone()).collect()
+        })
     }
 
     /// Another node says what became of a notice.
