@@ -46,12 +46,16 @@ pub enum TelemetryError {
     Upkeep(#[source] io::Error),
 }
 
+/// What others say that we say, too: each attempt to reach a NATS server.
+const QUIET: &str = "async_nats=error";
+
 /// Starts the log of this process, to standard error. `rust_log`, unless absent or empty,
 /// comes over the configured filter. To be called once.
 pub fn start_log(settings: &LogSettings, rust_log: Option<&str>) -> Result<(), TelemetryError> {
     use tracing_subscriber::util::SubscriberInitExt;
     let directives = rust_log.filter(|value| !value.is_empty()).unwrap_or(&settings.filter);
-    let filter = EnvFilter::try_new(directives)
+    // Whatever is said after it comes over it.
+    let filter = EnvFilter::try_new(format!("{QUIET},{directives}"))
         .map_err(|source| TelemetryError::Filter { value: directives.to_owned(), source })?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match settings.format {

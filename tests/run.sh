@@ -166,6 +166,11 @@ need_databases() {
     note "The packages' own services are not used here."
 }
 
+# The server that nodes of a cluster meet at.
+need_nats() {
+    need nats-server nats-server
+}
+
 # A folder for what the tests write; other users must be able to pass through.
 make_work() {
     [ -z "$work" ] || return 0
@@ -220,6 +225,7 @@ step_e2e() {
             ;;
     esac
     need_databases
+    need_nats
     python=$(make_venv tests/e2e/requirements.txt)
     gloox=$(make_gloox)
     if [ -z "${AMPHORA_BIN:-}" ]; then

@@ -116,7 +116,9 @@ impl Nats {
             .collect::<Result<_, _>>()
             .map_err(wrong)?;
         let (tell, up) = watch::channel(false);
-        let options = options(settings, tell).map_err(wrong)?;
+        let options = log_in(options(settings, tell).map_err(wrong)?, settings, &servers);
+        let servers =
+            servers.into_iter().map(without_user).collect::<Result<_, _>>().map_err(wrong)?;
         let connecting = home.runtime.spawn(connect(servers, options));
         let client = match connecting.await {
             Ok(connected) => connected?,
@@ -165,6 +167,7 @@ async fn connect(servers: Vec<ServerAddr>, options: ConnectOptions) -> Result<Cl
                 Err(NatsError::Refused(error))
             }
             ConnectErrorKind::Tls => Err(NatsError::Tls(error)),
+            ConnectErrorKind::Io if is_tls(&error) => Err(NatsError::Tls(error)),
             ConnectErrorKind::ServerParse => Err(NatsError::Settings(error.to_string())),
             _ => {
                 tracing::warn!(%error, "no NATS server answers; this node goes on alone until one does");
@@ -173,6 +176,19 @@ async fn connect(servers: Vec<ServerAddr>, options: ConnectOptions) -> Result<Cl
             }
         },
     }
+}
+
+/// Whether the two sides did not like each other's certificates.
+fn is_tls(error: &ConnectError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|error| error.kind() == std::io::ErrorKind::InvalidData) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn options(settings: &NatsSettings, up: watch::Sender<bool>) -> std::io::Result<ConnectOptions> {
@@ -203,6 +219,54 @@ fn options(settings: &NatsSettings, up: watch::Sender<bool>) -> std::io::Result<
         }))
 }
 
+/// With user and password, or a token, of the first URL that has any. Credentials come over them.
+fn log_in(
+    options: ConnectOptions,
+    settings: &NatsSettings,
+    servers: &[ServerAddr],
+) -> ConnectOptions {
+    let named = servers.iter().find_map(|server| Some((server.username()?, server.password())));
+    match named {
+        Some((user, Some(password))) if settings.credentials.is_none() => {
+            options.user_and_password(decoded(user), decoded(password))
+        }
+        Some((token, None)) if settings.credentials.is_none() => options.token(decoded(token)),
+        _ => options,
+    }
+}
+
+/// The address alone: it may be logged.
+fn without_user(server: ServerAddr) -> std::io::Result<ServerAddr> {
+    let mut url = server.into_inner();
+    // They fail for URLs without a host, which have no user either.
+    let _ = url.set_password(None);
+    let _ = url.set_username("");
+    ServerAddr::from_url(url)
+}
+
+/// A part of a URL as it was meant: `%40` is '@'.
+fn decoded(text: &str) -> String {
+    let hex = |digits: &[u8]| {
+        let digits = std::str::from_utf8(digits).ok()?;
+        u8::from_str_radix(digits, 16).ok()
+    };
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        match after.get(..2).filter(|_| *first == b'%').and_then(hex) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 fn hear(event: &Event, up: &watch::Sender<bool>) {
     match event {
         Event::Connected => {
@@ -227,5 +291,23 @@ fn hear(event: &Event, up: &watch::Sender<bool>) {
         Event::Draining | Event::Closed => {
             up.send_replace(false);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_of_urls_are_read_as_they_were_meant() {
+        for (text, meant) in
+            [("a%40b", "a@b"), ("100%", "100%"), ("%zz%2", "%zz%2"), ("%C3%A9", "\u{e9}")]
+        {
+            assert_eq!(decoded(text), meant);
+        }
+        let server: ServerAddr = "tls://a:hunter2@nats1:4222".parse().unwrap();
+        assert_eq!((server.username(), server.password()), (Some("a"), Some("hunter2")));
+        let shown = format!("{:?}", without_user(server).unwrap());
+        assert!(shown.contains("nats1") && !shown.contains("hunter2"), "{shown}");
     }
 }

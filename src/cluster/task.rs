@@ -9,7 +9,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::keys::{Heard, Keys};
 use super::machine::{self, Look, Machine, Node, Nodes, Place, Shards};
@@ -24,6 +24,9 @@ use crate::words::ShardId;
 /// The subject on which nodes say that shards have moved. It only saves time: what is lost is
 /// found when the database is asked the next time.
 const HINT: &str = "moved";
+
+/// How long the last hint of a node may take.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Outcomes that may wait to be heard: each machine has one thing under way.
 const OUTCOMES: usize = 64;
@@ -147,8 +150,12 @@ impl Cluster {
 
     /// Tells the others that this process has let its databases go.
     pub async fn hint(&self) {
-        hint(&self.nats, &self.own).await;
-        let _ = self.nats.client().flush().await;
+        let said = async {
+            hint(&self.nats, &self.own).await;
+            self.nats.client().flush().await
+        };
+        // Without a connection it would wait for one.
+        let _ = timeout(LAST_WORDS, said).await;
     }
 
     /// Ends when this node must not join; why.

@@ -19,6 +19,7 @@ mod layout;
 mod lock;
 mod message;
 mod metrics;
+mod migrating;
 mod moves;
 mod moving;
 mod mysql;

@@ -14,6 +14,7 @@ use super::lane::Lane;
 use super::layout;
 use super::lock::Lock;
 use super::metrics::Metrics;
+use super::migrating;
 use super::owner::Owner;
 use super::place::{Place, Server};
 use super::readers::Readers;
@@ -104,7 +105,9 @@ async fn open_server(
     };
     let WriterSession { database, session } = server.connect_writer(None).await.map_err(failed)?;
     server.check(&url, &database).await?;
+    migrating::begin(&database).await.map_err(failed)?;
     migrate(&database, &url, failed).await?;
+    migrating::end(&database).await.map_err(failed)?;
     let unlike = is_unlike(&database, &url, settings, failed).await?;
     let shards = ShardMap::new(settings.shards).len();
     let (node, shared) = (settings.node.as_str(), settings.shared);

@@ -60,6 +60,13 @@ pub fn bans(path: &str) -> Vec<(&'static [&'static str], &'static str)> {
         bans.push((CLOCK, "the machine of broadcasts has no clock; take `now` as an argument"));
         bans.push((RANDOM, "the machine of broadcasts has no random"));
     }
+    // And for who is there, and who owns what.
+    let machines = ["machine.rs", "machine/tests.rs", "presence.rs", "rendezvous.rs"];
+    if machines.iter().any(|file| path == format!("src/cluster/{file}")) {
+        bans.push((ASYNC, "the machines of the cluster have no async; that belongs into its task"));
+        bans.push((CLOCK, "the machines of the cluster have no clock; take `now` as an argument"));
+        bans.push((RANDOM, "the machines of the cluster have no random"));
+    }
     bans
 }
 

@@ -142,11 +142,13 @@ class Node:
             return answer.read().decode()
 
     def http_get_any(self, path):
-        """The text of a GET, whatever its status."""
+        """The text of a GET, whatever its status; empty if nobody answers."""
         try:
             return self.http_get(path)
         except urllib.error.HTTPError as error:
             return error.read().decode()
+        except OSError:
+            return ""
 
     def stop(self):
         """SIGTERM, and the exit code."""
