@@ -183,6 +183,10 @@ pub fn crossing(data: &[u8]) {
         Crossing::Send(send) => Entry::send(&send),
         Crossing::Request(request) => Entry::request(&request),
         Crossing::Answered { number, answer } => Entry::answered(number, &answer),
+        Crossing::Command { number, host, command } => {
+            Entry::command(number, host.as_deref(), &command)
+        }
+        Crossing::Reply { number, reply } => Entry::reply(number, &reply),
     };
     let mut bytes = Vec::new();
     entry.write(&mut bytes);

@@ -9,6 +9,7 @@
 mod answers;
 mod command;
 mod commands;
+mod elsewhere;
 mod input;
 mod job;
 mod machine;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
@@ -12,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use crate::shard::Outbox;
 use crate::store::{BroadcastChange, BroadcastStore, Clock, Fate, Store, StoreError};
 
+use super::elsewhere::{self, Elsewhere};
 use super::input::{Answered, Asker, Effect, Input, Now, Settings};
 use super::machine::Machine;
 use super::{Command, Problem, ProblemKind, Reply};
@@ -41,6 +43,8 @@ enum Event {
     Command { command: Command, host: Option<Arc<str>>, tell: oneshot::Sender<Reply> },
     Begin,
     End,
+    Replied { from: u32, number: u64, reply: Bytes },
+    PeerDown(u32),
 }
 
 /// The way to the broadcasts of a node. Its queue is bounded by what puts into it: links say
@@ -85,6 +89,32 @@ impl BroadcastHandle {
         self.send(Event::End);
     }
 
+    /// Carries out what another node has passed on; the reply is for that node.
+    pub fn passed_on(
+        &self,
+        command: &Bytes,
+        host: Option<Arc<str>>,
+    ) -> impl Future<Output = Bytes> + use<> {
+        let asked = elsewhere::read(command).map(|command| self.command(command, host));
+        async move {
+            let reply = match asked {
+                Ok(reply) => reply.await,
+                Err(reply) => reply,
+            };
+            serde_json::to_vec(&reply).unwrap_or_default().into()
+        }
+    }
+
+    /// Another node replies to a command that was passed on.
+    pub fn replied(&self, from: u32, number: u64, reply: Bytes) {
+        self.send(Event::Replied { from, number, reply });
+    }
+
+    /// Another node is out of reach.
+    pub fn peer_down(&self, peer: u32) {
+        self.send(Event::PeerDown(peer));
+    }
+
     /// Nothing more is sent; what comes in is recorded.
     pub fn stop(&self) {
         self.send(Event::Input(Input::Stop));
@@ -113,10 +143,10 @@ pub struct Inbox {
 /// Runs until all handles are gone.
 pub async fn run(context: BroadcastContext, inbox: Inbox) {
     let Inbox { mut inbox, door } = inbox;
-    let mut up = HashMap::new();
+    let mut kept = Kept::default();
     let mut runs = !context.shared;
     loop {
-        if !runs && !idle(&mut inbox, &mut up).await {
+        if !runs && !idle(&mut inbox, &mut kept, &context.outbox).await {
             return;
         }
         let settings = Settings { hosts: context.hosts.clone() };
@@ -128,40 +158,53 @@ pub async fn run(context: BroadcastContext, inbox: Inbox) {
             askers: HashMap::new(),
             next_asker: 0,
         };
-        if !shell.run(&mut inbox, &mut up).await {
+        if !shell.run(&mut inbox, &mut kept).await {
             return;
         }
         runs = false;
     }
 }
 
-/// The hosts whose interceptors are there, and what their servers take.
-type Up = HashMap<Arc<str>, usize>;
+/// What is known whether this node runs the broadcasts or not.
+#[derive(Default)]
+struct Kept {
+    /// The hosts whose interceptors are there, and what their servers take.
+    up: HashMap<Arc<str>, usize>,
+    elsewhere: Elsewhere,
+}
 
-fn note_host(up: &mut Up, input: &Input) {
-    match input {
-        Input::HostUp { host, max_stanza } => {
-            up.insert(host.clone(), *max_stanza);
+impl Kept {
+    fn note_host(&mut self, input: &Input) {
+        match input {
+            Input::HostUp { host, max_stanza } => {
+                self.up.insert(host.clone(), *max_stanza);
+            }
+            Input::HostDown { host } => {
+                self.up.remove(host);
+            }
+            _ => {}
         }
-        Input::HostDown { host } => {
-            up.remove(host);
-        }
-        _ => {}
     }
 }
 
 /// While another node runs the broadcasts. False: this one ends.
-async fn idle(inbox: &mut mpsc::UnboundedReceiver<Event>, up: &mut Up) -> bool {
+async fn idle(
+    inbox: &mut mpsc::UnboundedReceiver<Event>,
+    kept: &mut Kept,
+    outbox: &Outbox,
+) -> bool {
     while let Some(event) = inbox.recv().await {
         match event {
             Event::Begin => return true,
             Event::End => {}
-            Event::Input(input) => note_host(up, &input),
-            Event::Command { tell, .. } => {
-                let says = "another node of the cluster runs the broadcasts: ask that one";
-                // Whoever asked may be gone.
-                let _ = tell.send(Problem::reply(ProblemKind::Unavailable, says));
+            Event::Input(input) => kept.note_host(&input),
+            Event::Command { command, host, tell } => {
+                kept.elsewhere.pass_on(outbox, &command, host, tell);
             }
+            Event::Replied { from, number, reply } => {
+                kept.elsewhere.replied(from, number, &reply);
+            }
+            Event::PeerDown(peer) => kept.elsewhere.peer_down(peer),
         }
     }
     false
@@ -178,9 +221,9 @@ struct Shell {
 
 impl Shell {
     /// Until another node runs the broadcasts; false: this one ends.
-    async fn run(mut self, inbox: &mut mpsc::UnboundedReceiver<Event>, up: &mut Up) -> bool {
+    async fn run(mut self, inbox: &mut mpsc::UnboundedReceiver<Event>, kept: &mut Kept) -> bool {
         self.load();
-        for (host, max_stanza) in up.clone() {
+        for (host, max_stanza) in kept.up.clone() {
             let effects = self.machine.handle(self.now(), Input::HostUp { host, max_stanza });
             self.carry_out(effects);
         }
@@ -197,8 +240,16 @@ impl Shell {
             let input = match event {
                 Event::Begin => continue,
                 Event::End => return true,
+                Event::Replied { from, number, reply } => {
+                    kept.elsewhere.replied(from, number, &reply);
+                    continue;
+                }
+                Event::PeerDown(peer) => {
+                    kept.elsewhere.peer_down(peer);
+                    continue;
+                }
                 Event::Input(input) => {
-                    note_host(up, &input);
+                    kept.note_host(&input);
                     input
                 }
                 Event::Command { command, host, tell } => {

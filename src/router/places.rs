@@ -101,6 +101,14 @@ impl<A: Clone + PartialEq> Places<A> {
         })
     }
 
+    /// The node that a shard is at, by the number of its incarnation; zero: this one, or none.
+    pub fn peer_of(&self, id: ShardId) -> u32 {
+        match self.shards.get(id.0 as usize).map(|shard| (&shard.at, &shard.held)) {
+            Some((_, Some(Some(At::Peer(node, _))))) | Some((At::Peer(node, _), _)) => node.number,
+            _ => 0,
+        }
+    }
+
     /// Whether a shard is here, and stays.
     pub fn is_here(&self, id: ShardId) -> bool {
         let shard = self.shards.get(id.0 as usize);

@@ -61,6 +61,7 @@ impl Shared {
             };
             self.places.moved(Instant::now(), shard, at);
         }
+        self.sharing.outbox.set_broadcasts(self.places.peer_of(ShardId(0)));
         let broadcasts = self.places.is_here(ShardId(0));
         if broadcasts != std::mem::replace(&mut self.broadcasts, broadcasts) {
             match broadcasts {
@@ -156,6 +157,14 @@ impl Shared {
                     self.sharing.broadcasts.answered(number, answer);
                 }
             }
+            Crossing::Command { number, host, command } => {
+                let reply = self.sharing.broadcasts.passed_on(&command, host);
+                let outbox = outbox.clone();
+                actix_rt::spawn(async move { outbox.reply(peer, number, &reply.await) });
+            }
+            Crossing::Reply { number, reply } => {
+                self.sharing.broadcasts.replied(peer, number, reply);
+            }
             _ => {}
         }
     }
@@ -204,6 +213,7 @@ impl Shared {
     pub(super) fn peer_down(&mut self, map: ShardMap, peer: u32) {
         self.ways.remove(&peer);
         let lost = self.sharing.outbox.peer_down(peer);
+        self.sharing.broadcasts.peer_down(peer);
         self.places.peer_down(peer);
         self.route(map, lost.sends.into_iter().map(|(user, id)| not_sent(user, id)).collect());
         for number in lost.requests {

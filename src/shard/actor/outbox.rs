@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::words::{Bare, LinkId, MessageId};
@@ -36,6 +37,8 @@ struct Table {
     ways: HashMap<u32, Way>,
     /// The hosts that other nodes have links to. They may be known before there is a way.
     hosts: HashMap<u32, Vec<LinkedHost>>,
+    /// The node that runs the broadcasts; zero: this one, or it is not known.
+    broadcasts: u32,
 }
 
 /// What other nodes were asked to have sent, and have not answered. Bounded by the expiries that may
@@ -166,6 +169,20 @@ impl Outbox {
         }
     }
 
+    /// Passes a command on to the node that runs the broadcasts; which one, if there is a way to it.
+    pub fn command(&self, number: u64, host: Option<Arc<str>>, command: Bytes) -> Option<u32> {
+        let way = self.look(|table| table.ways.get(&table.broadcasts).cloned())?;
+        way.put(vec![Entry::command(number, host.as_deref(), &command)]);
+        Some(way.peer())
+    }
+
+    /// Replies to a command that another node has passed on.
+    pub fn reply(&self, peer: u32, number: u64, reply: &[u8]) {
+        if let Some(way) = self.way(peer) {
+            way.put(vec![Entry::reply(number, reply)]);
+        }
+    }
+
     fn way_to(&self, host: &str) -> Option<Way> {
         self.look(|table| {
             let serves = |peer: &u32| {
@@ -203,6 +220,11 @@ impl Outbox {
             sends: asked.sends.remove(&peer).unwrap_or_default().into_iter().collect(),
             requests: asked.requests.remove(&peer).unwrap_or_default().into_iter().collect(),
         })
+    }
+
+    /// The node of that number runs the broadcasts; zero: this one does, or it is not known.
+    pub fn set_broadcasts(&self, peer: u32) {
+        self.change(|table| table.broadcasts = peer);
     }
 
     /// The other node has links to these hosts.

@@ -8,7 +8,7 @@ use crate::store::Fate;
 use crate::time::Timestamp;
 use crate::words::MessageId;
 
-use super::bytes::{In, Out, Unreadable, bytes, flag, list, number, signed, text};
+use super::basics::{In, Out, Unreadable, bytes, flag, list, number, signed, text};
 use super::input::{read_asker, write_asker};
 
 const VERDICT: u8 = 1;

@@ -7,7 +7,7 @@ use crate::stanza::Message;
 use crate::time::Timestamp;
 use crate::words::{Bare, LinkId, MessageId};
 
-use super::bytes::{In, Out, Unreadable, bytes, flag, list, number, optional, signed, text};
+use super::basics::{In, Out, Unreadable, bytes, flag, list, number, optional, signed, text};
 
 const INTERCEPT: u8 = 1;
 const AVAILABLE: u8 = 2;

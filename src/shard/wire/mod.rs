@@ -3,20 +3,20 @@
 //! Nothing here believes a byte: what no node writes is an error. An intercept's message is read
 //! again from its own bytes by the one who decides.
 
-mod bytes;
+mod basics;
 mod effect;
 mod input;
 
-use ::bytes::Bytes;
+use bytes::Bytes;
 
 use crate::words::{Bare, LinkId, ShardId};
 
 use super::effect::{Send, ToLink};
 use super::input::Input;
 use super::request::{Answered, Request};
-use bytes::{In, Out, flag, list, number, text};
+use basics::{In, Out, flag, list, number, optional, text};
 
-pub use bytes::Unreadable;
+pub use basics::Unreadable;
 pub use input::read_input;
 
 /// The form in which nodes write to each other. Those of other forms don't talk: raised with every
@@ -32,6 +32,8 @@ const HOSTS: u8 = 6;
 const SEND: u8 = 7;
 const REQUEST: u8 = 8;
 const ANSWERED: u8 = 9;
+const COMMAND: u8 = 10;
+const REPLY: u8 = 11;
 
 /// A host that a node has a link to, and the bytes that its server takes in one stanza.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -87,6 +89,22 @@ pub enum Crossing {
         /// The answer.
         answer: Answered,
     },
+    /// An administrator's command, for the node that runs the broadcasts.
+    Command {
+        /// Comes back with the reply.
+        number: u64,
+        /// The only host that he may ask for; none: any.
+        host: Option<std::sync::Arc<str>>,
+        /// The command, as it stands on a line of the control socket.
+        command: Bytes,
+    },
+    /// The reply to one.
+    Reply {
+        /// The command's number.
+        number: u64,
+        /// The reply, as it stands on a line.
+        reply: Bytes,
+    },
 }
 
 /// One thing on its way to another node: a few words, and what they are about, written once for
@@ -108,6 +126,8 @@ enum Head {
     Send,
     Request,
     Answered,
+    Command,
+    Reply,
 }
 
 impl Entry {
@@ -172,6 +192,23 @@ impl Entry {
         Self::written(Head::Answered, |out| effect::write_answered(out, number, answer))
     }
 
+    /// A command for the node that runs the broadcasts.
+    pub fn command(number: u64, host: Option<&str>, command: &[u8]) -> Self {
+        Self::written(Head::Command, |out| {
+            basics::number(out, number);
+            optional(out, host, text);
+            basics::bytes(out, command);
+        })
+    }
+
+    /// The reply to one.
+    pub fn reply(number: u64, reply: &[u8]) -> Self {
+        Self::written(Head::Reply, |out| {
+            basics::number(out, number);
+            basics::bytes(out, reply);
+        })
+    }
+
     fn written(head: Head, write: impl FnOnce(&mut Out)) -> Self {
         let mut out = Vec::with_capacity(256);
         write(&mut out);
@@ -197,6 +234,8 @@ impl Entry {
             Head::Send => out.push(SEND),
             Head::Request => out.push(REQUEST),
             Head::Answered => out.push(ANSWERED),
+            Head::Command => out.push(COMMAND),
+            Head::Reply => out.push(REPLY),
         }
         out.extend_from_slice(&self.body);
     }
@@ -254,6 +293,12 @@ impl Crossing {
                 let (number, answer) = effect::read_answered(&mut body)?;
                 Crossing::Answered { number, answer }
             }
+            COMMAND => Crossing::Command {
+                number: body.number()?,
+                host: body.optional(In::text)?,
+                command: body.bytes()?,
+            },
+            REPLY => Crossing::Reply { number: body.number()?, reply: body.bytes()? },
             _ => return Err(Unreadable("an unknown kind")),
         };
         body.end()?;

@@ -1,6 +1,5 @@
 //! What is written comes back; what is not, does no harm.
 
-use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
@@ -254,6 +253,16 @@ fn all_else_crosses() {
     }
     let hosts = vec![LinkedHost { name: "example.org".into(), max_stanza: 524_288 }];
     assert!(matches!(read(&Entry::hosts(&hosts)), Crossing::Hosts(read) if read == hosts));
+    for host in [None, Some("example.org")] {
+        let Crossing::Command { number: 9, host: of, command } =
+            read(&Entry::command(9, host, b"{}"))
+        else {
+            panic!("no command")
+        };
+        assert_eq!((of.as_deref(), &*command), (host, &b"{}"[..]));
+    }
+    assert!(matches!(read(&Entry::reply(9, b"{}")),
+        Crossing::Reply { number: 9, reply } if *reply == b"{}"[..]));
     let down = LinkId::of_peer(PEER, 3);
     assert!(matches!(read(&Entry::link_down(LINK)), Crossing::LinkDown(link) if link == down));
     assert!(matches!(read(&Entry::host_down(LINK, "h")),

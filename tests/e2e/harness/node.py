@@ -204,7 +204,7 @@ class Node:
     @property
     def control(self):
         """Its control socket, where it is by default."""
-        if self.settings["parts"]:
+        if self.settings["parts"] or not self.settings["url"].startswith("sqlite:"):
             return str(self.dir / f"{self.settings['name']}.sock")
         return f"{self.database}.sock"
 
