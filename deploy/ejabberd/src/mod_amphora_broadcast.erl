@@ -107,10 +107,10 @@ init(Host) ->
     {ok, restore(#state{host = Host})}.
 
 handle_call({ask, Type, Element}, From, #state{host = Host} = State) ->
-    case mod_amphora_link:links(mod_amphora:ctx(Host)) of
-        [] ->
+    case mod_amphora_link:of_user(mod_amphora:ctx(Host), Host) of
+        none ->
             {reply, {error, <<"No node of Amphora is connected to this host now">>}, State};
-        [#link{id = {_, Component}} | _] ->
+        #link{id = {_, Component}} ->
             IQ = #iq{type = Type, from = jid:make(Host), to = jid:make(Component), sub_els = [Element]},
             ejabberd_router:route_iq(IQ, {ask, From}, self(), ?PATIENCE),
             {noreply, State}

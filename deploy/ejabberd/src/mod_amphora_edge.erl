@@ -70,9 +70,10 @@
     keys = #{} :: #{binary() => integer()},
     pairs = #{} :: #{pair() => queue:queue(integer())},
     shares = #{} :: #{binary() => {non_neg_integer(), non_neg_integer()}},
-    ready = queue:new() :: queue:queue(integer()), % in the order in which they could go to a node
+    %% component -> those of its link, in the order in which they could go to its node
+    ready = #{} :: #{binary() => queue:queue(integer())},
     links = [] :: [#link{}],
-    outstanding = 0 :: non_neg_integer(),
+    outstanding = #{} :: #{binary() => non_neg_integer()}, % component -> not answered
     lost_at :: integer(),
     bytes = 0 :: non_neg_integer(),
     next_id = 1 :: integer(),
@@ -329,30 +330,40 @@ consulted(Id, Supports, #state{held = All} = State) ->
 
 %%% ------------------------------------------------------------------ sending
 
-enqueue(Id, #state{ready = Ready} = State) -> State#state{ready = queue:in(Id, Ready)}.
+%% By the link of whom it is for; without any, all is enqueued when one is there.
+enqueue(Id, #state{ready = Ready, held = All, host = Host, links = Links} = State) ->
+    #{Id := #held{pair = {_, Bare}}} = All,
+    case mod_amphora_link:of_user(mod_amphora:ctx(Host), Bare, Links) of
+        none ->
+            State;
+        #link{id = {_, Component}} ->
+            Line = maps:get(Component, Ready, queue:new()),
+            State#state{ready = Ready#{Component => queue:in(Id, Line)}}
+    end.
 
-pump(#state{links = []} = State) ->
-    State;
-pump(#state{ready = Ready, outstanding = Outstanding} = State) ->
-    case Outstanding < window(State) andalso queue:out(Ready) of
-        {{value, Id}, Rest} -> pump(send(Id, State#state{ready = Rest}));
+pump(#state{links = Links} = State) -> lists:foldl(fun pump_link/2, State, Links).
+
+pump_link(#link{id = {_, Component}} = Link, #state{ready = Ready} = State) ->
+    case outstanding(Component, State) < window(Link, State) andalso queue:out(maps:get(Component, Ready, queue:new())) of
+        {{value, Id}, Rest} -> pump_link(Link, send(Id, Link, State#state{ready = Ready#{Component => Rest}}));
         _ -> State
     end.
 
-window(#state{links = Links, host = Host}) ->
-    Least = lists:min([Window || #link{window = Window} <- Links]),
-    max(1, Least div ?WINDOW div mod_amphora_link:peers(mod_amphora:ctx(Host))).
+outstanding(Component, #state{outstanding = Outstanding}) -> maps:get(Component, Outstanding, 0).
 
-send(Id, #state{held = All, host = Host, outstanding = Outstanding} = State) ->
+count(Change, {Component, _}, #state{outstanding = Outstanding} = State) ->
+    State#state{outstanding = Outstanding#{Component => outstanding(Component, State) + Change}}.
+
+window(#link{window = Window}, #state{host = Host}) ->
+    max(1, Window div ?WINDOW div mod_amphora_link:peers(mod_amphora:ctx(Host))).
+
+send(Id, #link{id = {_, Component}, gen = Gen} = Link, #state{held = All, host = Host} = State) ->
     case All of
-        #{Id := #held{verdict = undefined, link = undefined, supports = Supports, pair = {_, Bare}} = Held}
-          when Supports =/= unknown ->
-            Link = mod_amphora_link:of_user(mod_amphora:ctx(Host), Bare, State#state.links),
+        #{Id := #held{verdict = undefined, link = undefined, supports = Supports} = Held} when Supports =/= unknown ->
             mod_amphora_link:emit(Link, [intercept(Held)]),
-            {_, Component} = Link#link.id,
-            Sent = Held#held{link = {Component, Link#link.gen}, sent_at = mod_amphora:now_ms(), again = true},
+            Sent = Held#held{link = {Component, Gen}, sent_at = mod_amphora:now_ms(), again = true},
             ?LOG_DEBUG("Amphora: ~ts asks ~ts about ~ts on its way out", [Host, Component, Held#held.key]),
-            State#state{held = All#{Id := Sent}, outstanding = Outstanding + 1};
+            count(1, {Component, Gen}, State#state{held = All#{Id := Sent}});
         _ ->
             State
     end.
@@ -379,7 +390,7 @@ verdict(Component, Gen, Element, #state{keys = Keys, held = All} = State) ->
     end.
 
 answered(#held{link = undefined}, State) -> State;
-answered(#held{}, #state{outstanding = Outstanding} = State) -> State#state{outstanding = Outstanding - 1}.
+answered(#held{link = Link}, State) -> count(-1, Link, State).
 
 decided(<<"retry">>, _Element, #held{tries = Tries} = Held, State) ->
     Pause = min(?RETRY_FIRST bsl min(Tries, 20), ?RETRY_LAST),
@@ -391,7 +402,7 @@ decided(What, Element, #held{pair = Pair} = Held, State) when What =:= <<"delive
     advance(Pair, update(Decided, State));
 decided(What, _Element, Held, State) ->
     ?LOG_WARNING("Amphora: verdict ~ts for ~ts on its way out has no meaning, it is left out", [What, Held#held.key]),
-    State#state{outstanding = State#state.outstanding + 1}.
+    count(1, Held#held.link, State).
 
 update(#held{id = Id} = Held, #state{held = All} = State) -> State#state{held = All#{Id := Held}}.
 
@@ -523,7 +534,7 @@ begin_anew(#state{held = All} = State) ->
                   Held#held{supports = unknown, resume_at = undefined, tries = 0};
               (_, Held) -> Held
            end,
-    State#state{held = maps:map(Anew, All), ready = queue:new()}.
+    State#state{held = maps:map(Anew, All), ready = #{}}.
 
 is_lost(Link, Live) -> Link =/= undefined andalso not lists:member(Link, Live).
 
