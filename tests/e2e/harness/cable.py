@@ -12,6 +12,8 @@ class Cable:
         self._listener = None
         self._writers = set()
         self._whole = True
+        #: called with all bytes that pass, of both directions
+        self.trace = None
         self._flowing = asyncio.Event()
         self._flowing.set()
 
@@ -73,6 +75,8 @@ class Cable:
         try:
             while data := await reader.read(65536):
                 await self._flowing.wait()
+                if self.trace:
+                    self.trace(data)
                 writer.write(data)
                 await writer.drain()
         except OSError:

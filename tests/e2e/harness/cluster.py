@@ -1,6 +1,7 @@
 """Three nodes, each linked to one server, sharing a database over NATS, and what can be done to them."""
 
 import asyncio
+import os
 import signal
 
 from .cut import Ways
@@ -49,7 +50,14 @@ class Cluster:
                 more=JOINED.format(nats=ways.address("nats"), lease=LEASE),
             )
             self._made.append(_Supervised(node, ways))
+            if "AMPHORA_CHAOS_TRACE" in os.environ:
+                self._trace(node, ways)
         self._tasks = []
+
+    def _trace(self, node, ways):
+        """Write down what passes on its link: of each piece the time in the history, and the bytes."""
+        out = open(node.dir / "link", "wb")  # noqa: SIM115 (it is open as long as the node)
+        ways.trace("server", lambda data: out.write(b"%9.3f %s\n" % (self._history.now(), data)))
 
     @property
     def nodes(self):

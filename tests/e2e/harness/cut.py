@@ -34,6 +34,10 @@ class Ways:
         cable = self._cables[name]
         return f"{cable.host}:{cable.port}"
 
+    def trace(self, name, write):
+        """Have all bytes of that way, of both directions, written down."""
+        self._cables[name].trace = write
+
     def cut(self, name):
         """Connections are lost, and new ones too."""
         self._call(self._cables[name].cut)

@@ -88,7 +88,11 @@ class History:
 
     def add(self, event):
         """Something has happened now."""
-        self._events.append((time.monotonic() - self._begun, event))
+        self._events.append((self.now(), event))
+
+    def now(self):
+        """Seconds since the beginning."""
+        return time.monotonic() - self._begun
 
     def of(self, kind):
         """All events of a kind, in order."""
