@@ -1,8 +1,9 @@
 //! What links of this node have asked of shards that are decided elsewhere, and nobody has
 //! answered: asked again, in its order, when a shard's place changes.
 //!
-//! It is bounded by the windows of the links. What is not kept here needs no keeping: a
-//! confirmation (`taken`) is repeated by its interceptor, and a notice by the expiry clock.
+//! It is bounded by the windows of the links. What is not kept here needs no keeping: a notice is
+//! repeated by the expiry clock. A confirmation (`taken`) is repeated by its interceptor, too, but only
+//! after a while, and a session that comes before would get again what an earlier one has confirmed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -25,6 +26,8 @@ enum Tag {
     Session(Arc<str>),
     Retrieval(Arc<str>),
     Removal(LinkId, String),
+    /// A session, a batch, and what it says of it: it may say more than one thing.
+    Taken(Arc<str>, u64, Bytes),
 }
 
 /// A question.
@@ -95,7 +98,8 @@ impl Book {
                     self.remove(&Tag::Session(taken.session.clone()));
                     self.remove(&Tag::Retrieval(taken.session.clone()));
                 }
-                return Some(body);
+                let tag = Tag::Taken(taken.session.clone(), taken.batch, body.clone());
+                (tag, taken.link, taken.host.clone(), None, false)
             }
             _ => return Some(body),
         };
@@ -140,6 +144,9 @@ impl Book {
 
     /// This answer goes to its link.
     pub fn answered(&mut self, now: Instant, link: LinkId, what: &ToLink) {
+        if let ToLink::Deleted { session, batch, .. } = what {
+            return self.deleted(session, *batch);
+        }
         let Some(tag) = tag_of(link, what) else { return };
         let Some((shard, number)) = self.places.get(&tag) else { return };
         let of_shard = self.shards.get_mut(shard);
@@ -156,6 +163,18 @@ impl Book {
         asked.at = now;
         // What a session got it knows again; what a user was shown he does not.
         asked.once |= matches!(tag, Tag::Retrieval(_));
+    }
+
+    /// The first that a session said of a batch is done with: they are answered in their order.
+    fn deleted(&mut self, session: &str, batch: u64) {
+        let first = self
+            .places
+            .iter()
+            .filter(|(tag, _)| matches!(tag, Tag::Taken(s, b, _) if **s == *session && *b == batch))
+            .min_by_key(|(_, (_, number))| *number);
+        if let Some(tag) = first.map(|(tag, _)| tag.clone()) {
+            self.remove(&tag);
+        }
     }
 
     /// All that was asked of a shard, in order, to be sent to its place: it stays noted.

@@ -70,15 +70,25 @@ fn retrieve(name: &str, ask: Ask) -> Input {
 }
 
 fn ended(session: &str) -> Input {
+    let Input::Taken(said) = taken(session, 1, 0) else { unreachable!() };
+    Input::Taken(Taken { ids: Vec::new(), ended: true, ..said })
+}
+
+fn taken(session: &str, batch: u64, id: i64) -> Input {
     Input::Taken(Taken {
         link: LINK,
         host: "h".into(),
         session: session.into(),
         user: BOB.into(),
-        batch: 1,
-        ids: Vec::new(),
-        ended: true,
+        batch,
+        ids: vec![MessageId(id)],
+        ended: false,
     })
+}
+
+fn deleted(session: &str, batch: u64) -> Crossing {
+    let what = ToLink::Deleted { host: "h".into(), session: session.into(), batch };
+    Crossing::Tell { link: LINK, what }
 }
 
 fn verdict(key: &str, what: Do) -> Crossing {
@@ -262,7 +272,7 @@ fn while_nobody_is_known_it_waits() {
     assert_eq!(node.moved(At::Peer(self::node(B), 1)), [""; 0], "there is no way yet");
     assert_eq!(node.ask(vec![intercept(LINK, "k2")]), [""; 0]);
     node.places.peer_up(&self::node(B));
-    assert_eq!(node.effects(), ["to 7: k1 @1, k2 @1"], "neither was sent before");
+    assert_eq!(node.effects(), ["to 7: k1 @1, taken s0 @1, k2 @1"], "neither was sent before");
 }
 
 #[test]
@@ -376,7 +386,22 @@ fn a_session_that_ended_is_not_announced_again() {
     assert_eq!(node.ask(vec![available("s2", 2)]), ["to 7: available s2 @1"]);
     node.hear(B, vec![handed_over("s2", 1), handed_over("s3", 1)]);
     let again = node.moved(At::Peer(self::node(C), 2));
-    assert_eq!(again, ["to 8: available s2 @2"], "for its new reason");
+    assert_eq!(again, ["to 8: taken s1 @2, available s2 @2"], "for its new reason");
+}
+
+#[test]
+fn i2_what_was_confirmed_is_said_again_until_it_is_deleted() {
+    let mut node = Node::with_shard_at(B);
+    node.ask(vec![taken("s1", 1, 5), taken("s1", 1, 6), taken("s1", 2, 7), available("s2", 1)]);
+    // The interceptor repeats what is not deleted: it is not noted twice, and comes last.
+    node.ask(vec![taken("s1", 2, 7)]);
+    assert_eq!(node.hear(B, vec![deleted("s1", 1)]).len(), 1);
+    assert_eq!(node.moved(At::Nowhere), [""; 0]);
+    node.ask(vec![ended("s2")]);
+    let again = node.moved(At::Peer(self::node(C), 2));
+    assert_eq!(again, ["to 8: taken s1 @2, taken s1 @2, taken s2 @2"]);
+    node.hear(C, vec![deleted("s1", 2), deleted("s1", 1), deleted("s2", 1)]);
+    assert_eq!(node.moved(At::Peer(self::node(B), 3)), [""; 0], "nothing is left to say");
 }
 
 #[test]
