@@ -129,8 +129,8 @@ def remember_stored(database, history):
 
 def summary(history):
     """How much there was of each."""
-    counts = {kind.__name__: len(history.of(kind)) for kind in (Accepted, Came, Refused, Stored, Owned, Ended)}
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
+    kinds = (Accepted, Came, Refused, Stored, Owned, Ended)
+    return ", ".join(f"{len(history.of(kind))} {kind.__name__}" for kind in kinds)
 
 
 def alone(fault, lasts, node=0):

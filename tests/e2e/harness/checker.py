@@ -10,7 +10,8 @@ from .history import Accepted, Came, Confirmed, Owned, Refused, Sent, Stored
 
 def check(history):
     """All that is wrong; an empty list if nothing is."""
-    return [*lost(history), *refused_and_kept(history), *twice(history), *disordered(history), *owners(history)]
+    rules = (lost, refused_and_kept, twice, disordered, owners)
+    return [finding for rule in rules for finding in rule(history)]
 
 
 def lost(history):

@@ -79,7 +79,8 @@ class Cluster:
                 while not await asyncio.to_thread(self._is_whole):
                     await asyncio.sleep(0.1)
         except TimeoutError:
-            raise Deadline(f"not whole within {seconds} s: {owners(self._database)}\n{self.output()}") from None
+            shares = owners(self._database)
+            raise Deadline(f"not whole within {seconds} s: {shares}\n{self.output()}") from None
 
     async def ready(self, node, seconds=60):
         """Wait until that node says so."""
@@ -200,8 +201,9 @@ class Cluster:
             found = owners(self._database)
         except AssertionError:
             return False  # there are no tables yet
-        shares = set(found) == {node.settings["name"] for node in self.nodes} and sum(found.values()) == SHARDS
-        return shares and all(node.http_status("/readyz") == 200 for node in self.nodes)
+        names = {node.settings["name"] for node in self.nodes}
+        shared = set(found) == names and sum(found.values()) == SHARDS
+        return shared and all(node.http_status("/readyz") == 200 for node in self.nodes)
 
 
 class _Supervised:

@@ -67,7 +67,8 @@ def _free_net():
     """Three bytes of addresses that are for tests (RFC 2544), and that nobody uses here."""
     while True:
         net = f"198.{random.choice((18, 19))}.{random.randrange(256)}"
-        routes = subprocess.run(["ip", "route", "show", f"{net}.0/24"], capture_output=True, text=True, timeout=30)
+        command = ["ip", "route", "show", f"{net}.0/24"]
+        routes = subprocess.run(command, capture_output=True, text=True, timeout=30)
         if not routes.stdout.strip():
             return net
 

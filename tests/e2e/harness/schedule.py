@@ -4,7 +4,11 @@ import dataclasses
 import random
 
 #: What is done to one node, and undone after a while.
-TO_A_NODE = ("kill", "stop", "stand still", "cut nats", "cut database", "cut server", "hush nats", "hush database", "hush server")
+TO_A_NODE = (
+    *("kill", "stop", "stand still"),
+    *("cut nats", "cut database", "cut server"),
+    *("hush nats", "hush database", "hush server"),
+)
 #: What is done to the cluster as a whole.
 TO_ALL = ("kill nats", "roll")
 
