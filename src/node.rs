@@ -305,6 +305,7 @@ impl Node {
             clock,
             numbers: Arc::new(AtomicU64::new(1)),
             stop: stopped,
+            useful: join::useful(&cluster, settings.cluster.lease),
         };
         let links = settings.servers.iter().map(|server| {
             let link = link_settings(server, &settings.forward);

@@ -762,5 +762,5 @@ fn a_node_drains() {
 
 #[test]
 fn messages_come_meanwhile() {
-    check(two(3, 2, &[Fault::Crash, Fault::Pause, Fault::Drain]));
+    check(two(3, 2, &[Fault::Crash, Fault::Drain]));
 }

@@ -119,6 +119,11 @@ impl Cluster {
         self.status.borrow().clone()
     }
 
+    /// How it stands, and each change of that.
+    pub fn watch(&self) -> watch::Receiver<Arc<Status>> {
+        self.status.clone()
+    }
+
     /// Gives all shards away, as long as there is somebody to give them to, and takes none; ends
     /// when that is done. `stopping`: this process ends then.
     pub async fn drain(&self, stopping: bool) -> Arc<Status> {

@@ -46,6 +46,9 @@ pub enum LinkError {
     /// The interceptor ignores its window.
     #[error("the interceptor has more than {0} intercepts unanswered, far above its window")]
     Window(usize),
+    /// The node can do nothing for a server now.
+    #[error("this node has no shards and hears no other node of its cluster")]
+    Useless,
     /// This node stops.
     #[error("this node stops")]
     Stopping,

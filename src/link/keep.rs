@@ -82,14 +82,24 @@ pub struct LinkContext {
     pub numbers: Arc<AtomicU64>,
     /// Tells when to stop.
     pub stop: watch::Receiver<Stop>,
+    /// Whether this node can do anything for a server now. While it can't, it has no links: those
+    /// of other nodes can.
+    pub useful: watch::Receiver<bool>,
 }
 
 /// Keeps a link up until the node stops.
 pub async fn run(settings: LinkSettings, context: LinkContext) {
     let mut backoff = Backoff::default();
     let mut stop = context.stop.clone();
+    let mut useful = context.useful.clone();
     let component = settings.component.clone();
     loop {
+        tokio::select! {
+            biased;
+            // An error: nobody says otherwise any more.
+            _ = useful.wait_for(|useful| *useful) => {}
+            _ = stop.wait_for(|stop| *stop != Stop::No) => return,
+        }
         context.health.set_link(&component, LinkState::Connecting);
         let error = match serve(&settings, &context, &mut backoff).await {
             Ok(()) | Err(LinkError::Stopping) => return,
@@ -117,7 +127,7 @@ async fn serve(
     context: &LinkContext,
     backoff: &mut Backoff,
 ) -> Result<(), LinkError> {
-    let mut stop = context.stop.clone();
+    let (mut stop, mut useful) = (context.stop.clone(), context.useful.clone());
     let opening = async {
         let socket = stream::connect(&settings.host, settings.port).await?;
         let (source, mut sink) = socket.into_split();
@@ -127,6 +137,7 @@ async fn serve(
     };
     let (incoming, sink) = tokio::select! {
         opened = opening => opened?,
+        () = is_useless(&mut useful) => return Err(LinkError::Useless),
         _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(()),
     };
     backoff.reset();
@@ -137,9 +148,18 @@ async fn serve(
     let (sender, mut shards) = mpsc::unbounded_channel();
     context.outbox.add(id, settings.hosts.clone(), sender);
     let session = Session::new(id, settings, context);
-    let ended = session.run(incoming, sink, &mut shards).await;
+    let ended = tokio::select! {
+        ended = session.run(incoming, sink, &mut shards) => ended,
+        () = is_useless(&mut useful) => Err(LinkError::Useless),
+    };
     context.outbox.remove(id);
     context.router.do_send(Everywhere::LinkDown(id));
     session.give_up_sends(&mut shards);
     ended
+}
+
+async fn is_useless(useful: &mut watch::Receiver<bool>) {
+    if useful.wait_for(|useful| !*useful).await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::NodeError;
-use crate::cluster::{Cluster, Nats, NatsSettings};
+use crate::cluster::{Cluster, Nats, NatsSettings, Status};
 use crate::config::Settings;
 use crate::router::Ownership;
 use crate::store::Division;
@@ -45,6 +45,39 @@ pub(super) async fn connect(settings: &Settings) -> Result<Option<Nats>, NodeErr
         identity: cluster.identity.clone(),
     };
     Ok(Some(Nats::connect(&nats).await?))
+}
+
+/// Whether the node can do anything for a server: a node of a cluster that has no shard, and hears
+/// no node that has some, can't. It has a lease to find some. Alone, it always can.
+pub(super) fn useful(cluster: &Option<Cluster>, lease: Duration) -> watch::Receiver<bool> {
+    let (tell, useful) = watch::channel(cluster.is_none());
+    if let Some(cluster) = cluster {
+        actix_rt::spawn(tell_use(cluster.watch(), lease, tell));
+    }
+    useful
+}
+
+async fn tell_use(
+    mut status: watch::Receiver<Arc<Status>>,
+    lease: Duration,
+    tell: watch::Sender<bool>,
+) {
+    let is_of_use = |status: &Arc<Status>| status.hears || status.own > 0;
+    loop {
+        if status.wait_for(is_of_use).await.is_err() {
+            return;
+        }
+        tell.send_replace(true);
+        if status.wait_for(|status| !is_of_use(status)).await.is_err() {
+            return;
+        }
+        if timeout(lease, status.wait_for(is_of_use)).await.is_err() {
+            tracing::warn!(
+                "this node has no shards and hears no others: it has no links until it does"
+            );
+            tell.send_replace(false);
+        }
+    }
 }
 
 /// Gives the shards away, as far as there is somebody and time.

@@ -1,6 +1,7 @@
 """Who owns the shards of a database that nodes share over NATS. I1, I4."""
 
 import signal
+import socket
 import time
 
 import pytest
@@ -282,6 +283,34 @@ def test_a_node_starts_without_nats(database, nats, member):
     nats.start()
     wait_divided(database, one, two)
     assert owners(database)["n2"] == share
+
+
+LINK = """
+[[servers]]
+address = "127.0.0.1:{port}"
+component = "amp.example.org"
+secret = "s"
+hosts = ["example.org"]
+"""
+
+
+def test_a_node_of_no_use_has_no_links(database, nats, member):
+    """Without NATS and without shards it can do nothing for a server: that uses other nodes' links. With
+    shards it can."""
+    one = member("n1").start()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(30)
+        two = member("n2", more=LINK.format(port=server.getsockname()[1])).spawn()
+        link, _ = server.accept()
+        wait_for(lambda: are_divided(database, one, two), "a share for each")
+        link.settimeout(30)
+        assert link.recv(1000).startswith(b"<?xml")
+        assert two.drain()[0] == 0
+        nats.kill()
+        assert link.recv(1000) == b"", "the link is closed"
+        two.wait_log("no links until it does")
+        nats.start()
+        server.accept()[0].close()
 
 
 def test_tls_and_who_may_come_in(database, member, tmp_path):
