@@ -121,6 +121,9 @@ struct Actor {
     under_way: Vec<(u8, u8)>,
 }
 
+/// An id, and its message.
+type Row = ((u32, u8), u8);
+
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Database {
     counter: u32,
@@ -128,7 +131,7 @@ struct Database {
     lanes: BTreeMap<String, (u32, bool)>,
     shards: Vec<Holding>,
     /// Ids and messages of each shard, as they were committed.
-    rows: BTreeMap<ShardId, Vec<((u32, u8), u8)>>,
+    rows: BTreeMap<ShardId, Vec<Row>>,
 }
 
 impl Database {
