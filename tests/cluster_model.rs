@@ -134,8 +134,6 @@ struct Database {
     rows: BTreeMap<ShardId, Vec<Row>>,
 }
 
-/// An id, which is an epoch and a number, and a message.
-type Row = ((u32, u8), u8);
 
 impl Database {
     fn can_write(&self, process: &Incarnation) -> bool {
