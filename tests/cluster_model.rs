@@ -134,7 +134,6 @@ struct Database {
     rows: BTreeMap<ShardId, Vec<Row>>,
 }
 
-
 impl Database {
     fn can_write(&self, process: &Incarnation) -> bool {
         self.lanes.get(&process.node) == Some(&(process.number, false))
