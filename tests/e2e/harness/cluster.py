@@ -122,16 +122,19 @@ class Cluster:
         return faults
 
     async def _kill(self, made):
+        await made.turn.acquire()
         made.down()
         if made.node.process:
             made.node.kill()
 
         async def undo():
             made.up()
+            made.turn.release()
 
         return undo
 
     async def _stop(self, made):
+        await made.turn.acquire()
         made.down()
         code = await asyncio.to_thread(made.node.stop)
         if code not in (0, None):
@@ -139,16 +142,19 @@ class Cluster:
 
         async def undo():
             made.up()
+            made.turn.release()
 
         return undo
 
     async def _stand_still(self, made):
+        await made.turn.acquire()
         if made.node.process:
             made.node.signal(signal.SIGSTOP)
 
         async def undo():
             if made.node.process:
                 made.node.signal(signal.SIGCONT)
+            made.turn.release()
 
         return undo
 
@@ -211,6 +217,8 @@ class _Supervised:
 
     def __init__(self, node, ways):
         self.node, self.ways = node, ways
+        #: held by whatever is done to its process: a roll goes on while other things happen
+        self.turn = asyncio.Lock()
         self._wanted = False
 
     def up(self):
