@@ -52,7 +52,6 @@ class RawClient:
             answer = await self._nonza()
             assert answer.tag == f"{{{SM}}}enabled", ET.tostring(answer)
             self.resumption = answer.get("id")
-            self.handled = 0
         return self
 
     async def resume(self, dead):
@@ -127,6 +126,8 @@ class RawClient:
         elif element.tag == f"{{{SM}}}a":
             self.accepted = int(element.get("h"))
         else:
+            if element.tag == f"{{{SM}}}enabled":
+                self.handled = 0  # at once: what comes with it may ask for it
             self._nonzas.put_nowait(element)
 
     async def _nonza(self, tag=None):
