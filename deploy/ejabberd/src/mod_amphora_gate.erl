@@ -27,6 +27,7 @@
     c2s_copy_session/2,
     c2s_session_resumed/1,
     c2s_session_pending/1,
+    c2s_closed/2,
     c2s_self_presence/1,
     c2s_filter_send/1,
     c2s_handle_send/3,
@@ -63,7 +64,8 @@
     %% number of the last reason to announce, and of the last hand-over that was done
     n = 0,
     done = 0,
-    %% open; closed: chat and normal messages wait; releasing: they are being written
+    %% open; closed: chat and normal messages wait; releasing: they are being written; gone: there is no
+    %% connection to write them to, and they wait for the end of the session
     gate = open,
     limited = false,
     priority,
@@ -103,6 +105,8 @@ hooks(_Host) ->
         {c2s_copy_session, ?MODULE, c2s_copy_session, 50},
         {c2s_session_resumed, ?MODULE, c2s_session_resumed, 60},
         {c2s_session_pending, ?MODULE, c2s_session_pending, 60},
+        %% after mod_stream_mgmt (50), which stops there if the session may be resumed
+        {c2s_closed, ?MODULE, c2s_closed, 60},
         {c2s_self_presence, ?MODULE, c2s_self_presence, 40},
         %% before mod_client_state (75), so that what waits is not queued there
         {c2s_filter_send, ?MODULE, c2s_filter_send, 10},
@@ -135,7 +139,8 @@ renew(#{host := Host, seats := Seats}, LUser) ->
      || {_, Priority, Pid, Asleep} <- mod_amphora_facts:sessions(LUser, Host),
         is_integer(Priority),
         Priority >= 0,
-        {Id, Gate} <- seat_of(Seats, Pid)
+        {Id, Gate} <- seat_of(Seats, Pid),
+        Gate /= gone
     ],
     case Sessions of
         [] ->
@@ -373,6 +378,14 @@ c2s_session_pending(#{amphora := #g{}} = State0) ->
 c2s_session_pending(State) ->
     State.
 
+%% It has lost its connection, and is about to end. What it is still given goes back in order at its end, and
+%% nobody takes it for one that could be written to.
+c2s_closed(#{amphora := #g{}} = State, _Reason) -> gone(State);
+c2s_closed(State, _Reason) -> State.
+
+gone(#{amphora := #g{gate = gone}} = State) -> State;
+gone(#{amphora := #g{} = G} = State) -> put_g(State, set_gate(State, G, gone)).
+
 %% What others want to know of it: whether it sleeps, fetches for itself, and has read the archive.
 say_flags(#{jid := #jid{luser = U, lserver = S, lresource = R}} = State, #g{fetches = Fetches, read = Read}) ->
     Flags =
@@ -574,7 +587,7 @@ live(Message, _G, State) ->
 wait(Message, #{amphora := #g{waiting_count = Count, waiting_bytes = Sum} = G} = State) ->
     #{opts := #{gate_messages := MaxCount, gate_bytes := MaxBytes}} = ctx(State),
     Bytes = erlang:external_size(Message),
-    case map_size(G#g.replaced) == 0 andalso (Count >= MaxCount orelse (Count > 0 andalso Sum + Bytes > MaxBytes)) of
+    case map_size(G#g.replaced) == 0 andalso G#g.gate /= gone andalso (Count >= MaxCount orelse (Count > 0 andalso Sum + Bytes > MaxBytes)) of
         true ->
             ?INFO_MSG("The gate of ~ts is full, its ~b messages are intercepted", [G#g.jid, Count]),
             [Pid ! {amphora_gate, empty} || {_, _, Pid, _} <- others(State)],
@@ -812,19 +825,25 @@ one_less(#{amphora := #g{batches = Batches} = G} = State, N) ->
             State
     end.
 
-%% The socket did not take it, and nobody will acknowledge it: an item stays with the node.
+%% The socket did not take it, and nobody will acknowledge it: an item stays with the node. The rest is older
+%% than all that waits here, and waits for the end of the session.
 never_sent(State, _Packet, {Kind, _}) when Kind == item; Kind == own ->
-    State;
+    gone(State);
 never_sent(State, #message{} = Message, What) ->
     Stamp =
         case What of
             {waited, At} -> At;
             live -> mod_amphora_xml:stamp()
         end,
-    lost(State, Message, Stamp),
-    State;
+    #{amphora := #g{waiting = Waiting, waiting_count = Count, waiting_bytes = Sum} = G} = State1 = gone(State),
+    Bytes = erlang:external_size(Message),
+    put_g(State1, G#g{
+        waiting = queue:in_r({xmpp:del_meta(Message, amphora_written), Bytes, Stamp}, Waiting),
+        waiting_count = Count + 1,
+        waiting_bytes = Sum + Bytes
+    });
 never_sent(State, _Packet, _What) ->
-    State.
+    gone(State).
 
 %%% ------------------------------------------------------------------ acknowledgements
 
@@ -1126,8 +1145,14 @@ on_info(renew_there, #{amphora := #g{id = Id, bare = Bare}} = State) ->
     State;
 on_info({write, Message, Worker}, State) ->
     #{key := Key} = xmpp:get_meta(Message, amphora),
-    Worker ! {amphora_written, Key},
-    ejabberd_c2s:send(State, Message);
+    case State of
+        #{amphora := #g{gate = gone}} ->
+            Worker ! {amphora_unwritten, Key},
+            State;
+        _ ->
+            Worker ! {amphora_written, Key},
+            ejabberd_c2s:send(State, Message)
+    end;
 on_info({where, Key, Who}, #{amphora := #g{settling = Settling} = G} = State) ->
     Where = where(Key, G),
     Who ! {amphora_where, Key, Where},
@@ -1264,6 +1289,7 @@ c2s_terminated(#{amphora := #g{} = G, lserver := Host} = State, _Reason) ->
     case mod_amphora:loaded(Host) of
         true ->
             Ctx = ctx(State),
+            mod_amphora_queue:session_ends(Ctx, G#g.bare),
             unregister_g(Ctx, G),
             State1 = acknowledged(State, acked_position(State)),
             {Unacked, State2} = take_queue(State1),
