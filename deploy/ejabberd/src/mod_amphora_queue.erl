@@ -135,21 +135,54 @@ hold(#{held := Held, counters := Counters, opts := Opts} = Ctx, Index, Worker, H
 %% rules: who asked for it asks again.
 journal(_Ctx, #h{stage = rules, settle = true} = H, _El) ->
     H;
-journal(#{host := Host, opts := #{journal := true} = Opts}, #h{bare = Bare, spooled = undefined} = H, El) ->
-    Limit = map_get(spool_limit, Opts),
-    case mod_amphora_spool:status(Host) of
-        #{failing := false, size := Size} when Size < Limit ->
-            try mod_amphora_spool:append(Host, Bare, record_of(H, El)) of
-                {ok, Handle} -> H#h{spooled = Handle};
-                {error, _} -> H
-            catch
-                exit:_ -> H
-            end;
-        _ ->
-            H
-    end;
+journal(#{opts := #{journal := true}} = Ctx, #h{bare = Bare, spooled = undefined} = H, El) ->
+    H#h{spooled = append(Ctx, Bare, record_of(H, El))};
 journal(_Ctx, H, _El) ->
     H.
+
+%% The handle of what is in the journal now; undefined if it can't be.
+append(#{host := Host, opts := #{spool_limit := Limit}}, Bare, Record) ->
+    case mod_amphora_spool:status(Host) of
+        #{failing := false, size := Size} when Size < Limit ->
+            try mod_amphora_spool:append(Host, Bare, Record) of
+                {ok, Handle} -> Handle;
+                {error, _} -> undefined
+            catch
+                exit:_ -> undefined
+            end;
+        _ ->
+            undefined
+    end.
+
+%% What is held is at another stage than the one under which it is in the journal.
+journal_anew(#{host := Host}, #h{bare = Bare, spooled = Handle} = H, El) when Handle /= undefined ->
+    mod_amphora_spool:replace(Host, Bare, Handle, record_of(H, El)),
+    H;
+journal_anew(Ctx, H, El) ->
+    journal(Ctx, H, El).
+
+%% What waits for its turn is in the journal as well, if it could come to be stored.
+journal_turn(#{host := Host, opts := #{journal := true}} = Ctx, Index, Bare, From, #f{message = Message, ord = Ord} = F) ->
+    case mod_amphora_facts:is_storable(Host, Message) of
+        true ->
+            Key = mod_amphora:new_key(Ctx, Index),
+            Stamp = mod_amphora_xml:stamp(),
+            Record = #{
+                key => Key,
+                stage => turn,
+                ord => Ord,
+                stamp => Stamp,
+                archived => false,
+                from => From,
+                addressed => jid:encode(Message#message.to),
+                el => mod_amphora_xml:encode(Message)
+            },
+            F#f{key = Key, stamp = Stamp, spooled = append(Ctx, Bare, Record)};
+        false ->
+            F
+    end;
+journal_turn(_Ctx, _Index, _Bare, _From, F) ->
+    F.
 
 wait_for(Worker) ->
     case whereis(Worker) of
@@ -199,7 +232,7 @@ is_nobody_there(#message{to = #jid{luser = LUser, lserver = Host, lresource = LR
     ) andalso (LResource == <<>> orelse ejabberd_sm:get_session_pid(LUser, Host, LResource) == none).
 
 follow(#{counters := Counters, opts := Opts, pairs := Pairs} = Ctx, Bare, From, Message) ->
-    {_, Worker} = mod_amphora:worker(Ctx, Bare),
+    {Index, Worker} = mod_amphora:worker(Ctx, Bare),
     case
         atomics:get(Counters, 3) >= 2 * map_get(held_messages, Opts) orelse
             atomics:get(Counters, 4) >= 2 * map_get(held_bytes, Opts)
@@ -213,7 +246,7 @@ follow(#{counters := Counters, opts := Opts, pairs := Pairs} = Ctx, Bare, From, 
             atomics:add(Counters, 3, 1),
             atomics:add(Counters, 4, Bytes),
             F = #f{ord = mod_amphora:new_ord(Ctx), message = Message, since = mod_amphora:now_ms(), bytes = Bytes},
-            Worker ! {amphora_follow, Bare, From, F},
+            Worker ! {amphora_follow, Bare, From, journal_turn(Ctx, Index, Bare, From, F)},
             drop
     end.
 
@@ -970,6 +1003,8 @@ load_next(#w{draining = Draining, host = Host, ctx = Ctx} = W) ->
             end
     end.
 
+load(W, _Ctx, Bare, #{stage := turn} = R, Handle) ->
+    restore_turn(W, Bare, R, Handle);
 load(#w{index = Index, name = Name} = W, Ctx, Bare, R, Handle) ->
     #{held := Held, foreign := Foreign, counters := Counters} = Ctx,
     #{key := Key, stage := Stage, el := El, from := From} = R,
@@ -1058,8 +1093,18 @@ spool_pair(W, Bare, From) ->
 
 add_follower(#w{followers = All} = W, Bare, From, F) ->
     Pair = pair(W, Bare, From),
-    W1 = put_pair(W, Bare, From, Pair#pair{followers = queue:in(F, Pair#pair.followers)}),
+    W1 = put_pair(W, Bare, From, Pair#pair{followers = in_line(F, Pair#pair.followers)}),
     run_followers(W1#w{followers = queue:in({Bare, From, F#f.ord, F#f.since}, All)}, Bare, From).
+
+%% What comes out of the spool may be older than what is there.
+in_line(#f{ord = Ord} = F, Followers) ->
+    case queue:peek_r(Followers) of
+        {value, #f{ord = Last}} when Last > Ord ->
+            {Before, After} = lists:splitwith(fun(#f{ord = O}) -> O =< Ord end, queue:to_list(Followers)),
+            queue:from_list(Before ++ [F | After]);
+        _ ->
+            queue:in(F, Followers)
+    end.
 
 %% Those with nothing undecided before them go on, and none while a session of their user's is ending.
 run_followers(#w{ending = Ending, stopping = false} = W, Bare, _From) when is_map_key(Bare, Ending) ->
@@ -1125,9 +1170,9 @@ forget_endings(#{pairs := Pairs, counters := Counters} = Ctx, Index) ->
 
 %% The first of the pair's followers goes on as if it had not waited. If it comes to the storage, it keeps
 %% its place.
-go_on(#w{ctx = #{counters := Counters, pairs := Pairs} = Ctx, host = Host} = W, Bare, From) ->
+go_on(#w{ctx = #{counters := Counters, pairs := Pairs} = Ctx} = W, Bare, From) ->
     #pair{followers = Followers} = Pair = pair(W, Bare, From),
-    {{value, #f{message = Message, ord = Ord, bytes = Bytes}}, Rest} = queue:out(Followers),
+    {{value, #f{message = Message, ord = Ord, bytes = Bytes} = F}, Rest} = queue:out(Followers),
     atomics:sub(Counters, 3, 1),
     atomics:sub(Counters, 4, Bytes),
     W1 = put_pair(W, Bare, From, Pair#pair{followers = Rest}),
@@ -1139,29 +1184,64 @@ go_on(#w{ctx = #{counters := Counters, pairs := Pairs} = Ctx, host = Host} = W, 
     W2 =
         case Captured of
             none ->
+                forget_turn(W1, Bare, F),
                 W1;
             {Stored, Archived} ->
-                hold_captured(W1, Host, Bare, From, Stored, Archived, Ord)
+                hold_captured(W1, Bare, Stored, F, #h{archived = Archived})
         end,
     count_pair(Pairs, Bare, From, -1, -1),
     W2.
 
-hold_captured(#w{ctx = Ctx, index = Index} = W, Host, Bare, From, Message, Archived, Ord) ->
+forget_turn(_W, _Bare, #f{spooled = undefined}) -> ok;
+forget_turn(#w{host = Host}, Bare, #f{spooled = Handle}) -> mod_amphora_spool:delete(Host, Bare, Handle).
+
+%% A follower comes to the storage, in its place.
+hold_captured(#w{ctx = Ctx, index = Index, host = Host} = W, Bare, Message, #f{key = Given, ord = Ord} = F, H0) ->
     #{held := Held, counters := Counters} = Ctx,
-    Key = mod_amphora:new_key(Ctx, Index),
-    {El, IsArchived} = mod_amphora_facts:seal(Message, Bare, Key, Archived),
-    H = held_of(Ctx, Bare, Key, Message, El, offline, #h{archived = IsArchived, ord = Ord}),
+    Key =
+        case Given of
+            undefined -> mod_amphora:new_key(Ctx, Index);
+            _ -> Given
+        end,
+    {El, IsArchived} = mod_amphora_facts:seal(Message, Bare, Key, H0#h.archived),
+    H = held_of(Ctx, Bare, Key, Message, El, offline, H0#h{archived = IsArchived, ord = Ord, spooled = F#f.spooled}),
     case mod_amphora_facts:too_large(El, mod_amphora:opt(Host, max_stanza)) of
         true ->
+            forget_turn(W, Bare, F),
             refuse(Ctx, H, Message, too_large_to_store()),
             W;
         false ->
-            count_pair(Ctx, H, 1),
-            ets:insert(Held, {Key, Index, H, El}),
+            Kept = journal_anew(Ctx, H, El),
+            count_pair(Ctx, Kept, 1),
+            ets:insert(Held, {Key, Index, Kept, El}),
+            [ets:insert(map_get(foreign, Ctx), {Key, W#w.name}) || is_foreign(Ctx, Key, Bare)],
             atomics:add(Counters, 3, 1),
-            atomics:add(Counters, 4, H#h.bytes),
-            _ = From,
-            take_in(W, H)
+            atomics:add(Counters, 4, Kept#h.bytes),
+            take_in(W, Kept)
+    end.
+
+%% One that waited when the server died, out of the spool. If somebody is there for it by now and nothing with
+%% rules is before it, it must not come behind what has come since: it is stored, and handed over before that.
+restore_turn(#w{ctx = #{counters := Counters, pairs := Pairs}} = W, Bare, #{key := Key, from := From, ord := Ord} = R, Handle) ->
+    F = #f{ord = Ord, since = mod_amphora:now_ms(), key = Key, stamp = map_get(stamp, R), spooled = Handle},
+    case mod_amphora_xml:decode(map_get(el, R)) of
+        {ok, Message0} ->
+            Message = Message0#message{to = mod_amphora_facts:jid(map_get(addressed, R))},
+            case is_behind_rules(pair(W, Bare, From), Ord) orelse is_nobody_there(Message) of
+                true ->
+                    Bytes = erlang:external_size(Message),
+                    count_pair(Pairs, Bare, From, 1, 1),
+                    atomics:add(Counters, 3, 1),
+                    atomics:add(Counters, 4, Bytes),
+                    add_follower(W, Bare, From, F#f{message = Message, bytes = Bytes});
+                false ->
+                    H = #h{stamp = F#f.stamp, again = true, ever_sent = true, loaded = true},
+                    hold_captured(W, Bare, Message, F, H)
+            end;
+        error ->
+            ?ERROR_MSG("Held message ~ts can't be read", [Key]),
+            forget_turn(W, Bare, F),
+            W
     end.
 
 %% Routes a message in this process. What comes to the storage of it: {Message, Archived}, or none.
@@ -1671,14 +1751,7 @@ to_offline_stage(#w{ctx = Ctx, host = Host} = W, H, Message, Archived) ->
     W2 = put_pair(put_held(W1, H1), Bare, From, Pair#pair{
         rules = gb_sets:delete_any(Ord, Pair#pair.rules), unsent = gb_sets:add(Ord, Pair#pair.unsent)
     }),
-    H2 =
-        case H1#h.spooled of
-            undefined ->
-                journal(W#w.ctx, H1, El);
-            Handle ->
-                mod_amphora_spool:replace(Host, Bare, Handle, record_of(H1, El)),
-                H1
-        end,
+    H2 = journal_anew(W#w.ctx, H1, El),
     {W3, H3} = enter_storage(put_held(W2, H2), H2),
     W4 = admit(W3, H3),
     enqueue(W4, Bare, From).
