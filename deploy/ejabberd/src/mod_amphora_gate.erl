@@ -348,8 +348,27 @@ c2s_copy_session(State, #{amphora := #g{id = Id} = G, sid := {_, Old}}) ->
     ets:insert(map_get(sessions, ctx(State)), {Id, self()}),
     Before = [Old | maps:values(G#g.replaced)],
     Replaced = maps:from_list([{erlang:monitor(process, Pid), Pid} || Pid <- Before]),
-    put_g(State, G#g{replaced = Replaced, may_open = false, repeating = false, heir = undefined});
+    G1 =
+        case node(Old) == node() of
+            true -> G;
+            false -> kept_here(G, State)
+        end,
+    put_g(State, G1#g{replaced = Replaced, may_open = false, repeating = false, heir = undefined});
 c2s_copy_session(State, _OldState) -> State.
+
+%% What waits was in the journal of another node of the cluster, and is in this one's from now on.
+kept_here(#g{waiting = Waiting, out = Out} = G, State) ->
+    Here = fun(Message, Stamp) -> keep(xmpp:del_meta(Message, amphora_spooled), Stamp, State) end,
+    G#g{
+        waiting = queue:from_list([{Here(M, Stamp), Bytes, Stamp} || {M, Bytes, Stamp} <- queue:to_list(Waiting)]),
+        out = queue:from_list([
+            case Entry of
+                {live, M, Stamp} -> {live, Here(M, Stamp), Stamp};
+                _ -> Entry
+            end
+         || Entry <- queue:to_list(Out)
+        ])
+    }.
 
 c2s_session_resumed(#{amphora := #g{} = G} = State) ->
     Ctx = ctx(State),
@@ -607,12 +626,32 @@ wait(Message, #{amphora := #g{waiting_count = Count, waiting_bytes = Sum} = G} =
     end.
 
 add_waiting(Message0, Bytes, #{amphora := #g{} = G} = State) ->
-    Message = tell_sleeper(Message0, State),
+    Stamp = mod_amphora_xml:stamp(),
+    Message = keep(tell_sleeper(Message0, State), Stamp, State),
     put_g(State, G#g{
-        waiting = queue:in({Message, Bytes, mod_amphora_xml:stamp()}, G#g.waiting),
+        waiting = queue:in({Message, Bytes, Stamp}, G#g.waiting),
         waiting_count = G#g.waiting_count + 1,
         waiting_bytes = G#g.waiting_bytes + Bytes
     }).
+
+%% What waits is in the journal until it is written. It may wait in several gates, and is there once then.
+keep(Message, Stamp, State) ->
+    case without_carbon(Message) of
+        {sent, _} ->
+            Message;
+        {_, Inner} ->
+            case mod_amphora_queue:keep(ctx(State), without_resent(Inner), what_comes_back(State, Inner, Stamp)) of
+                none -> Message;
+                Kept -> xmpp:put_meta(Message, amphora_spooled, Kept)
+            end
+    end.
+
+%% It need not be there any more.
+forget(#{lserver := Host, jid := #jid{luser = LUser}}, #message{meta = #{amphora_spooled := {_, Handle}}} = Message) ->
+    mod_amphora_spool:delete(Host, mod_amphora_facts:bare(LUser, Host), Handle),
+    xmpp:del_meta(Message, amphora_spooled);
+forget(_State, Message) ->
+    Message.
 
 %% One who sleeps is told of what waits for him as of what is written to him, and once.
 tell_sleeper(Message, #{lserver := Host, push_enabled := true, mgmt_state := pending} = State) ->
@@ -661,7 +700,7 @@ empty_gate(#{amphora := #g{waiting = Waiting, parked = Parked} = G} = State) ->
                         end,
                     case copy(Ctx, Id, Op) of
                         true -> comes_back(State, Message, Stamp, G#g.jid);
-                        false -> ok
+                        false -> forget(State, Message)
                     end
             end
         end,
@@ -724,6 +763,8 @@ is_connected(_) -> true.
 
 write_one(State, {item, Id, Message}) ->
     ejabberd_c2s:send(State, xmpp:put_meta(Message, amphora_written, {item, Id}));
+write_one(State, {live, #message{meta = #{amphora_spooled := _}} = Message, Stamp}) ->
+    write_one(State, {live, forget(State, Message), Stamp});
 write_one(#{push_enabled := true} = State, {live, #message{meta = #{amphora_told := true}} = Message, Stamp}) ->
     State1 = write_one(maps:remove(push_enabled, State), {live, xmpp:del_meta(Message, amphora_told), Stamp}),
     State1#{push_enabled => true};
@@ -1317,6 +1358,7 @@ c2s_terminated(#{amphora := #g{} = G, mgmt_state := resumed, lserver := Host} = 
             give_all_back(State#{mgmt_state => timeout, mgmt_queue => get(amphora_unacknowledged)});
         #{} = State1 ->
             ets:delete(map_get(seats, ctx(State)), self()),
+            forget_elsewhere(State1),
             send_rest_on(G, State1);
         false ->
             ok
@@ -1329,6 +1371,14 @@ c2s_terminated(#{amphora := #g{}, lserver := Host} = State, _Reason) ->
     end;
 c2s_terminated(State, _Reason) ->
     State.
+
+%% What waits here is in the journal of the node where it waits now.
+forget_elsewhere(#{amphora := #g{heir = {took, Pid}, waiting = Waiting, out = Out}} = State) when node(Pid) /= node() ->
+    [forget(State, M) || {M, _, _} <- queue:to_list(Waiting)],
+    [forget(State, M) || {live, M, _} <- queue:to_list(Out)],
+    ok;
+forget_elsewhere(_State) ->
+    ok.
 
 give_all_back(#{amphora := G} = State) ->
     Ctx = ctx(State),
@@ -1397,31 +1447,47 @@ drain_writes(State) ->
 lost(State, Message, Stamp) ->
     case copy_of(Message) of
         none -> comes_back(State, Message, Stamp, undefined);
-        Id -> copy(ctx(State), Id, lose) andalso comes_back(State, Message, Stamp, undefined)
+        Id ->
+            case copy(ctx(State), Id, lose) of
+                true -> comes_back(State, Message, Stamp, undefined);
+                false -> forget(State, Message)
+            end
     end.
 
-comes_back(#{lserver := Host, jid := #jid{luser = LUser}} = State, Message0, Stamp, Session) ->
+comes_back(State, Message0, Stamp, Session) ->
     case without_carbon(Message0) of
         {sent, _} ->
             ok;
         {_, Message} ->
-            Ctx = ctx(State),
-            Bare = mod_amphora_facts:bare(LUser, Host),
-            Meta = xmpp:get_meta(Message, amphora, #{}),
-            Ids = mod_amphora_xml:stanza_ids(Message, Bare),
-            What0 = #{
-                stamp => maps:get(stamp, Meta, Stamp),
-                archived => mod_amphora_facts:archives(Host) andalso is_archives(Ids)
-            },
-            What1 = maps:merge(What0, maps:with([key], Meta)),
+            What0 = what_comes_back(State, Message, Stamp),
+            What1 =
+                case Message0 of
+                    #message{meta = #{amphora_spooled := {Key, Handle}}} -> What0#{key => Key, spooled => Handle};
+                    _ -> maps:remove(copy, What0)
+                end,
             What =
                 case Session of
                     undefined -> What1;
                     _ -> What1#{session => jid:decode(Session)}
                 end,
-            mod_amphora_queue:undelivered(Ctx, without_resent(Message), What),
+            mod_amphora_queue:undelivered(ctx(State), without_resent(Message), What),
             push(State, Message)
     end.
+
+%% What is to be said of it: its key, if it has one, and the name of its copies.
+what_comes_back(#{lserver := Host, jid := #jid{luser = LUser}}, Message, Stamp) ->
+    Meta = xmpp:get_meta(Message, amphora, #{}),
+    Ids = mod_amphora_xml:stanza_ids(Message, mod_amphora_facts:bare(LUser, Host)),
+    What = #{
+        stamp => maps:get(stamp, Meta, Stamp),
+        archived => mod_amphora_facts:archives(Host) andalso is_archives(Ids)
+    },
+    Named =
+        case copy_of(Message) of
+            none -> What;
+            {_, Name} -> What#{copy => Name}
+        end,
+    maps:merge(Named, maps:with([key], Meta)).
 
 is_archives([#stanza_id{id = <<"amphora-", _/binary>>} | _]) -> false;
 is_archives([#stanza_id{} | _]) -> true;

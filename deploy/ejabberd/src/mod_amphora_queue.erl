@@ -25,7 +25,7 @@
 
 -export([start_link/2, stop_all/2]).
 -export([sm_receive_packet/1, offline_message/1, filter_packet/1, remove_user/2]).
--export([hold_own/5, holds/3, undelivered/3, when_settled/3, route_own/1, held/1]).
+-export([hold_own/5, holds/3, undelivered/3, keep/3, when_settled/3, route_own/1, held/1]).
 -export([options/1, remove_account/2, removal_done/2, links/2, peers/2, node_down/2]).
 -export([seat/3, session_ends/2, put_out/4, user/2, unsettled/2, release_user/2]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
@@ -120,7 +120,7 @@ held_of(Ctx, Bare, Key, #message{to = To, from = From}, El, Stage, H) ->
 
 %% Into the journal and the tables, then to the worker. Waits for it when too much is held.
 hold(#{held := Held, counters := Counters, opts := Opts} = Ctx, Index, Worker, H0, El) ->
-    H = journal(Ctx, H0, El),
+    H = journal_anew(Ctx, H0, El),
     count_pair(Ctx, H, 1),
     ets:insert(Held, {H#h.key, Index, H, El}),
     Count = atomics:add_get(Counters, 3, 1),
@@ -354,8 +354,11 @@ for_storage(#{host := Host} = Ctx, #message{to = #jid{luser = LUser}} = Message,
         archived = IsArchived, has_rules = mod_amphora_xml:has_rules(Message)
     }),
     case mod_amphora_facts:too_large(El, mod_amphora:opt(Host, max_stanza)) of
-        true -> refuse(Ctx, H, Message, too_large_to_store());
-        false -> hold(Ctx, Index, Worker, H, El)
+        true ->
+            H#h.spooled == undefined orelse mod_amphora_spool:delete(Host, Bare, H#h.spooled),
+            refuse(Ctx, H, Message, too_large_to_store());
+        false ->
+            hold(Ctx, Index, Worker, H, El)
     end.
 
 too_large_to_store() -> xmpp:err_policy_violation(<<"The message is too large to be stored">>, <<"en">>).
@@ -425,8 +428,31 @@ holds(Host, Bare, Key) ->
     ets:member(map_get(held, mod_amphora:ctx(Host)), Key) orelse
         (mod_amphora_spool:pending(Host, Bare) andalso mod_amphora_spool:known(Host, Key)).
 
+%% Puts a message that waits in a session's gate into the journal: its key and its handle, or none. `What` as
+%% below, and copy: the name of its copies, which is the key of one that was never intercepted.
+-spec keep(map(), message(), map()) -> {binary(), mod_amphora_spool:handle()} | none.
+keep(#{host := Host, opts := #{journal := true, max_stanza := Max}} = Ctx, #message{to = To} = Message, What) ->
+    Bare = mod_amphora_facts:bare(To#jid.luser, Host),
+    {Index, _} = mod_amphora:worker(Ctx, Bare),
+    Key =
+        case What of
+            #{key := Given} -> Given;
+            #{copy := Name} -> Name;
+            _ -> mod_amphora:new_key(Ctx, Index)
+        end,
+    {El, IsArchived} = mod_amphora_facts:seal(Message, Bare, Key, map_get(archived, What)),
+    H = held_of(Ctx, Bare, Key, Message, El, undelivered, #h{
+        archived = IsArchived, stamp = map_get(stamp, What), ord = xmpp:get_meta(Message, amphora_ord, undefined)
+    }),
+    case not mod_amphora_facts:too_large(El, Max) andalso append(Ctx, Bare, record_of(H, El)) of
+        {_, _} = Handle -> {Key, Handle};
+        _ -> none
+    end;
+keep(_Ctx, _Message, _What) ->
+    none.
+
 %% A message that a session did not acknowledge, or that waited in its gate. `What`: key (if it was
-%% intercepted before), stamp, archived, session (its full JID, if that is still there).
+%% intercepted before), stamp, archived, session (its full JID, if that is still there), spooled (its handle).
 -spec undelivered(map(), message(), map()) -> ok.
 undelivered(#{host := Host, held := Held, foreign := Foreign} = Ctx, #message{to = To} = Message, What) ->
     Key = maps:get(key, What, undefined),
@@ -444,7 +470,8 @@ undelivered(#{host := Host, held := Held, foreign := Foreign} = Ctx, #message{to
                 stage = undelivered,
                 again = true,
                 stamp = maps:get(stamp, What, undefined),
-                settle = Settle
+                settle = Settle,
+                spooled = maps:get(spooled, What, undefined)
             }),
             ok
     end.
