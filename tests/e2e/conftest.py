@@ -122,7 +122,7 @@ async def clients():
 
 @pytest.fixture
 async def admin(clients):
-    """Loads, unloads and reloads the interceptor, as an administrator does."""
+    """Loads, unloads, reloads and restarts the interceptor, as an administrator does."""
 
     async def command(server, what):
         await server.administer(clients, what)

@@ -423,7 +423,7 @@ async def test_module_reloaded_amid_it(prosody, node, clients, admin):
         node, "--to-domain", "example.org", "--body", "once", "--rate", "100", "--expires", "1h"
     )
     await reach(node, number, lambda r: settled(r) >= 30, "at 30")
-    await admin(prosody, "reload")
+    await admin(prosody, "restart")
     report = await done(node, number)
     assert report["total"] == 151 and report["left"] == 0 and report["discarded"] == 0
     assert stored(node) == {jid: 1 for jid in people[1:]}
