@@ -831,6 +831,8 @@ never_sent(State, _Packet, _What) ->
 c2s_authenticated_packet(#{mgmt_state := resumed} = State, _Packet) ->
     State;
 c2s_authenticated_packet(#{amphora := #g{}, mgmt_stanzas_out := Sent} = State, #sm_a{h = H}) when H =< Sent ->
+    %% mod_stream_mgmt makes room in its queue only after this
+    has_room(State) orelse (self() ! {amphora_gate, write}),
     write_on(acknowledged(State, H));
 c2s_authenticated_packet(State, _Packet) ->
     State.
@@ -1137,6 +1139,8 @@ on_info({where, Key, Who}, #{amphora := #g{settling = Settling} = G} = State) ->
     end;
 on_info({own, Entries}, #{amphora := #g{out = Out} = G} = State) ->
     write_on(put_g(State, G#g{out = lists:foldl(fun(E, Q) -> queue:in({own, E}, Q) end, Out, Entries)}));
+on_info(write, State) ->
+    write_on(State);
 on_info(fetches, #{amphora := #g{} = G} = State) ->
     G1 = G#g{fetches = true},
     say_flags(State, G1),
