@@ -203,9 +203,31 @@ follow(#{counters := Counters, opts := Opts, pairs := Pairs} = Ctx, Bare, From, 
             Bytes = erlang:external_size(Message),
             atomics:add(Counters, 3, 1),
             atomics:add(Counters, 4, Bytes),
-            F = #f{ord = mod_amphora:new_ord(Ctx), message = Message, since = mod_amphora:now_ms(), bytes = Bytes},
+            Ord = mod_amphora:new_ord(Ctx),
+            F = #f{
+                ord = Ord, message = Message, since = mod_amphora:now_ms(), bytes = Bytes,
+                kept = kept_turn(Ctx, Bare, Message, Ord)
+            },
             Worker ! {amphora_follow, Bare, From, F},
             drop
+    end.
+
+%% One that will come to be stored outlives the server, as what it waits for does.
+kept_turn(#{host := Host} = Ctx, Bare, Message, Ord) ->
+    case
+        is_nobody_there(Message) andalso mod_amphora_facts:is_storable(Host, Message) andalso
+            not mod_amphora_forward:any(Host)
+    of
+        true ->
+            {Index, _} = mod_amphora:worker(Ctx, Bare),
+            El = mod_amphora_xml:encode(Message),
+            H = held_of(Ctx, Bare, mod_amphora:new_key(Ctx, Index), Message, El, turn, #h{ord = Ord}),
+            case journal(Ctx, H, El) of
+                #h{spooled = undefined} -> undefined;
+                Kept -> Kept
+            end;
+        false ->
+            undefined
     end.
 
 redirect_or_go_on(#{host := Host} = Ctx, Bare, #message{from = From, to = To} = Message) ->
@@ -942,6 +964,8 @@ load_next(#w{draining = Draining, host = Host, ctx = Ctx} = W) ->
             end
     end.
 
+load(W, Ctx, Bare, #{stage := turn} = R, Handle) ->
+    load_turn(W, Ctx, Bare, R, Handle);
 load(#w{index = Index, name = Name} = W, Ctx, Bare, R, Handle) ->
     #{held := Held, foreign := Foreign, counters := Counters} = Ctx,
     #{key := Key, stage := Stage, el := El, from := From} = R,
@@ -978,6 +1002,42 @@ load(#w{index = Index, name = Name} = W, Ctx, Bare, R, Handle) ->
             _ -> enter_storage(W1, H2)
         end,
     enqueue(W2, Bare, H3#h.from).
+
+%% One that waited when the server died. If somebody is there for it by now and nothing with rules is before
+%% it, it must not come behind what has come since: it is stored, and handed over before that.
+load_turn(#w{host = Host} = W, Ctx, Bare, #{key := Key, el := El, from := From, ord := Ord} = R, Handle) ->
+    case mod_amphora_xml:decode(El) of
+        {ok, Decoded} ->
+            Message = Decoded#message{to = mod_amphora_facts:jid(map_get(addressed, R))},
+            case is_behind_rules(pair(W, Bare, From), Ord) orelse is_nobody_there(Message) of
+                true ->
+                    H = held_of(Ctx, Bare, Key, Message, El, turn, #h{
+                        ord = Ord, stamp = map_get(stamp, R), spooled = Handle, again = true
+                    }),
+                    wait_again(W, Ctx, H, Message);
+                false ->
+                    {Sealed, _} = mod_amphora_facts:seal(Message, Bare, Key, false),
+                    Stored = R#{stage := offline, el := Sealed},
+                    mod_amphora_spool:replace(Host, Bare, Handle, Stored),
+                    load(W, Ctx, Bare, Stored, Handle)
+            end;
+        error ->
+            ?ERROR_MSG("Message ~ts, which waited for its turn, can't be read", [Key]),
+            mod_amphora_spool:delete(Host, Bare, Handle),
+            W
+    end.
+
+%% Before those that came after the start.
+wait_again(W, #{counters := Counters, pairs := Pairs}, #h{bare = Bare, from = From, ord = Ord} = H, Message) ->
+    Bytes = erlang:external_size(Message),
+    F = #f{ord = Ord, message = Message, since = mod_amphora:now_ms(), bytes = Bytes, kept = H},
+    count_pair(Pairs, Bare, From, 1, 1),
+    atomics:add(Counters, 3, 1),
+    atomics:add(Counters, 4, Bytes),
+    #pair{followers = Waiting} = Pair = pair(W, Bare, From),
+    InOrder = lists:keysort(#f.ord, [F | queue:to_list(Waiting)]),
+    W1 = put_pair(W, Bare, From, Pair#pair{followers = queue:from_list(InOrder)}),
+    run_followers(W1#w{followers = queue:in_r({Bare, From, Ord, F#f.since}, W1#w.followers)}, Bare, From).
 
 %% Everything that is held goes to the spool, or back if it is a message with rules that no node ever saw.
 %% What waited only for order goes on.
@@ -1057,7 +1117,7 @@ waits_for_one(_W, _, _Limit) ->
 %% its place.
 go_on(#w{ctx = #{counters := Counters, pairs := Pairs} = Ctx, host = Host} = W, Bare, From) ->
     #pair{followers = Followers} = Pair = pair(W, Bare, From),
-    {{value, #f{message = Message, ord = Ord, bytes = Bytes}}, Rest} = queue:out(Followers),
+    {{value, #f{message = Message, ord = Ord, bytes = Bytes, kept = Kept}}, Rest} = queue:out(Followers),
     atomics:sub(Counters, 3, 1),
     atomics:sub(Counters, 4, Bytes),
     W1 = put_pair(W, Bare, From, Pair#pair{followers = Rest}),
@@ -1069,30 +1129,46 @@ go_on(#w{ctx = #{counters := Counters, pairs := Pairs} = Ctx, host = Host} = W, 
     W2 =
         case Captured of
             none ->
+                Kept == undefined orelse unspool(W1, Kept),
                 W1;
             {Stored, Archived} ->
-                hold_captured(W1, Host, Bare, From, Stored, Archived, Ord)
+                hold_captured(W1, Host, Bare, Kept, Stored, Archived, Ord)
         end,
     count_pair(Pairs, Bare, From, -1, -1),
     W2.
 
-hold_captured(#w{ctx = Ctx, index = Index} = W, Host, Bare, From, Message, Archived, Ord) ->
-    #{held := Held, counters := Counters} = Ctx,
-    Key = mod_amphora:new_key(Ctx, Index),
-    {El, IsArchived} = mod_amphora_facts:seal(Message, Bare, Key, Archived),
-    H = held_of(Ctx, Bare, Key, Message, El, offline, #h{archived = IsArchived, ord = Ord}),
+hold_captured(#w{ctx = Ctx, index = Index} = W, Host, Bare, Kept, Message, Archived, Ord) ->
+    #{held := Held, counters := Counters, foreign := Foreign} = Ctx,
+    #h{key = Key} = Known =
+        case Kept of
+            undefined -> #h{key = mod_amphora:new_key(Ctx, Index), ord = Ord, stamp = mod_amphora_xml:stamp()};
+            _ -> Kept
+        end,
+    {El, Sealed} = mod_amphora_facts:seal(Message, Bare, Key, Archived),
+    %% the archive has it only now, as in to_offline_stage/4
+    IsArchived = Sealed andalso not mod_amphora_facts:read_since((Message#message.to)#jid.luser, Host, Known#h.stamp),
+    H0 = held_of(Ctx, Bare, Key, Message, El, offline, Known#h{archived = IsArchived}),
     case mod_amphora_facts:too_large(El, mod_amphora:opt(Host, max_stanza)) of
         true ->
-            refuse(Ctx, H, Message, too_large_to_store()),
+            unspool(W, H0),
+            refuse(Ctx, H0, Message, too_large_to_store()),
             W;
         false ->
+            H = at_stage(Ctx, H0, El),
             count_pair(Ctx, H, 1),
             ets:insert(Held, {Key, Index, H, El}),
+            [ets:insert(Foreign, {Key, W#w.name}) || is_foreign(Ctx, Key, Bare)],
             atomics:add(Counters, 3, 1),
             atomics:add(Counters, 4, H#h.bytes),
-            _ = From,
             take_in(W, H)
     end.
+
+%% The journal knows at which stage it is.
+at_stage(Ctx, #h{spooled = undefined} = H, El) ->
+    journal(Ctx, H, El);
+at_stage(#{host := Host}, #h{bare = Bare, spooled = Handle} = H, El) ->
+    mod_amphora_spool:replace(Host, Bare, Handle, record_of(H, El)),
+    H.
 
 %% Routes a message in this process. What comes to the storage of it: {Message, Archived}, or none.
 route_again(Routing, Message) ->
@@ -1595,14 +1671,7 @@ to_offline_stage(#w{ctx = Ctx, host = Host} = W, H, Message, Archived) ->
     W2 = put_pair(put_held(W1, H1), Bare, From, Pair#pair{
         rules = gb_sets:delete_any(Ord, Pair#pair.rules), unsent = gb_sets:add(Ord, Pair#pair.unsent)
     }),
-    H2 =
-        case H1#h.spooled of
-            undefined ->
-                journal(W#w.ctx, H1, El);
-            Handle ->
-                mod_amphora_spool:replace(Host, Bare, Handle, record_of(H1, El)),
-                H1
-        end,
+    H2 = at_stage(Ctx, H1, El),
     {W3, H3} = enter_storage(put_held(W2, H2), H2),
     W4 = admit(W3, H3),
     enqueue(W4, Bare, From).

@@ -39,7 +39,7 @@
 -type entry() :: #{key := binary(),        % unique for ever
                    bare := binary(),       % the user whose queue it is in
                    ord := number(),        % place in that queue
-                   stage := rules | offline | undelivered,
+                   stage := rules | offline | undelivered | turn,
                    stamp := binary(),      % XEP-0082, when the server received it
                    archived := boolean(),
                    from := binary(),
@@ -501,6 +501,7 @@ entry([Key, Bare, Ord, Stage, Stamp, Archived, From, Addressed, Xml]) ->
 
 stage(<<"rules">>) -> rules;
 stage(<<"undelivered">>) -> undelivered;
+stage(<<"turn">>) -> turn;
 stage(_) -> offline.
 
 %% The users of whom something is not in memory.

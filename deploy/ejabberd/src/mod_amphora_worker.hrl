@@ -11,7 +11,7 @@
     from_jid,
     %% the address that it came with
     to,
-    %% rules, offline, undelivered
+    %% rules, offline, undelivered; turn, in the spool alone: one that waits for its turn
     stage,
     stamp,
     bytes = 0,
@@ -47,7 +47,8 @@
 }).
 
 %% A message without rules that waits for its turn in the pair.
--record(f, {ord, message, since, bytes}).
+%% `kept`, if it is in the journal, is what it is known by there: an #h{} at stage turn.
+-record(f, {ord, message, since, bytes, kept}).
 
 %% A sender's full JID and a recipient's bare JID.
 -record(pair, {
