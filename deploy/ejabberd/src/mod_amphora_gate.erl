@@ -9,7 +9,8 @@
 %%%    of messages to one process does the rest.
 %%%  - A resumed session takes the state over from the process that it replaces. What that one still has in
 %%%    its mailbox it sends here, and the gate opens only when it is gone; what came here straight in the
-%%%    meantime is put behind that by its place in the order of arrival.
+%%%    meantime is put behind that by its place in the order of arrival. mod_stream_mgmt waits 15 s for the
+%%%    state: a process that gives it away later asks whether it was taken, and ends like any other if not.
 %%%  - A session that ends writes down, in its last handler, what was not acknowledged, what waits in the
 %%%    gate and what is in its mailbox of ours, and only then the server takes it out of its tables.
 %%% The acknowledgements are XEP-0198's, by position in the stream: each message of ours is noted with the
@@ -27,6 +28,7 @@
     c2s_copy_session/2,
     c2s_session_resumed/1,
     c2s_session_pending/1,
+    c2s_closed/2,
     c2s_self_presence/1,
     c2s_filter_send/1,
     c2s_handle_send/3,
@@ -49,7 +51,7 @@
 -define(COPY_MS, 60000).
 -define(COPY_LAST_MS, 24 * 60 * 60 * 1000).
 
-%% For so long a session that was resumed waits for the one that replaces it to have its name.
+%% For so long a session that was resumed waits for the one that replaces it to say that it does.
 -define(SUCCESSOR_MS, 5000).
 
 %% For so long the server's stop waits for sessions to end.
@@ -63,7 +65,8 @@
     %% number of the last reason to announce, and of the last hand-over that was done
     n = 0,
     done = 0,
-    %% open; closed: chat and normal messages wait; releasing: they are being written
+    %% open; closed: chat and normal messages wait; releasing: they are being written; gone: there is no
+    %% connection to write them to, and they wait for the end of the session
     gate = open,
     limited = false,
     priority,
@@ -92,6 +95,9 @@
     %% the processes that this one has replaced, while they are there: monitor -> pid; the gate is told to open
     replaced = #{},
     may_open = false,
+    %% the process that asked for this one's state, to resume the session; {took, Pid}: it has it; none: it did
+    %% not wait for it
+    heir,
     %% when the client read the archive, before it became available
     read,
     repeating = false
@@ -103,6 +109,8 @@ hooks(_Host) ->
         {c2s_copy_session, ?MODULE, c2s_copy_session, 50},
         {c2s_session_resumed, ?MODULE, c2s_session_resumed, 60},
         {c2s_session_pending, ?MODULE, c2s_session_pending, 60},
+        %% after mod_stream_mgmt (50), which stops there if the session may be resumed
+        {c2s_closed, ?MODULE, c2s_closed, 60},
         {c2s_self_presence, ?MODULE, c2s_self_presence, 40},
         %% before mod_client_state (75), so that what waits is not queued there
         {c2s_filter_send, ?MODULE, c2s_filter_send, 10},
@@ -135,7 +143,8 @@ renew(#{host := Host, seats := Seats}, LUser) ->
      || {_, Priority, Pid, Asleep} <- mod_amphora_facts:sessions(LUser, Host),
         is_integer(Priority),
         Priority >= 0,
-        {Id, Gate} <- seat_of(Seats, Pid)
+        {Id, Gate} <- seat_of(Seats, Pid),
+        Gate /= gone
     ],
     case Sessions of
         [] ->
@@ -339,7 +348,7 @@ c2s_copy_session(State, #{amphora := #g{id = Id} = G, sid := {_, Old}}) ->
     ets:insert(map_get(sessions, ctx(State)), {Id, self()}),
     Before = [Old | maps:values(G#g.replaced)],
     Replaced = maps:from_list([{erlang:monitor(process, Pid), Pid} || Pid <- Before]),
-    put_g(State, G#g{replaced = Replaced, may_open = false, repeating = false});
+    put_g(State, G#g{replaced = Replaced, may_open = false, repeating = false, heir = undefined});
 c2s_copy_session(State, _OldState) -> State.
 
 c2s_session_resumed(#{amphora := #g{} = G} = State) ->
@@ -372,6 +381,14 @@ c2s_session_pending(#{amphora := #g{}} = State0) ->
     end;
 c2s_session_pending(State) ->
     State.
+
+%% It has lost its connection, and is about to end. What it is still given goes back in order at its end, and
+%% nobody takes it for one that could be written to.
+c2s_closed(#{amphora := #g{}} = State, _Reason) -> gone(State);
+c2s_closed(State, _Reason) -> State.
+
+gone(#{amphora := #g{gate = gone}} = State) -> State;
+gone(#{amphora := #g{} = G} = State) -> put_g(State, set_gate(State, G, gone)).
 
 %% What others want to know of it: whether it sleeps, fetches for itself, and has read the archive.
 say_flags(#{jid := #jid{luser = U, lserver = S, lresource = R}} = State, #g{fetches = Fetches, read = Read}) ->
@@ -540,8 +557,14 @@ c2s_filter_send({#message{meta = #{amphora_written := _}}, _} = Acc) -> Acc;
 c2s_filter_send({#message{} = Message, #{amphora := #g{} = G} = State} = Acc) ->
     case {mod_amphora_xml:is_chat(Message), State} of
         {true, #{mgmt_state := resumed}} ->
-            send_on(G, State, {late, Message}),
-            {stop, {drop, State}};
+            case with_heir(State) of
+                #{amphora := #g{heir = none}} = State1 ->
+                    have(ctx(State1), Message),
+                    {stop, {drop, wait(Message, gone(State1))}};
+                State1 ->
+                    send_on(G, State1, {late, Message}),
+                    {stop, {drop, State1}}
+            end;
         {true, _} ->
             live(Message, G, State);
         {false, _} ->
@@ -574,7 +597,7 @@ live(Message, _G, State) ->
 wait(Message, #{amphora := #g{waiting_count = Count, waiting_bytes = Sum} = G} = State) ->
     #{opts := #{gate_messages := MaxCount, gate_bytes := MaxBytes}} = ctx(State),
     Bytes = erlang:external_size(Message),
-    case map_size(G#g.replaced) == 0 andalso (Count >= MaxCount orelse (Count > 0 andalso Sum + Bytes > MaxBytes)) of
+    case map_size(G#g.replaced) == 0 andalso G#g.gate /= gone andalso (Count >= MaxCount orelse (Count > 0 andalso Sum + Bytes > MaxBytes)) of
         true ->
             ?INFO_MSG("The gate of ~ts is full, its ~b messages are intercepted", [G#g.jid, Count]),
             [Pid ! {amphora_gate, empty} || {_, _, Pid, _} <- others(State)],
@@ -812,19 +835,25 @@ one_less(#{amphora := #g{batches = Batches} = G} = State, N) ->
             State
     end.
 
-%% The socket did not take it, and nobody will acknowledge it: an item stays with the node.
+%% The socket did not take it, and nobody will acknowledge it: an item stays with the node. The rest is older
+%% than all that waits here, and waits for the end of the session.
 never_sent(State, _Packet, {Kind, _}) when Kind == item; Kind == own ->
-    State;
+    gone(State);
 never_sent(State, #message{} = Message, What) ->
     Stamp =
         case What of
             {waited, At} -> At;
             live -> mod_amphora_xml:stamp()
         end,
-    lost(State, Message, Stamp),
-    State;
+    #{amphora := #g{waiting = Waiting, waiting_count = Count, waiting_bytes = Sum} = G} = State1 = gone(State),
+    Bytes = erlang:external_size(Message),
+    put_g(State1, G#g{
+        waiting = queue:in_r({xmpp:del_meta(Message, amphora_written), Bytes, Stamp}, Waiting),
+        waiting_count = Count + 1,
+        waiting_bytes = Sum + Bytes
+    });
 never_sent(State, _Packet, _What) ->
-    State.
+    gone(State).
 
 %%% ------------------------------------------------------------------ acknowledgements
 
@@ -1072,8 +1101,14 @@ has_unacknowledged(#g{items = Items}) -> lists:any(fun({Acked, _}) -> not Acked 
 
 %% To a process that was replaced: the one that replaced it is meant.
 c2s_handle_info(#{mgmt_state := resumed, amphora := #g{} = G} = State, {amphora_gate, What}) ->
-    send_on(G, State, What),
-    {stop, State};
+    case with_heir(State) of
+        #{amphora := #g{heir = none}} = State1 ->
+            send_back(State1, What),
+            {stop, State1};
+        State1 ->
+            send_on(G, State1, What),
+            {stop, State1}
+    end;
 c2s_handle_info(#{mgmt_state := resumed} = State, _Info) ->
     State;
 c2s_handle_info(#{amphora := #g{replaced = Replaced} = G} = State, {'DOWN', Ref, process, _, _}) when
@@ -1128,8 +1163,14 @@ on_info(renew_there, #{amphora := #g{id = Id, bare = Bare}} = State) ->
     State;
 on_info({write, Message, Worker}, State) ->
     #{key := Key} = xmpp:get_meta(Message, amphora),
-    Worker ! {amphora_written, Key},
-    ejabberd_c2s:send(State, Message);
+    case State of
+        #{amphora := #g{gate = gone}} ->
+            Worker ! {amphora_unwritten, Key},
+            State;
+        _ ->
+            Worker ! {amphora_written, Key},
+            ejabberd_c2s:send(State, Message)
+    end;
 on_info({where, Key, Who}, #{amphora := #g{settling = Settling} = G} = State) ->
     Where = where(Key, G),
     Who ! {amphora_where, Key, Where},
@@ -1164,24 +1205,30 @@ on_info(repeat, State) ->
 on_info(_What, State) ->
     State.
 
-%% The one that replaces this one takes its name as soon as it has the state.
-send_on(G, State, What) ->
-    case successor(G, State, ?SUCCESSOR_MS) of
-        none -> send_back(State, What);
-        Pid -> Pid ! {amphora_gate, What}
+%% Whether the one that asked for the state has it, which is asked once.
+with_heir(#{amphora := #g{heir = Pid, id = Id} = G} = State) when is_pid(Pid) ->
+    Took =
+        try
+            ejabberd_c2s:call(Pid, {amphora_took, Id}, ?SUCCESSOR_MS)
+        catch
+            %% it is gone: it had the name if anybody took that since
+            exit:_ -> ets:lookup(map_get(sessions, ctx(State)), Id) /= [{Id, self()}]
+        end,
+    case Took of
+        true -> put_g(State, G#g{heir = {took, Pid}});
+        false -> put_g(State, G#g{heir = none})
+    end;
+with_heir(State) ->
+    State.
+
+%% To whoever has the name by now.
+send_on(#g{id = Id}, #{amphora := #g{heir = Heir}} = State, What) ->
+    case {ets:lookup(map_get(sessions, ctx(State)), Id), Heir} of
+        {[{_, Pid}], _} when Pid /= self() -> Pid ! {amphora_gate, What};
+        {[{_, _}], {took, Pid}} -> Pid ! {amphora_gate, What};
+        _ -> send_back(State, What)
     end,
     ok.
-
-successor(#g{id = Id} = G, State, Left) ->
-    case ets:lookup(map_get(sessions, ctx(State)), Id) of
-        [{_, Pid}] when Pid /= self() ->
-            Pid;
-        [{_, _}] when Left > 0 ->
-            timer:sleep(1),
-            successor(G, State, Left - 1);
-        _ ->
-            none
-    end.
 
 %% It has ended already, or was never there.
 send_back(State, {late, Message}) -> lost(State, Message, mod_amphora_xml:stamp());
@@ -1250,39 +1297,56 @@ c2s_handle_call(State, Call, From) when
 ->
     ejabberd_c2s:reply(From, ok),
     {stop, State};
+c2s_handle_call(State, {amphora_took, Id}, From) ->
+    Took =
+        case State of
+            #{amphora := #g{id = Id}} -> true;
+            _ -> false
+        end,
+    ejabberd_c2s:reply(From, Took),
+    {stop, State};
+c2s_handle_call(#{amphora := #g{heir = undefined} = G, mgmt_queue := Queue} = State, {resume_session, _}, {Pid, _}) ->
+    %% mod_stream_mgmt empties it when it has given a copy away
+    put(amphora_unacknowledged, p1_queue:file_to_ram(Queue)),
+    put_g(State, G#g{heir = Pid});
 c2s_handle_call(State, _Request, _From) ->
     State.
 
 %%% ------------------------------------------------------------------ the end of a session
 
 c2s_terminated(#{amphora := #g{} = G, mgmt_state := resumed, lserver := Host} = State, _Reason) ->
-    case mod_amphora:loaded(Host) of
-        true ->
+    case mod_amphora:loaded(Host) andalso with_heir(State) of
+        #{amphora := #g{heir = none}} ->
+            ?INFO_MSG("~ts was asked for its state and could not give it in time", [G#g.jid]),
+            give_all_back(State#{mgmt_state => timeout, mgmt_queue => get(amphora_unacknowledged)});
+        #{} = State1 ->
             ets:delete(map_get(seats, ctx(State)), self()),
-            send_rest_on(G, State);
+            send_rest_on(G, State1);
         false ->
             ok
     end,
     State;
-c2s_terminated(#{amphora := #g{} = G, lserver := Host} = State, _Reason) ->
+c2s_terminated(#{amphora := #g{}, lserver := Host} = State, _Reason) ->
     case mod_amphora:loaded(Host) of
-        true ->
-            Ctx = ctx(State),
-            unregister_g(Ctx, G),
-            State1 = acknowledged(State, acked_position(State)),
-            {Unacked, State2} = take_queue(State1),
-            N = drain_hand_overs(undefined),
-            [lost(State2, M, Stamp) || {M, Stamp} <- Unacked],
-            State3 = stand_down(State2, N),
-            drain_writes(State3),
-            ets:delete(map_get(seats, Ctx), self()),
-            G#g.fetches andalso mod_amphora_queue:seat(Ctx, G#g.bare, {stored, G#g.bare}),
-            maps:remove(amphora, State3);
-        false ->
-            State
+        true -> give_all_back(State);
+        false -> State
     end;
 c2s_terminated(State, _Reason) ->
     State.
+
+give_all_back(#{amphora := G} = State) ->
+    Ctx = ctx(State),
+    mod_amphora_queue:session_ends(Ctx, G#g.bare),
+    unregister_g(Ctx, G),
+    State1 = acknowledged(State, acked_position(State)),
+    {Unacked, State2} = take_queue(State1),
+    N = drain_hand_overs(undefined),
+    [lost(State2, M, Stamp) || {M, Stamp} <- Unacked],
+    State3 = stand_down(State2, N),
+    drain_writes(State3),
+    ets:delete(map_get(seats, Ctx), self()),
+    G#g.fetches andalso mod_amphora_queue:seat(Ctx, G#g.bare, {stored, G#g.bare}),
+    maps:remove(amphora, State3).
 
 send_rest_on(G, State) ->
     receive

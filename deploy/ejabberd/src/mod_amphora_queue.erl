@@ -14,6 +14,9 @@
 %%%    anew before the pair counts as decided. Until then later messages of the pair wait here.
 %%%  - A session comes between a look at who is there and the routing: its gate is closed as long as
 %%%    anything of its user's is undecided (see mod_amphora_gate).
+%%%  - A session ends with messages in its mailbox, which its process routes once more when the server has
+%%%    forgotten the session: until that process is gone, what comes for its user waits for its turn here
+%%%    (session_ends/2), and what comes out of the mailbox goes before that.
 %%%  - Re-routing runs in the worker's own process, hooks included, so what comes to the storage of it is
 %%%    caught with its key.
 -module(mod_amphora_queue).
@@ -24,7 +27,7 @@
 -export([sm_receive_packet/1, offline_message/1, filter_packet/1, remove_user/2]).
 -export([hold_own/5, holds/3, undelivered/3, when_settled/3, route_own/1, held/1]).
 -export([options/1, remove_account/2, removal_done/2, links/2, peers/2, node_down/2]).
--export([seat/3, put_out/4, user/2, unsettled/2, release_user/2]).
+-export([seat/3, session_ends/2, put_out/4, user/2, unsettled/2, release_user/2]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 -include("logger.hrl").
@@ -49,7 +52,7 @@ sm_receive_packet(#message{meta = #{amphora := _}} = Message) ->
     Message;
 %% It was here before, and comes back out of the mailbox of a session that ended: older than what waits.
 sm_receive_packet(#message{meta = #{amphora_ord := _}} = Message) ->
-    Message;
+    xmpp:put_meta(Message, amphora_back, true);
 sm_receive_packet(#message{to = #jid{luser = <<>>}} = Message) ->
     Message;
 sm_receive_packet(#message{type = error, sub_els = Els} = Message) when Els /= [] ->
@@ -175,13 +178,19 @@ count_pair(Pairs, Bare, From, All, Open) ->
 follow_or_go_on(#{pairs := Pairs} = Ctx, Bare, From, Message) ->
     case ets:lookup(Pairs, {Bare, From}) of
         [{_, All, Open}] when All > 0 ->
-            case Open =< 0 andalso is_nobody_there(Message) of
+            case Open =< 0 andalso not is_one_ending(Ctx, Bare) andalso is_nobody_there(Message) of
                 true -> redirect_or_go_on(Ctx, Bare, Message);
                 false -> follow(Ctx, Bare, From, Message)
             end;
         _ ->
-            redirect_or_go_on(Ctx, Bare, Message)
+            case is_one_ending(Ctx, Bare) of
+                true -> follow(Ctx, Bare, From, Message);
+                false -> redirect_or_go_on(Ctx, Bare, Message)
+            end
     end.
+
+is_one_ending(#{counters := Counters, pairs := Pairs}, Bare) ->
+    atomics:get(Counters, 9) > 0 andalso ets:member(Pairs, {Bare, ending}).
 
 is_nobody_there(#message{to = #jid{luser = LUser, lserver = Host, lresource = LResource}}) ->
     not lists:any(
@@ -301,6 +310,9 @@ offline_message(Acc) ->
 %% What was written to a session before and comes back out of its process comes under its key.
 store(Ctx, #message{meta = #{amphora := #{key := Key, stamp := Stamp}}} = Message, Archived) ->
     undelivered(Ctx, Message, #{key => Key, stamp => Stamp, archived => Archived});
+%% It was in the mailbox of a session that ended: older than what waits for its turn.
+store(Ctx, #message{meta = #{amphora_back := true}} = Message, Archived) ->
+    undelivered(Ctx, Message, #{archived => Archived});
 store(Ctx, Message, Archived) ->
     for_storage(Ctx, Message, Archived, #h{}).
 
@@ -495,6 +507,17 @@ seat(Ctx, Bare, Message) ->
     end,
     ok.
 
+%% A session of the user's ends in this process. Returns when what is sent to him waits until the process is
+%% gone: what is in its mailbox by then is older.
+-spec session_ends(map(), binary()) -> ok.
+session_ends(Ctx, Bare) ->
+    {_, Worker} = mod_amphora:worker(Ctx, Bare),
+    try
+        gen_server:call(Worker, {session_ends, Bare, self()})
+    catch
+        exit:_ -> ok
+    end.
+
 %% Everything goes to the spool, and stays there until the module is started again.
 stop_all(Host, Why) ->
     [
@@ -514,6 +537,7 @@ init([Host, Index]) ->
     Ctx = mod_amphora:ctx(Host),
     W = #w{ctx = Ctx, host = Host, index = Index, name = element(Index + 1, map_get(workers, Ctx))},
     erlang:send_after(?SWEEP, self(), sweep),
+    forget_endings(Ctx, Index),
     self() ! restore,
     {ok, W}.
 
@@ -540,6 +564,8 @@ handle_call(sync, _From, W) ->
     {reply, ok, W, 0};
 handle_call({remove_account, Bare, Stamp}, _From, W) ->
     {reply, ok, do_remove_account(W, Bare, Stamp), 0};
+handle_call({session_ends, Bare, Pid}, _From, W) ->
+    {reply, ok, session_ending(W, Bare, Pid), 0};
 handle_call({stop_all, Why}, _From, W) ->
     {reply, ok, flush(spool_all(W#w{stopping = true}, Why)), 0};
 handle_call(_Request, _From, W) ->
@@ -597,6 +623,8 @@ on_info({amphora_peer_settled, Bare, Node, Ref}, W) -> mod_amphora_seats:peer_se
 on_info({amphora_links, Links}, W) -> pump(set_links(W, Links));
 on_info({amphora_peers, Nodes}, W) -> W#w{peers = Nodes};
 on_info({amphora_node_down, Node}, W) -> mod_amphora_seats:node_down(W, Node);
+on_info({'DOWN', Ref, process, _, _}, #w{endings = Endings} = W) when is_map_key(Ref, Endings) ->
+    pump(session_ended(W, Ref));
 on_info({'DOWN', Ref, process, _, _}, W) -> mod_amphora_seats:down(W, Ref);
 on_info(amphora_options, W) -> W#w{ctx = mod_amphora:ctx(W#w.host)};
 on_info(restore, W) -> handle_continue_restore(W);
@@ -1093,7 +1121,9 @@ add_follower(#w{followers = All} = W, Bare, From, F) ->
     W1 = put_pair(W, Bare, From, Pair#pair{followers = queue:in(F, Pair#pair.followers)}),
     run_followers(W1#w{followers = queue:in({Bare, From, F#f.ord, F#f.since}, All)}, Bare, From).
 
-%% Those with nothing undecided before them go on.
+%% Those with nothing undecided before them go on, and none while a session of their user's is ending.
+run_followers(#w{ending = Ending, stopping = false} = W, Bare, _From) when is_map_key(Bare, Ending) ->
+    W;
 run_followers(W, Bare, From) ->
     #pair{q = Q, followers = Followers} = pair(W, Bare, From),
     case queue:peek(Followers) of
@@ -1112,6 +1142,46 @@ waits_for_one(#w{held = Held} = W, {Ord, Key, Next}, Limit) when Ord < Limit ->
     Came < Limit orelse waits_for_one(W, gb_trees:next(Next), Limit);
 waits_for_one(_W, _, _Limit) ->
     false.
+
+session_ending(#w{ending = Ending, endings = Endings, ctx = #{pairs := Pairs, counters := Counters}} = W, Bare, Pid) ->
+    Count = maps:get(Bare, Ending, 0),
+    case Count of
+        0 ->
+            ets:insert(Pairs, {{Bare, ending}, 1, 1}),
+            atomics:add(Counters, 9, 1);
+        _ ->
+            ok
+    end,
+    Ref = erlang:monitor(process, Pid),
+    W#w{ending = maps:put(Bare, Count + 1, Ending), endings = maps:put(Ref, Bare, Endings)}.
+
+session_ended(#w{ending = Ending, endings = Endings, ctx = #{pairs := Pairs, counters := Counters}} = W, Ref) ->
+    {Bare, Rest} = maps:take(Ref, Endings),
+    case maps:get(Bare, Ending) of
+        1 ->
+            ets:delete(Pairs, {Bare, ending}),
+            atomics:sub(Counters, 9, 1),
+            W1 = W#w{ending = maps:remove(Bare, Ending), endings = Rest},
+            lists:foldl(
+                fun(From, Acc) -> advance(run_followers(Acc, Bare, From), Bare, From) end,
+                W1,
+                maps:keys((user(W1, Bare))#user.pairs)
+            );
+        Count ->
+            W#w{ending = maps:put(Bare, Count - 1, Ending), endings = Rest}
+    end.
+
+%% Those that an earlier process of this name waited for.
+forget_endings(#{pairs := Pairs, counters := Counters} = Ctx, Index) ->
+    [
+        begin
+            ets:delete(Pairs, Id),
+            atomics:sub(Counters, 9, 1)
+        end
+     || {{Bare, _} = Id, _, _} <- ets:match_object(Pairs, {{'_', ending}, '_', '_'}),
+        element(1, mod_amphora:worker(Ctx, Bare)) == Index
+    ],
+    ok.
 
 %% The first of the pair's followers goes on as if it had not waited. If it comes to the storage, it keeps
 %% its place.
@@ -1498,9 +1568,15 @@ take_verdict(W, #h{key = Key, bare = Bare, from = From} = H, What, El) ->
 
 %% Carries out what can be carried out, in the pair's order.
 advance(W, Bare, From) ->
-    case next_to_carry_out(W, pair(W, Bare, From)) of
-        none -> run_followers(W, Bare, From);
-        H -> advance(run_followers(carry_out(W, H), Bare, From), Bare, From)
+    #pair{followers = Followers} = Pair = pair(W, Bare, From),
+    case next_to_carry_out(W, Pair) of
+        none ->
+            run_followers(W, Bare, From);
+        H ->
+            case is_map_key(Bare, W#w.ending) andalso would_pass(H, Followers) of
+                true -> W;
+                false -> advance(run_followers(carry_out(W, H), Bare, From), Bare, From)
+            end
     end.
 
 next_to_carry_out(#w{held = Held}, #pair{q = Q, rules = Rules, followers = Followers}) ->

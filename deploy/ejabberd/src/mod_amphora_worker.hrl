@@ -130,6 +130,9 @@
     stopping = false,
     seats = #{},
     monitors = #{},
+    %% users of whom a session is ending, and in how many processes: bare -> number, monitor -> bare
+    ending = #{},
+    endings = #{},
     announcements = 0,
     to_announce = queue:new(),
     peers = []

@@ -40,6 +40,9 @@ class Ejabberd:
     kind = "ejabberd"
     #: What the log says when a component has connected.
     LINKED = "Accepted external component"
+    #: What it tells of a message that a session did not acknowledge, by its type, while another is
+    #: there; None: nothing, for an unknown type is normal, and goes to that one.
+    UNACKNOWLEDGED = {"headline": "service-unavailable", "other": None}
 
     def __init__(
         self,

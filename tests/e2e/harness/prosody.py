@@ -96,6 +96,9 @@ class Prosody:
     kind = "prosody"
     #: What the log says when a component has connected.
     LINKED = "successfully authenticated"
+    #: What it tells of a message that a session did not acknowledge, by its type, while another is
+    #: there.
+    UNACKNOWLEDGED = dict.fromkeys(("headline", "other"), "recipient-unavailable")
 
     def __init__(
         self,
