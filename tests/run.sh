@@ -87,7 +87,9 @@ step_lua() {
 # dialyzer's table of ejabberd and what it stands on, made once for each version; prints its path.
 make_plt() {
     local stamp plt ebins=()
-    mapfile -t ebins < <(ls -d /usr/lib/*/ejabberd-*/ebin /usr/lib/erlang/lib/p1_{utils,xml,xmpp,yconf}-*/ebin)
+    # Debian's folder of ejabberd has two names
+    mapfile -t ebins < <(readlink -f /usr/lib/*/ejabberd-*/ebin \
+        /usr/lib/erlang/lib/p1_{utils,xml,xmpp,yconf}-*/ebin | sort -u)
     stamp=$( (erl -noinput -eval 'io:put_chars(erlang:system_info(otp_release)), halt().' &&
         printf '%s\n' "${ebins[@]}") | sha256sum | cut -c 1-12)
     plt=$(cache_folder)/dialyzer-$stamp.plt
