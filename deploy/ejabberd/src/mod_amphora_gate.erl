@@ -616,7 +616,8 @@ live(Message, _G, State) ->
 wait(Message, #{amphora := #g{waiting_count = Count, waiting_bytes = Sum} = G} = State) ->
     #{opts := #{gate_messages := MaxCount, gate_bytes := MaxBytes}} = ctx(State),
     Bytes = erlang:external_size(Message),
-    case map_size(G#g.replaced) == 0 andalso G#g.gate /= gone andalso (Count >= MaxCount orelse (Count > 0 andalso Sum + Bytes > MaxBytes)) of
+    IsFull = Count >= MaxCount orelse (Count > 0 andalso Sum + Bytes > MaxBytes),
+    case IsFull andalso map_size(G#g.replaced) == 0 andalso G#g.gate /= gone of
         true ->
             ?INFO_MSG("The gate of ~ts is full, its ~b messages are intercepted", [G#g.jid, Count]),
             [Pid ! {amphora_gate, empty} || {_, _, Pid, _} <- others(State)],
@@ -901,6 +902,8 @@ never_sent(State, _Packet, _What) ->
 c2s_authenticated_packet(#{mgmt_state := resumed} = State, _Packet) ->
     State;
 c2s_authenticated_packet(#{amphora := #g{}, mgmt_stanzas_out := Sent} = State, #sm_a{h = H}) when H =< Sent ->
+    %% mod_stream_mgmt makes room in its queue only after this
+    has_room(State) orelse (self() ! {amphora_gate, write}),
     write_on(acknowledged(State, H));
 c2s_authenticated_packet(State, _Packet) ->
     State.
@@ -1219,6 +1222,8 @@ on_info({where, Key, Who}, #{amphora := #g{settling = Settling} = G} = State) ->
     end;
 on_info({own, Entries}, #{amphora := #g{out = Out} = G} = State) ->
     write_on(put_g(State, G#g{out = lists:foldl(fun(E, Q) -> queue:in({own, E}, Q) end, Out, Entries)}));
+on_info(write, State) ->
+    write_on(State);
 on_info(fetches, #{amphora := #g{} = G} = State) ->
     G1 = G#g{fetches = true},
     say_flags(State, G1),

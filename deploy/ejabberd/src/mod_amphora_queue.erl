@@ -1214,7 +1214,7 @@ go_on(#w{ctx = #{counters := Counters, pairs := Pairs} = Ctx} = W, Bare, From) -
                 forget_turn(W1, Bare, F),
                 W1;
             {Stored, Archived} ->
-                hold_captured(W1, Bare, Stored, F, #h{archived = Archived})
+                hold_captured(W1, Bare, Stored, F, #h{archived = Archived, stamp = F#f.stamp})
         end,
     count_pair(Pairs, Bare, From, -1, -1),
     W2.
@@ -1230,8 +1230,10 @@ hold_captured(#w{ctx = Ctx, index = Index, host = Host} = W, Bare, Message, #f{k
             undefined -> mod_amphora:new_key(Ctx, Index);
             _ -> Given
         end,
-    {El, IsArchived} = mod_amphora_facts:seal(Message, Bare, Key, H0#h.archived),
-    H = held_of(Ctx, Bare, Key, Message, El, offline, H0#h{archived = IsArchived, ord = Ord, spooled = F#f.spooled}),
+    {El, Sealed} = mod_amphora_facts:seal(Message, Bare, Key, H0#h.archived),
+    H1 = held_of(Ctx, Bare, Key, Message, El, offline, H0#h{ord = Ord, spooled = F#f.spooled}),
+    %% the archive has it only now, as in to_offline_stage/4
+    H = H1#h{archived = Sealed andalso not mod_amphora_facts:read_since(H1#h.luser, Host, H1#h.stamp)},
     case mod_amphora_facts:too_large(El, mod_amphora:opt(Host, max_stanza)) of
         true ->
             forget_turn(W, Bare, F),
