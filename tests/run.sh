@@ -6,18 +6,19 @@ usage() {
     cat <<'EOF'
 Usage: tests/run.sh [STEP] [PYTEST ARGUMENTS...]
 
-Without a step all of them but erlang run, in this order; the first that fails ends the run.
+Without a step all of them run, in this order; the first that fails ends the run.
 
   scripts   shellcheck over the scripts
   lua       luacheck over the interceptor for Prosody
-  lint      cargo fmt --check, cargo clippy with warnings as errors
-  unit      cargo test over the whole workspace
-  e2e       build the command, then pytest over tests/e2e: real Prosody, node and clients
   erlang    the interceptor for ejabberd: layout, compiled with warnings as errors,
             unit tests, dialyzer
+  lint      cargo fmt --check, cargo clippy with warnings as errors
+  unit      cargo test over the whole workspace
+  e2e       build the command, then pytest over tests/e2e: real servers, node and clients,
+            over Prosody and over ejabberd
 
-  tests/run.sh e2e --server ejabberd
-                                 over ejabberd instead (not all of them pass yet), or: both
+  tests/run.sh e2e --server prosody
+                                 over that server alone, or: ejabberd
   tests/run.sh e2e -k expiry     only the end-to-end tests whose names say so
   tests/run.sh e2e -x --pdb      any other arguments of pytest
 
@@ -86,7 +87,9 @@ step_lua() {
 # dialyzer's table of ejabberd and what it stands on, made once for each version; prints its path.
 make_plt() {
     local stamp plt ebins=()
-    mapfile -t ebins < <(ls -d /usr/lib/*/ejabberd-*/ebin /usr/lib/erlang/lib/p1_{utils,xml,xmpp,yconf}-*/ebin)
+    # Debian's folder of ejabberd has two names
+    mapfile -t ebins < <(readlink -f /usr/lib/*/ejabberd-*/ebin \
+        /usr/lib/erlang/lib/p1_{utils,xml,xmpp,yconf}-*/ebin | sort -u)
     stamp=$( (erl -noinput -eval 'io:put_chars(erlang:system_info(otp_release)), halt().' &&
         printf '%s\n' "${ebins[@]}") | sha256sum | cut -c 1-12)
     plt=$(cache_folder)/dialyzer-$stamp.plt
@@ -215,10 +218,15 @@ make_gloox() {
 
 step_e2e() {
     local python gloox
+    case " $* " in
+        *" --server"[\ =]*) ;;
+        *) set -- --server both "$@" ;;
+    esac
     need_prosody
     need_prosody_modules
     case " $* " in
-        *" --server ejabberd "* | *" --server both "* | *" --server="[be]*)
+        *" --server prosody "* | *" --server=prosody "*) ;;
+        *)
             need_ejabberd
             # what ejabberd stores with in PostgreSQL
             [ -d /usr/share/doc/erlang-p1-pgsql ] || apt_install erlang-p1-pgsql
@@ -248,7 +256,7 @@ case ${1:-all} in
         ;;
     all)
         [ $# -eq 0 ] || shift
-        for step in scripts lua lint unit; do
+        for step in scripts lua erlang lint unit; do
             "step_$step"
         done
         step_e2e "$@"

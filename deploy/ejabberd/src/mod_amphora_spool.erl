@@ -2,7 +2,7 @@
 %%%
 %%% One process per virtual host, under the host's supervisor. What it says about users is read from
 %%% tables, without a call. A record is a map:
-%%%   key, stage (rules, offline or undelivered), ord (its place in the order of arrival, a number),
+%%%   key, stage (rules, turn, offline or undelivered), ord (its place in the order of arrival, a number),
 %%%   stamp, archived (boolean), from, addressed (JIDs as text), el (the message, #xmlel{})
 %%% A handle names one writing of a record's key: what is said of it does not count for a later one.
 %%%

@@ -39,7 +39,7 @@
 -type entry() :: #{key := binary(),        % unique for ever
                    bare := binary(),       % the user whose queue it is in
                    ord := number(),        % place in that queue
-                   stage := rules | offline | undelivered,
+                   stage := rules | turn | offline | undelivered,
                    stamp := binary(),      % XEP-0082, when the server received it
                    archived := boolean(),
                    from := binary(),
@@ -500,6 +500,7 @@ entry([Key, Bare, Ord, Stage, Stamp, Archived, From, Addressed, Xml]) ->
       addressed => unescape(Addressed), xml => unescape(Xml)}.
 
 stage(<<"rules">>) -> rules;
+stage(<<"turn">>) -> turn;
 stage(<<"undelivered">>) -> undelivered;
 stage(_) -> offline.
 

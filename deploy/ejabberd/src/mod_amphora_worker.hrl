@@ -46,8 +46,9 @@
     voided = 0
 }).
 
-%% A message without rules that waits for its turn in the pair.
--record(f, {ord, message, since, bytes}).
+%% A message without rules that waits for its turn in the pair. In the spool, under `key`, it has the stage
+%% `turn`: if it comes to be held itself, that takes its place there.
+-record(f, {ord, message, since, bytes, key, stamp, spooled}).
 
 %% A sender's full JID and a recipient's bare JID.
 -record(pair, {
@@ -137,5 +138,8 @@
     %% component -> how many are announced and not answered at all; who is to be announced
     announcements = #{},
     to_announce = #{},
+    %% users of whom a session is ending, and in how many processes: bare -> number, monitor -> bare
+    ending = #{},
+    endings = #{},
     peers = []
 }).
