@@ -1994,8 +1994,11 @@ old_followers(#w{followers = All, ctx = #{opts := #{hold := Hold}}} = W, Now) ->
                 {value, #f{ord = Ord}} when Now - Since >= Hold ->
                     W1 = go_on(W#w{followers = queue:drop(All)}, Bare, From),
                     old_followers(advance(W1, Bare, From), Now);
-                {value, #f{ord = First}} when First =< Ord ->
+                {value, #f{ord = Ord}} ->
                     W;
+                {value, #f{ord = First}} when First < Ord ->
+                    %% one out of the spool, which came later, is before it
+                    old_followers(W#w{followers = queue:in(queue:get(All), queue:drop(All))}, Now);
                 _ ->
                     old_followers(W#w{followers = queue:drop(All)}, Now)
             end;
