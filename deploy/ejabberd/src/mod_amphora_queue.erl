@@ -43,7 +43,8 @@
 -define(RETRY_LAST, 30000).
 
 start_link(Host, Index) ->
-    gen_server:start_link({local, mod_amphora_sup:worker_name(Host, Index)}, ?MODULE, [Host, Index], []).
+    Options = [{spawn_opt, [{min_heap_size, 65536}]}],
+    gen_server:start_link({local, mod_amphora_sup:worker_name(Host, Index)}, ?MODULE, [Host, Index], Options).
 
 %%% ------------------------------------------------------------------ hooks, in the routing process
 
@@ -1269,7 +1270,8 @@ send(#w{host = Host, ctx = Ctx} = W, #link{id = {_, Component}, gen = Gen}, #h{b
     W2 = put_pair(W1, Bare, From, Pair#pair{
         unsent = gb_sets:delete_any(H2#h.ord, Pair#pair.unsent), last = later({H2#h.ord, H2#h.key}, Pair#pair.last)
     }),
-    put_out(W2#w{out_count = W2#w.out_count + 1, out_now = W2#w.out_now orelse is_outside(H2)}, {Component, Gen}, El, H2#h.bytes).
+    W3 = W2#w{out_count = W2#w.out_count + 1, out_now = W2#w.out_now orelse is_outside(H2)},
+    put_out(W3, {Component, Gen}, El, H2#h.bytes).
 
 later(Sent, undefined) -> Sent;
 later(Sent, Last) -> max(Sent, Last).

@@ -129,7 +129,7 @@ written(Host) ->
     end.
 
 prepared(Host, Bare, Gen, #{el := El} = Record) ->
-    Entry = Record#{bare => Bare, gen => Gen, xml => fxml:element_to_binary(El)},
+    Entry = (maps:remove(el, Record))#{bare => Bare, gen => Gen, xml => fxml:element_to_binary(El)},
     ?STORE:prepare(Entry, element(5, shared(Host))).
 
 %% The user's next record, by ord.
