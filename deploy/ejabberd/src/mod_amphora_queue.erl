@@ -38,12 +38,16 @@
 -define(SWEEP, 250).
 %% Of elements for a node in one message.
 -define(BATCH_BYTES, 64 * 1024).
+%% Milliseconds that an intercept waits for others while some are unanswered: each stanza costs the server
+%% and the node more than the element in it.
+-define(LINGER, 4).
 %% A pair pauses for so long after retry: doubled each time.
 -define(RETRY_FIRST, 250).
 -define(RETRY_LAST, 30000).
 
 start_link(Host, Index) ->
-    gen_server:start_link({local, mod_amphora_sup:worker_name(Host, Index)}, ?MODULE, [Host, Index], []).
+    Options = [{spawn_opt, [{min_heap_size, 65536}]}],
+    gen_server:start_link({local, mod_amphora_sup:worker_name(Host, Index)}, ?MODULE, [Host, Index], Options).
 
 %%% ------------------------------------------------------------------ hooks, in the routing process
 
@@ -144,7 +148,7 @@ journal(_Ctx, H, _El) ->
 append(#{host := Host, opts := #{spool_limit := Limit}}, Bare, Record) ->
     case mod_amphora_spool:status(Host) of
         #{failing := false, size := Size} when Size < Limit ->
-            try mod_amphora_spool:append(Host, Bare, Record) of
+            try mod_amphora_journal:append(Host, Bare, Record) of
                 {ok, Handle} -> Handle;
                 {error, _} -> undefined
             catch
@@ -382,16 +386,20 @@ is_silent(#{host := Host} = Ctx, #h{has_rules = true, luser = LUser, from_jid = 
 is_silent(_Ctx, _H) ->
     false.
 
+filter_packet(Packet) ->
+    mod_amphora_journal:routes(Packet),
+    filter(Packet).
+
 %% What the server answers to a message that goes on: nothing, if that is in silence; and without what the
 %% sender wrote.
-filter_packet(#message{type = error, meta = #{amphora := #{silent := true}}}) ->
+filter(#message{type = error, meta = #{amphora := #{silent := true}}}) ->
     drop;
 %% of one that was sent on in silence
-filter_packet(#message{type = error, meta = #{amphora_silent := true}}) ->
+filter(#message{type = error, meta = #{amphora_silent := true}}) ->
     drop;
-filter_packet(#message{type = error, meta = #{amphora := #{key := _}}, sub_els = Els} = Message) ->
+filter(#message{type = error, meta = #{amphora := #{key := _}}, sub_els = Els} = Message) ->
     Message#message{body = [], subject = [], thread = undefined, sub_els = [E || #stanza_error{} = E <- Els]};
-filter_packet(Packet) ->
+filter(Packet) ->
     Packet.
 
 remove_user(User, Server) ->
@@ -605,7 +613,7 @@ handle_call({remove_account, Bare, Stamp}, _From, W) ->
 handle_call({session_ends, Bare, Pid}, _From, W) ->
     {reply, ok, session_ending(W, Bare, Pid), 0};
 handle_call({stop_all, Why}, _From, W) ->
-    {reply, ok, flush(spool_all(W#w{stopping = true}, Why)), 0};
+    {reply, ok, cross_out(flush(spool_all(W#w{stopping = true}, Why))), 0};
 handle_call(_Request, _From, W) ->
     {reply, ok, W, 0}.
 
@@ -636,7 +644,8 @@ handle_info(Message, W) ->
     end.
 
 %% The mailbox is empty: what one turn brought goes out together.
-on_info(timeout, W) -> flush(pump(W));
+on_info(timeout, W) -> flush_or_linger(cross_out(pump(W)));
+on_info(amphora_flush, W) -> flush(W#w{lingers = false});
 on_info({amphora_hold, H}, W) -> pump(take_in(W, H));
 on_info({amphora_follow, Bare, From, F}, W) -> add_follower(W, Bare, From, F);
 on_info({amphora_verdicts, Component, Gen, Verdicts}, W) -> pump(verdicts(W, {Component, Gen}, Verdicts));
@@ -718,19 +727,25 @@ release_user(#w{users = Users} = W, Bare) ->
             W
     end.
 
-pair(W, Bare, From) ->
-    #user{pairs = Pairs} = user(W, Bare),
-    maps:get(From, Pairs, #pair{}).
+pair(#w{users = Users}, Bare, From) ->
+    case Users of
+        #{Bare := #user{pairs = #{From := Pair}}} -> Pair;
+        _ -> #pair{}
+    end.
 
-put_pair(W, Bare, From, #pair{q = Q, followers = Followers} = Pair) ->
-    #user{pairs = Pairs} = User = user(W, Bare),
+put_pair(W, Bare, From, Pair) -> put_pair(W, user(W, Bare), Bare, From, Pair).
+
+put_pair(W, #user{pairs = Pairs} = User, Bare, From, #pair{q = Q, followers = Followers} = Pair) ->
     case gb_trees:is_empty(Q) andalso queue:is_empty(Followers) of
         true ->
             W1 = put_user(W, User#user{pairs = maps:remove(From, Pairs)}),
-            release_user(W1#w{paused = maps:remove({Bare, From}, W1#w.paused)}, Bare);
+            release_user(unpause(W1, {Bare, From}), Bare);
         false ->
-            put_user(W, User#user{pairs = maps:put(From, Pair, Pairs)})
+            put_user(W, User#user{pairs = Pairs#{From => Pair}})
     end.
+
+unpause(#w{paused = Paused} = W, Id) when is_map_key(Id, Paused) -> W#w{paused = maps:remove(Id, Paused)};
+unpause(W, _Id) -> W.
 
 put_held(#w{held = Held} = W, #h{key = Key} = H) -> W#w{held = maps:put(Key, H, Held)}.
 
@@ -817,19 +832,18 @@ leave(#w{ctx = #{held := Held, counters := Counters, foreign := Foreign} = Ctx} 
     H = maps:get(Key, W0#w.held),
     #h{bare = Bare, from = From, ord = Ord, seq = Seq, bytes = Bytes} = H,
     Pair = pair(W0, Bare, From),
-    User = user(W0, Bare),
-    W1 =
+    User0 = user(W0, Bare),
+    User =
         case Seq of
-            undefined -> W0;
-            _ -> put_user(W0, User#user{storage = gb_sets:delete_any({Seq, Key}, User#user.storage)})
+            undefined -> User0;
+            _ -> User0#user{storage = gb_sets:delete_any({Seq, Key}, User0#user.storage)}
         end,
     ets:delete(Held, Key),
     ets:delete(Foreign, Key),
     atomics:sub(Counters, 3, 1),
     atomics:sub(Counters, 4, Bytes),
     count_pair(Ctx, H, -1),
-    W2 = W1#w{held = maps:remove(Key, W1#w.held)},
-    put_pair(W2, Bare, From, Pair#pair{
+    put_pair(W0#w{held = maps:remove(Key, W0#w.held)}, User, Bare, From, Pair#pair{
         q = gb_trees:delete_any(Ord, Pair#pair.q),
         unsent = gb_sets:delete_any(Ord, Pair#pair.unsent),
         rules = gb_sets:delete_any(Ord, Pair#pair.rules)
@@ -1442,30 +1456,38 @@ send(#w{host = Host, ctx = Ctx} = W, #link{id = {_, Component}, gen = Gen}, #h{b
         },
         H2
     ),
-    W2 = put_pair(W1, Bare, From, Pair#pair{unsent = gb_sets:delete_any(H2#h.ord, Pair#pair.unsent)}),
-    put_out(W2, {Component, Gen}, El, H2#h.bytes).
+    W2 = put_pair(W1, Bare, From, Pair#pair{
+        unsent = gb_sets:delete_any(H2#h.ord, Pair#pair.unsent), last = later({H2#h.ord, H2#h.key}, Pair#pair.last)
+    }),
+    W3 = W2#w{out_count = W2#w.out_count + 1, out_now = W2#w.out_now orelse is_outside(H2)},
+    put_out(W3, {Component, Gen}, El, H2#h.bytes).
 
-%% The key of the one before it in the pair, if that is undecided.
-before(#pair{q = Q}, Ord) ->
-    case gb_trees:size(Q) of
-        1 ->
+later(Sent, undefined) -> Sent;
+later(Sent, Last) -> max(Sent, Last).
+
+%% The key of the one before it in the pair, if that is undecided. That is the last one sent, while that is
+%% held and all before this one were sent: they are not looked through then.
+before(#pair{q = Q, unsent = Unsent, last = Last}, Ord) ->
+    case gb_trees:smallest(Q) of
+        {Ord, _} ->
             [];
         _ ->
-            case gb_trees:smallest(Q) of
-                {Ord, _} -> [];
-                _ -> largest_below(Ord, Q)
+            case Last of
+                {Before, Key} when Before < Ord ->
+                    case gb_trees:is_defined(Before, Q) andalso not is_unsent_before(Ord, Unsent) of
+                        true -> [Key];
+                        false -> largest_below(Ord, gb_trees:iterator(Q), [])
+                    end;
+                _ ->
+                    largest_below(Ord, gb_trees:iterator(Q), [])
             end
     end.
 
-largest_below(Ord, Q) ->
-    case gb_trees:largest(Q) of
-        {Last, Key} when Last < Ord -> [Key];
-        _ -> largest_below_node(Ord, gb_trees:iterator(Q), [])
-    end.
+is_unsent_before(Ord, Unsent) -> not gb_sets:is_empty(Unsent) andalso gb_sets:smallest(Unsent) < Ord.
 
-largest_below_node(Ord, Iterator, Best) ->
+largest_below(Ord, Iterator, Best) ->
     case gb_trees:next(Iterator) of
-        {Other, Key, Next} when Other < Ord -> largest_below_node(Ord, Next, [Key]);
+        {Other, Key, Next} when Other < Ord -> largest_below(Ord, Next, [Key]);
         _ -> Best
     end.
 
@@ -1541,9 +1563,23 @@ session_element(Resource, Priority, Asleep) ->
 
 %% Elements for a node are collected, for a stanza costs more than an element in one.
 put_out(W, #link{id = {_, Component}, gen = Gen}, El, Bytes) ->
-    put_out(W, {Component, Gen}, El, Bytes);
+    put_out(W#w{out_now = true}, {Component, Gen}, El, Bytes);
 put_out(#w{out = Out, out_bytes = Sum} = W, To, El, Bytes) ->
     W#w{out = maps:update_with(To, fun(L) -> [El | L] end, [El], Out), out_bytes = Sum + Bytes}.
+
+flush_or_linger(#w{out_bytes = 0} = W) ->
+    W;
+flush_or_linger(#w{out_now = Now, out_count = Count, flight = Flight, lingers = Lingers} = W) ->
+    Unanswered = maps:fold(fun(_, {N, _}, Sum) -> Sum + N end, 0, Flight),
+    case Now orelse Unanswered =< Count of
+        true ->
+            flush(W);
+        false when Lingers ->
+            W;
+        false ->
+            erlang:send_after(?LINGER, self(), amphora_flush),
+            W#w{lingers = true}
+    end.
 
 flush(#w{out_bytes = 0} = W) ->
     W;
@@ -1557,7 +1593,7 @@ flush(#w{out = Out, ctx = Ctx} = W) ->
         end,
         Out
     ),
-    W#w{out = #{}, out_bytes = 0}.
+    W#w{out = #{}, out_bytes = 0, out_count = 0, out_now = false}.
 
 %% It is in the window no more.
 answered(#w{flight = Flight} = W, #h{key = Key, outstanding = true, gen = {Component, _}, bytes = Bytes} = H) ->
@@ -1704,12 +1740,21 @@ ask_again(W, #h{bare = Bare, from = From} = H) ->
     end.
 
 finish(#w{host = Host} = W, H, Outcome) ->
-    unspool(W, H),
     [
         mod_amphora_broadcast:settled(Host, H#h.key, outcome(Outcome))
      || H#h.settle
     ],
-    leave(W, H).
+    leave(crossed(W, H), H).
+
+%% The spool need not keep it: said of several at a time.
+crossed(W, #h{spooled = undefined}) -> W;
+crossed(#w{crossed = Crossed} = W, #h{spooled = Handle}) -> W#w{crossed = [Handle | Crossed]}.
+
+cross_out(#w{crossed = []} = W) ->
+    W;
+cross_out(#w{crossed = Crossed, host = Host} = W) ->
+    mod_amphora_spool:delete_all(Host, lists:reverse(Crossed)),
+    W#w{crossed = []}.
 
 outcome(<<"deliver">>) -> <<"delivered">>;
 outcome(Outcome) -> Outcome.
@@ -1860,6 +1905,7 @@ pause_from(W, #h{bare = Bare, from = From, ord = Ord} = H) ->
                 undefined -> Ord;
                 Earlier -> min(Earlier, Ord)
             end,
+        last = undefined,
         unsent = gb_sets:union(Pair#pair.unsent, gb_sets:from_list(Orders))
     }),
     W2#w{paused = maps:put({Bare, From}, Resume, W2#w.paused)}.
@@ -1936,7 +1982,8 @@ relink_pair(W, Bare, From, true) ->
     ),
     Unsent = [O || {O, K} <- gb_trees:to_list(Pair#pair.q), (maps:get(K, W1#w.held))#h.writing == undefined],
     Pair1 = Pair#pair{
-        queued = false, tries = 0, resume_at = undefined, paused_from = undefined, unsent = gb_sets:from_list(Unsent)
+        queued = false, tries = 0, resume_at = undefined, paused_from = undefined, last = undefined,
+        unsent = gb_sets:from_list(Unsent)
     },
     W2 = put_pair(W1#w{paused = maps:remove({Bare, From}, W1#w.paused)}, Bare, From, Pair1),
     enqueue(urgent_of(W2, Pair1), Bare, From).

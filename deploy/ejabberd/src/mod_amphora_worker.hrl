@@ -57,6 +57,8 @@
     %% ord of those to be sent, and of those at stage rules
     unsent = gb_sets:new(),
     rules = gb_sets:new(),
+    %% {Ord, Key} of the last one that was ever sent, since the pair began anew
+    last,
     followers = queue:new(),
     queued = false,
     busy = false,
@@ -125,6 +127,12 @@
     %% component -> elements for it, last first
     out = #{},
     out_bytes = 0,
+    %% how many of them are intercepts; something is among them that is not to wait for more; a timer runs
+    out_count = 0,
+    out_now = false,
+    lingers = false,
+    %% handles of the spool that are of no use any more
+    crossed = [],
     %% component -> {intercepts, bytes} that are unanswered
     flight = #{},
     in_flight = queue:new(),
