@@ -68,6 +68,13 @@ function facts.write_together(session)
 	return conn;
 end
 
+-- Gives what was written to the socket now, as much as it takes, and not at the end of the turn.
+function facts.flush(conn)
+	if by_epoll and conn and conn.writebuffer and not conn._writing and not conn._write_lock then
+		conn:onwritable();
+	end
+end
+
 -- ------------------------------------------------------------------------------ rights
 
 -- mod_blocklist keeps its lists to itself, so this is a second view of the same store. It is

@@ -215,7 +215,7 @@ return function (ctx)
 	end
 
 	function write_on(seat)
-		if seat.writing or seat.over then return; end
+		if seat.writing or seat.closing then return; end
 		seat.writing = true;
 		if seat.at_once ~= seat.session.conn and not seat.out:empty() then
 			seat.at_once = seat.session.conn;
@@ -861,9 +861,13 @@ return function (ctx)
 		end
 	end, -1000);
 
+	-- What is written by now goes out before the stream's end, so the client gets it. It is given
+	-- to the socket here, for nothing tells of it once the connection closes.
 	module:hook("pre-session-close", function (event)
 		local seat = by_session[event.session];
-		if seat then seat.closing = true; end
+		if not seat then return; end
+		seat.closing = true;
+		if not seat.wire:empty() then facts.flush(event.session.conn); end
 	end);
 
 	module:hook("delivery/failure", failed, 10);

@@ -1,7 +1,9 @@
 //! Handing stored messages over: in order, in batches, deleted only when taken
 //! (sections 3 and 4 of the intercept protocol).
 
+use std::iter::Peekable;
 use std::sync::Arc;
+use std::vec::IntoIter;
 
 use crate::store::{Outcome, PageLimit, StoreError, StoredMessage, Write};
 use crate::time::Timestamp;
@@ -14,6 +16,10 @@ use super::recipient::{Held, OpenBatches, Recipient, Session};
 
 /// Items a batch.
 pub(super) const BATCH_ITEMS: usize = 50;
+
+/// Batches that are read at a time, at the most: a page costs a database server about a
+/// millisecond, however few rows it has.
+const PAGE_BATCHES: usize = 4;
 
 /// Bytes that the wrapping of one item in a hand-over adds to its stanza, at the most: the
 /// envelope of the message and of the item.
@@ -89,10 +95,11 @@ impl Machine {
         let Some(session) = recipient.draining() else {
             return;
         };
-        if !session.batches.has_room() {
+        let batches = session.batches.worth_reading().min(PAGE_BATCHES);
+        if batches == 0 {
             return;
         }
-        let limit = PageLimit { rows: BATCH_ITEMS, bytes: session.batch_bytes };
+        let limit = PageLimit { rows: batches * BATCH_ITEMS, bytes: batches * session.batch_bytes };
         let after = session.cursor;
         recipient.reading = Some((session.id.clone(), after));
         self.effects.push(Effect::ReadPage { user: user.clone(), after, limit });
@@ -131,33 +138,63 @@ impl Machine {
     }
 
     fn page_for(&mut self, now: Timestamp, user: &Bare, reader: &str, rows: Vec<StoredMessage>) {
-        let Some(recipient) = self.recipients.get_mut(user) else {
-            return;
-        };
-        let Some(last) = rows.last().map(|row| row.id) else {
+        if rows.is_empty() {
             self.page_was_empty(user, reader);
+            return;
+        }
+        let mut rows = rows.into_iter().peekable();
+        while let Some(batch) = self.next_rows(user, reader, &mut rows) {
+            self.batch_for(now, user, reader, batch);
+        }
+        // What is left, if anything, is read again when there is room for it.
+        if let Some(recipient) = self.recipients.get_mut(user) {
+            recipient.page_read();
+        }
+        self.pump(user);
+    }
+
+    /// The rows of the next batch, if there are any and the session may have it.
+    fn next_rows(
+        &mut self,
+        user: &Bare,
+        reader: &str,
+        rows: &mut Peekable<IntoIter<StoredMessage>>,
+    ) -> Option<Vec<StoredMessage>> {
+        let session = self.recipients.get_mut(user)?.session(reader)?;
+        if !session.batches.has_room() {
+            return None;
+        }
+        let mut bytes = 0;
+        let mut batch = Vec::new();
+        while let Some(row) = rows.next_if(|row| {
+            bytes += row.stanza.len();
+            batch.is_empty() || (batch.len() < BATCH_ITEMS && bytes <= session.batch_bytes)
+        }) {
+            session.cursor = row.id;
+            batch.push(row);
+        }
+        (!batch.is_empty()).then_some(batch)
+    }
+
+    fn batch_for(&mut self, now: Timestamp, user: &Bare, reader: &str, rows: Vec<StoredMessage>) {
+        let Some(recipient) = self.recipients.get_mut(user) else {
             return;
         };
         let Some(session) = recipient.session(reader) else {
             return;
         };
-        session.cursor = last;
         let wants = Wants { archive: session.archive, stanza_bytes: 2 * session.batch_bytes };
         let sorted = sort(recipient, reader, wants, now, rows);
         for (id, bytes) in sorted.oversized {
             self.effects.push(Effect::Oversized { user: user.clone(), id, bytes });
         }
         self.hand_over(user, reader, sorted.items);
-        if let Some(recipient) = self.recipients.get_mut(user) {
-            recipient.page_read();
-        }
         if !sorted.in_archive.is_empty() {
             self.delete(user.clone(), sorted.in_archive, None);
         }
         for row in sorted.expired {
             self.expire(user, row, false);
         }
-        self.pump(user);
     }
 
     /// Nothing is left after the session's cursor.

@@ -43,6 +43,13 @@ impl OpenBatches {
         self.numbers.len() < self.most
     }
 
+    /// How many more may be sent, once that is half of what may be open: several are read at a
+    /// time, while the rest are on their way. Before that, zero.
+    pub fn worth_reading(&self) -> usize {
+        let room = self.most.saturating_sub(self.numbers.len());
+        if 2 * room >= self.most { room } else { 0 }
+    }
+
     /// One is sent.
     pub fn push(&mut self, batch: u64) {
         self.numbers.push(batch);

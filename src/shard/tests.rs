@@ -640,24 +640,42 @@ fn stored_messages_are_handed_over_in_order_and_deleted_when_taken() {
 #[test]
 fn i6_a_session_has_two_batches_under_way_and_one_more_for_each_that_it_takes() {
     let mut h = History::new();
-    h.available("s", 1);
-    let (mut id, mut batch, mut taken) = (0, 0, 0);
+    assert_eq!(h.available("s", 1), ["read bob@h after 0"]);
+    let (mut sent, mut taken) = (0, 0);
     let mut under_way = Vec::new();
     for _ in 0..9 {
-        // as many pages as it may have; the last one brings no further reading with it
+        // more than it may have: what is beyond that is read again
+        let page: Vec<u32> = (sent * 50 + 1..=sent * 50 + 500).collect();
+        let effects = h.page(&page);
+        assert!(effects.iter().all(|effect| effect.starts_with("1: batch ")), "{effects:?}");
+        sent += effects.len() as u32;
+        under_way.push(sent - taken);
+        let read = format!("read bob@h after {}", sent * 50);
         loop {
-            (id, batch) = (id + 1, batch + 1);
-            if h.page(&[id]).len() == 1 {
+            taken += 1;
+            let effects = h.taken("s", u64::from(taken), &[taken], false);
+            assert_eq!(h.taken("s", u64::from(taken), &[], false).len(), 1, "again");
+            if effects.contains(&read) {
                 break;
             }
         }
-        under_way.push(batch - taken);
-        taken += 1;
-        let read = format!("read bob@h after {id}");
-        assert!(h.taken("s", taken, &[taken as u32], false).contains(&read));
-        assert_eq!(h.taken("s", taken, &[], false), [format!("1: deleted s {taken}")], "again");
     }
-    assert_eq!(under_way, [2, 3, 4, 5, 6, 7, 8, 8, 8]);
+    // Once half of what it may have is free, that much is read.
+    assert_eq!(under_way, [2, 3, 4, 6, 8, 8, 8, 8, 8]);
+}
+
+#[test]
+fn a_page_of_several_batches_is_cut_by_rows_and_by_bytes() {
+    let mut h = History::new();
+    h.available("s", 1);
+    let large = |id| StoredMessage { stanza: vec![b' '; 2_001].into(), ..row(id) };
+    assert_eq!(
+        h.rows(vec![large(1), large(2), large(3)]),
+        ["1: batch 1 to s: 1", "1: batch 2 to s: 2"]
+    );
+    let read = h.taken("s", 1, &[1], false);
+    assert_eq!(read, ["#1 delete 1", "read bob@h after 2"], "the third had no room");
+    assert_eq!(h.rows(vec![large(3), row(4)]), ["1: batch 3 to s: 3 4"]);
 }
 
 #[test]
