@@ -55,8 +55,9 @@ check_compose() {
     mkdir -p "$work/prosody/certs"
     sed "s#/run/secrets#$secrets#g; s#\"/var/lib/prosody\"#\"$work/prosody\"#" \
         deploy/compose/prosody/prosody.cfg.lua >"$work/prosody/prosody.cfg.lua"
-    # a certificate that can't be loaded is an error in its log alone
-    if ! prosodyctl --config "$work/prosody/prosody.cfg.lua" check config >"$work/prosodyctl" 2>&1 ||
+    # --root: its own user may not read the secrets of ours; a certificate that can't be loaded is an
+    # error in its log alone
+    if ! prosodyctl --root --config "$work/prosody/prosody.cfg.lua" check config >"$work/prosodyctl" 2>&1 ||
         grep -q 'error' "$work/prosodyctl"; then
         die "prosody.cfg.lua" "$(cat "$work/prosodyctl")"
     fi
