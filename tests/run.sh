@@ -14,6 +14,8 @@ Without a step all of them run, in this order; the first that fails ends the run
             unit tests, dialyzer
   lint      cargo fmt --check, cargo clippy with warnings as errors
   unit      cargo test over the whole workspace
+  deploy    the linters of systemd, Compose, Docker and Kubernetes over deploy/, and its settings by
+            `amphora check-config`
   e2e       build the command, then pytest over tests/e2e: real servers, node and clients,
             over Prosody and over ejabberd
 
@@ -26,7 +28,7 @@ Environment:
   CARGO_TARGET_DIR   where cargo builds (default: cargo's own, ./target)
   AMPHORA_CACHE      where the Python environment, a client in C++ and dialyzer's table are kept
                      (default: ~/.cache/amphora)
-  AMPHORA_BIN        a command to test instead of building one (e2e)
+  AMPHORA_BIN        a command to test instead of building one (deploy, e2e)
 EOF
 }
 
@@ -191,6 +193,28 @@ step_unit() {
     TMPDIR=$work/unit cargo test --locked --workspace
 }
 
+# Builds the command unless AMPHORA_BIN names one.
+need_amphora() {
+    [ -z "${AMPHORA_BIN:-}" ] || return 0
+    need_cargo
+    begin "cargo build"
+    cargo build --locked
+}
+
+step_deploy() {
+    local python
+    need systemd-analyze systemd
+    need nats-server nats-server
+    need openssl openssl
+    need_prosody
+    python=$(make_venv tests/deploy/requirements.txt yamllint)
+    need_amphora
+    make_work
+    mkdir -p "$work/deploy"
+    begin "the linters over deploy"
+    tests/deploy/lint.sh "$python" "${AMPHORA_BIN:-${CARGO_TARGET_DIR:-target}/debug/amphora}" "$work/deploy"
+}
+
 # Prosody's community modules, which Debian packs apart: push (mod_cloud_notify) is one.
 need_prosody_modules() {
     [ -d /usr/lib/prosody/modules/mod_cloud_notify ] || apt_install prosody-modules
@@ -236,11 +260,7 @@ step_e2e() {
     need_nats
     python=$(make_venv tests/e2e/requirements.txt)
     gloox=$(make_gloox)
-    if [ -z "${AMPHORA_BIN:-}" ]; then
-        need_cargo
-        begin "cargo build"
-        cargo build --locked
-    fi
+    need_amphora
     begin "pytest tests/e2e"
     make_work
     mkdir -p "$work/servers"
@@ -256,12 +276,12 @@ case ${1:-all} in
         ;;
     all)
         [ $# -eq 0 ] || shift
-        for step in scripts lua erlang lint unit; do
+        for step in scripts lua erlang lint unit deploy; do
             "step_$step"
         done
         step_e2e "$@"
         ;;
-    scripts | lua | erlang | lint | unit)
+    scripts | lua | erlang | lint | unit | deploy)
         "step_$1"
         ;;
     e2e)
