@@ -162,7 +162,8 @@ fn main() {
         let far = node(server.port, 2, 1, store.clone()).await;
         place(&near, &far);
         let (sender, mut said) = mpsc::unbounded_channel();
-        near.outbox.add(LINK, vec!["example.org".into()], sender);
+        near.outbox.add(LINK, sender);
+        near.outbox.set_greeted(LINK, &"example.org".into(), Some(512 * 1024));
         let message = message();
         run(&near, &mut said, &message, 10_000, unanswered).await;
         let families = [Family::of(std::process::id()), Family::of(server.child.id())];
