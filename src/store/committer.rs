@@ -12,9 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sea_orm::{DatabaseTransaction, DbErr};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use super::error::StoreError;
 use super::fault::{self, Fault};
@@ -33,6 +34,10 @@ use crate::words::Bare;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Short enough that appends which just began to wait get their chance.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often jobs are looked at while a transaction takes long: how late one may be answered
+/// `Retry`.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// How often in a row a batch is tried again at once that met another transaction.
 const MEETINGS: u32 = 8;
@@ -118,26 +123,30 @@ struct Inbox {
 
 impl Inbox {
     fn push_all(&mut self) {
-        while let Ok(job) = self.jobs.try_recv() {
-            self.queue.push(job);
+        loop {
+            match self.jobs.try_recv() {
+                Ok(job) => self.queue.push(job),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    self.open = false;
+                    return;
+                }
+            }
         }
     }
 
-    /// Awaits `work`; meanwhile takes jobs in and gives up appends that are late.
+    /// Awaits `work`; if that takes long, takes jobs in and gives up appends that are late. Jobs
+    /// do not wake it: most come while a transaction is under way, and wait for its end anyway.
     async fn during<F: Future>(&mut self, work: F) -> F::Output {
         let mut work = pin!(work);
         loop {
-            let deadline = self.queue.deadline();
             tokio::select! {
                 biased;
                 output = &mut work => return output,
-                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                () = sleep(LOOK) => {
+                    self.push_all();
                     self.queue.give_up_late();
                 }
-                job = self.jobs.recv(), if self.open => match job {
-                    Some(job) => self.queue.push(job),
-                    None => self.open = false,
-                },
             }
         }
     }

@@ -72,7 +72,7 @@ pub use usage::{Amount, Detail, Usage};
 /// Futures of reads may be dropped at any time.
 pub trait Store: Send + Sync + 'static {
     /// Hands over writes; never blocks. Appends beyond the queue's bound are answered
-    /// `Retry` at once, other writes are always taken. A closed store answers `Retry` to all.
+    /// `Retry` soon, other writes are always taken. A closed store answers `Retry` to all.
     fn submit(&self, job: Job);
 
     /// The messages of a recipient with ids greater than `after`, by id. Empty: there are no

@@ -248,11 +248,6 @@ impl Queue {
         self.waiting.is_empty()
     }
 
-    /// When to call [`Queue::give_up_late`].
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.deadline
-    }
-
     /// Takes a job in. Appends that were not admitted are answered at once.
     pub(super) fn push(&mut self, job: Submitted) {
         let Submitted { tasks, done, admitted, since } = job;
@@ -430,7 +425,7 @@ mod tests {
         }
         assert_eq!(told.try_recv(), Ok((1, vec![Outcome::Stored, Outcome::Retry])));
         assert_eq!(told.try_recv(), Ok((2, vec![Outcome::Stored])));
-        assert_eq!(queue.deadline(), None);
+        assert_eq!(queue.deadline, None);
     }
 
     #[tokio::test]

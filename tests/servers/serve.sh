@@ -137,7 +137,7 @@ make_mariadb() {
     for option in "${options[@]}"; do
         case $option in --innodb-page-size=*) page=("$option") ;; esac
     done
-    run mariadb-install-db --no-defaults --datadir="$folder/data" --skip-test-db \
+    run mariadb-install-db --no-defaults --datadir="$folder/data" --tmpdir="$folder" --skip-test-db \
         --auth-root-authentication-method=normal --innodb-log-file-size=32M "${page[@]}" \
         >>"$log" 2>&1
 }
