@@ -379,7 +379,7 @@ mod tests {
         let mut presence = up();
         let (n2, terms) = (Arc::from("n2"), key(2, 16).terms);
         let stranger = Effect::Stranger(Arc::clone(&n2), terms.clone());
-        assert_eq!(presence.handle(at(1), alien(5)), [stranger.clone()]);
+        assert_eq!(presence.handle(at(1), alien(5)), std::slice::from_ref(&stranger));
         presence.handle(at(1), heard("n1", 6, 1));
         assert!(!presence.hears(at(1)), "not before it is known whether the other lives");
         let refused = Effect::Refused(Arc::clone(&n2), terms);

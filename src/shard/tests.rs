@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+mod leave;
 mod retrieve;
 
 use super::*;

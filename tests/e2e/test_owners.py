@@ -142,7 +142,7 @@ async def test_owner_killed_amid_a_hand_over(prosody, database, far, near, clien
             a.send_text(bob, str(n))
         await a.drain()
     await until(lambda: database.rows() == 2400, "all to be stored", 60)
-    bobs = [await clients.online(prosody, bob, raw=True, sm=True) for bob in others]
+    bobs = [await clients.online(prosody, bob, raw=True, sm=True, acks=True) for bob in others]
     await until(lambda: any(b.inbox.bodies() for b in bobs), "a hand-over")
     far.kill()
     expected = [str(n) for n in range(300)]

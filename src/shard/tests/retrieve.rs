@@ -33,7 +33,7 @@ fn ids(ids: &[u32]) -> Vec<MessageId> {
 
 impl History {
     /// A history in which so many ids were given already.
-    fn with_ids(given: u64) -> Self {
+    pub(super) fn with_ids(given: u64) -> Self {
         let mut h = History::new();
         for n in 1..=given {
             h.held(|i| i.key = format!("k{n}").into());
@@ -42,7 +42,7 @@ impl History {
         h
     }
 
-    fn ask(&mut self, name: &str, ask: Ask) -> Vec<String> {
+    pub(super) fn ask(&mut self, name: &str, ask: Ask) -> Vec<String> {
         self.ask_within(name, ask, 4_000)
     }
 
@@ -75,7 +75,7 @@ impl History {
         self.looked(Ok(Found::Messages(found.iter().map(|id| row(*id)).collect())))
     }
 
-    fn looked(&mut self, found: Result<Found, StoreError>) -> Vec<String> {
+    pub(super) fn looked(&mut self, found: Result<Found, StoreError>) -> Vec<String> {
         self.give(Input::Looked { user: BOB.into(), found })
     }
 
