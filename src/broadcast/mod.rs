@@ -9,7 +9,6 @@
 mod answers;
 mod command;
 mod commands;
-mod elsewhere;
 mod input;
 mod job;
 mod machine;

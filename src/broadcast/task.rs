@@ -1,6 +1,8 @@
 //! The shell round the machine: it waits for inputs and for the time, and carries out what
 //! the machine asks for.
 
+mod elsewhere;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +15,10 @@ use tokio::time::{Instant, sleep};
 use crate::shard::Outbox;
 use crate::store::{BroadcastChange, BroadcastStore, Clock, Fate, Store, StoreError};
 
-use super::elsewhere::{self, Elsewhere};
 use super::input::{Answered, Asker, Effect, Input, Now, Settings};
 use super::machine::Machine;
 use super::{Command, Problem, ProblemKind, Reply};
+use elsewhere::Elsewhere;
 
 /// The pause before the store is asked again for what there is.
 const PAUSE: Duration = Duration::from_secs(1);

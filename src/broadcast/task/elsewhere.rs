@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use crate::shard::Outbox;
 
-use super::{Command, Problem, ProblemKind, Reply};
+use crate::broadcast::{Command, Problem, ProblemKind, Reply};
 
 /// Commands that other nodes have not answered. Whoever gives a command waits for the reply, so
 /// that there are no more than administrators.
