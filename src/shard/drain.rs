@@ -50,9 +50,9 @@ impl Machine {
     /// went to the old one: all that it has not confirmed is handed over again.
     pub(super) fn available(&mut self, available: Available) {
         let user = available.user.clone();
-        if !self.leave_old_link(&available) {
+        let Ok(left) = self.leave_old_link(&available) else {
             return;
-        }
+        };
         let recipient = self.recipients.entry(user.clone()).or_default();
         // What is being read for it from before its last end is older than this reason.
         let reading = recipient.reading.as_ref();
@@ -74,6 +74,7 @@ impl Machine {
             None => recipient.sessions.push(Session {
                 id: available.session,
                 link: available.link,
+                left,
                 host: available.host,
                 n: available.n,
                 archive: available.archive,
@@ -88,25 +89,26 @@ impl Machine {
         self.pump(&user);
     }
 
-    /// The session gives back what it had by another link. False if the word is older than the
-    /// session's move from that link.
-    fn leave_old_link(&mut self, available: &Available) -> bool {
+    /// The session gives back what it had by another link: which one, if it comes from one. An error
+    /// if the word is older than the session's move from that link.
+    fn leave_old_link(&mut self, available: &Available) -> Result<Option<LinkId>, ()> {
         let Some(recipient) = self.recipients.get_mut(&available.user) else {
-            return true;
+            return Ok(None);
         };
         let Some(session) = recipient.session(&available.session) else {
-            return true;
+            return Ok(None);
         };
-        if session.link == available.link {
-            return true;
+        let before = session.link;
+        if before == available.link {
+            return Ok(None);
         }
         if available.n < session.n {
-            return false;
+            return Err(());
         }
         if let Some(at) = recipient.remove_session(&available.session) {
             self.effects.push(Effect::Scheduled(at));
         }
-        true
+        Ok(Some(before))
     }
 
     /// Reads the next page for the session whose turn it is, if it may have one.
@@ -285,9 +287,11 @@ impl Machine {
                 matches!(recipient.held.get(id), Some(Held::HandedOver { expiry: Some(_), .. }));
             recipient.held.insert(*id, Held::Deleting { expires });
         }
-        // The end on a link that it has left is known.
-        let moved = recipient.session(&id).is_some_and(|session| session.link != link);
-        if ended && moved {
+        // What the link that it has left is told of that is known: it names no batch.
+        let known = batch == 0
+            && ids.is_empty()
+            && recipient.session(&id).is_some_and(|session| session.left == Some(link));
+        if ended && known {
             // it goes on by its new link
         } else if ended {
             if let Some(at) = recipient.remove_session(&id) {

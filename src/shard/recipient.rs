@@ -142,6 +142,8 @@ pub struct Session {
     pub id: Arc<str>,
     /// How it is reached.
     pub link: LinkId,
+    /// The link by which it was reached before, if it has come from another.
+    pub left: Option<LinkId>,
     /// Its virtual host.
     pub host: Arc<str>,
     /// The newest reason.

@@ -107,6 +107,19 @@ impl History {
         reading.map_or(MessageId::ZERO, |(_, after)| after)
     }
 
+    /// The first link is told that a session has left it.
+    fn left(&mut self, session: &str) -> Vec<String> {
+        self.give(Input::Taken(Taken {
+            link: LINK,
+            host: "h".into(),
+            session: session.into(),
+            user: BOB.into(),
+            batch: 0,
+            ids: Vec::new(),
+            ended: true,
+        }))
+    }
+
     fn taken(&mut self, session: &str, batch: u64, ids: &[u32], ended: bool) -> Vec<String> {
         self.give(Input::Taken(Taken {
             link: LINK,
@@ -231,7 +244,9 @@ fn show_link(what: &ToLink) -> String {
         ToLink::HandedOver { session, n, count, .. } => {
             format!("handed over {session} {n}: {count}")
         }
-        ToLink::Deleted { session, batch, .. } => format!("deleted {session} {}", batch - BATCH),
+        ToLink::Deleted { session, batch, .. } => {
+            format!("deleted {session} {}", batch.saturating_sub(BATCH))
+        }
         ToLink::AccountRemoved { request, done, .. } => format!("removed {request} {done}"),
         ToLink::Send(_) => "send".into(),
         ToLink::Request(_) | ToLink::Response(_) => "not a shard's".into(),
@@ -769,17 +784,27 @@ fn i3_a_session_that_comes_by_another_link_gets_all_again_that_it_has_not_confir
     let mut h = History::new();
     h.available("s", 1);
     h.page(&[1, 2, 3]);
-    assert_eq!(h.taken("s", 1, &[1], false), ["#1 delete 1"]);
     assert_eq!(h.page(&[]), ["1: handed over s 1: 3"]);
-    h.page(&[]);
     assert_eq!(h.available_by(2, "s", 2), ["read bob@h after 0"]);
-    assert_eq!(h.page(&[1, 2, 3]), ["2: batch 2 to s: 2 3", "read bob@h after 3"]);
+    assert_eq!(h.page(&[1, 2, 3])[0], "2: batch 2 to s: 1 2 3");
     // What the old link still brings is older.
     assert!(h.available("s", 1).is_empty());
-    assert_eq!(h.taken("s", 1, &[], true), ["1: deleted s 1"]);
-    assert_eq!(h.page(&[]), ["2: handed over s 2: 2"]);
+    assert_eq!(h.left("s"), ["1: deleted s 0"]);
+    assert_eq!(h.page(&[]), ["2: handed over s 2: 3"]);
     assert!(h.give(Input::LinkDown(LINK)).is_empty());
-    assert_eq!(h.taken("s", 2, &[2, 3], false), ["#2 delete 2 3"]);
+    assert_eq!(h.taken("s", 2, &[1, 2, 3], false), ["#1 delete 1 2 3"]);
+}
+
+#[test]
+fn i3_the_end_of_a_session_counts_by_whatever_link_it_is_told() {
+    let mut h = History::new();
+    h.available_by(2, "s", 1);
+    h.page(&[1, 2]);
+    h.page(&[]);
+    // its link is lost, which is not known here yet
+    h.taken("s", 1, &[1], true);
+    h.available("t", 1);
+    assert_eq!(h.page(&[1, 2])[0], "1: batch 2 to t: 2");
 }
 
 #[test]
