@@ -128,8 +128,11 @@ struct Database {
     lanes: BTreeMap<String, (u32, bool)>,
     shards: Vec<Holding>,
     /// Ids and messages of each shard, as they were committed.
-    rows: BTreeMap<ShardId, Vec<((u32, u8), u8)>>,
+    rows: BTreeMap<ShardId, Vec<Row>>,
 }
+
+/// An id, which is an epoch and a number, and a message.
+type Row = ((u32, u8), u8);
 
 impl Database {
     fn can_write(&self, process: &Incarnation) -> bool {

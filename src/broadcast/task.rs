@@ -101,7 +101,7 @@ impl BroadcastHandle {
         async move {
             let reply = match asked {
                 Ok(reply) => reply.await,
-                Err(reply) => reply,
+                Err(problem) => Reply::Problem(problem),
             };
             serde_json::to_vec(&reply).unwrap_or_default().into()
         }

@@ -45,8 +45,13 @@ impl Nursery {
 
     /// A shard that knows nothing yet, with the epoch that the store has for it.
     pub(super) fn start(&self, shard: ShardId) -> Addr<ShardActor> {
+        self.start_in(shard, self.context.store.epoch(shard))
+    }
+
+    /// The same with that epoch: of a shard that was given to this node the store may not know yet.
+    fn start_in(&self, shard: ShardId, epoch: u32) -> Addr<ShardActor> {
         let machine = shard::Settings {
-            epoch: self.context.store.epoch(shard),
+            epoch,
             quotas: self.quotas.clone(),
             memory: StoreSettings::new("").memory_of_keys,
         };
@@ -82,7 +87,7 @@ impl SharedShards {
         let known = here.get(&shard).filter(|(known, _)| *known == epoch);
         let actor = match known {
             Some((_, actor)) => actor.clone(),
-            None => self.nursery.start(shard),
+            None => self.nursery.start_in(shard, epoch),
         };
         here.insert(shard, (epoch, actor.clone()));
         router::Place::Here { actor, epoch }

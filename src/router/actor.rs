@@ -207,7 +207,7 @@ impl Handler<FromPeer> for Router {
     type Result = ();
 
     fn handle(&mut self, from: FromPeer, context: &mut Self::Context) {
-        self.with_shared(context, |shared| shared.from_peer(from));
+        self.with_shared(context, |shared| shared.hear(from));
     }
 }
 

@@ -152,10 +152,8 @@ impl Shared {
                     outbox.answer(peer, asked, &failed);
                 }
             }
-            Crossing::Answered { number, answer } => {
-                if outbox.answered_by_peer(peer, number) {
-                    self.sharing.broadcasts.answered(number, answer);
-                }
+            Crossing::Answered { number, answer } if outbox.answered_by_peer(peer, number) => {
+                self.sharing.broadcasts.answered(number, answer);
             }
             Crossing::Command { number, host, command } => {
                 let reply = self.sharing.broadcasts.passed_on(&command, host);
@@ -223,7 +221,7 @@ impl Shared {
         self.hosts_known();
     }
 
-    pub(super) fn from_peer(&mut self, from: FromPeer) {
+    pub(super) fn hear(&mut self, from: FromPeer) {
         for crossing in &from.crossings {
             if let Crossing::Ask { input: Input::Sent { user, id, .. }, .. } = crossing {
                 self.sharing.outbox.sent_by_peer(user, *id);

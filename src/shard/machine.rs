@@ -116,10 +116,12 @@ impl Machine {
         }
     }
 
-    /// The epoch of the ids that are given from now on. Another one than before only if that was
-    /// 0, which no id that is stored has.
+    /// The epoch of the ids that are given from now on, if it was 0 before: unknown, as no id that is
+    /// stored has it. A shard that comes with another epoch is another machine.
     pub fn set_epoch(&mut self, epoch: u32) {
-        self.settings.epoch = epoch;
+        if self.settings.epoch == 0 {
+            self.settings.epoch = epoch;
+        }
     }
 
     /// Takes one input and says what is to be done, in order.

@@ -97,10 +97,11 @@ impl SeaStore {
         let look = move |database| {
             let owner = owner.clone();
             async move {
-                owner.look(&database).await?;
                 let members = lane::all(&database).await.map_err(pages::failed)?;
                 let members = members.iter().filter_map(member).collect();
                 let shards = shards::all(&database).await.map_err(pages::failed)?;
+                // At the end: whatever is seen to be this process's is known to be.
+                owner.look(&database).await?;
                 Ok(Ownership { members, shards })
             }
         };

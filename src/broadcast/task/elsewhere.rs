@@ -62,7 +62,7 @@ fn out_of_reach(tell: oneshot::Sender<Reply>) {
 }
 
 /// A command as another node has passed it on.
-pub(super) fn read(command: &Bytes) -> Result<Command, Reply> {
-    let wrong = |error: serde_json::Error| Problem::reply(ProblemKind::Request, error.to_string());
-    serde_json::from_slice(command).map_err(wrong)
+pub(super) fn read(command: &Bytes) -> Result<Command, Problem> {
+    serde_json::from_slice(command)
+        .map_err(|error| Problem { kind: ProblemKind::Request, says: error.to_string() })
 }

@@ -101,7 +101,7 @@ fn write_intercept(out: &mut Out, intercept: &Intercept) {
     write_link(out, intercept.link);
     text(out, &intercept.host);
     text(out, &intercept.key);
-    optional(out, intercept.after.as_deref(), |out, key| text(out, key));
+    optional(out, intercept.after.as_deref(), text);
     out.push(match intercept.stage {
         Stage::Rules => 0,
         Stage::Offline => 1,
