@@ -163,7 +163,7 @@ fn main() {
         place(&near, &far);
         let (sender, mut said) = mpsc::unbounded_channel();
         near.outbox.add(LINK, sender);
-        near.outbox.set_greeted(LINK, &"example.org".into(), Some(1 << 18));
+        near.outbox.set_greeted(LINK, &"example.org".into(), Some(512 * 1024));
         let message = message();
         run(&near, &mut said, &message, 10_000, unanswered).await;
         let families = [Family::of(std::process::id()), Family::of(server.child.id())];

@@ -121,9 +121,6 @@ struct Actor {
     under_way: Vec<(u8, u8)>,
 }
 
-/// An id, and its message.
-type Row = ((u32, u8), u8);
-
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Database {
     counter: u32,

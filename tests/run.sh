@@ -6,18 +6,21 @@ usage() {
     cat <<'EOF'
 Usage: tests/run.sh [STEP] [PYTEST ARGUMENTS...]
 
-Without a step all of them but erlang run, in this order; the first that fails ends the run.
+Without a step all of them run, in this order; the first that fails ends the run.
 
   scripts   shellcheck over the scripts
   lua       luacheck over the interceptor for Prosody
-  lint      cargo fmt --check, cargo clippy with warnings as errors
-  unit      cargo test over the whole workspace
-  e2e       build the command, then pytest over tests/e2e: real Prosody, node and clients
   erlang    the interceptor for ejabberd: layout, compiled with warnings as errors,
             unit tests, dialyzer
+  lint      cargo fmt --check, cargo clippy with warnings as errors
+  unit      cargo test over the whole workspace
+  deploy    the linters of systemd, Compose, Docker and Kubernetes over deploy/, and its settings by
+            `amphora check-config`
+  e2e       build the command, then pytest over tests/e2e: real servers, node and clients,
+            over Prosody and over ejabberd
 
-  tests/run.sh e2e --server ejabberd
-                                 over ejabberd instead (not all of them pass yet), or: both
+  tests/run.sh e2e --server prosody
+                                 over that server alone, or: ejabberd
   tests/run.sh e2e -k expiry     only the end-to-end tests whose names say so
   tests/run.sh e2e -x --pdb      any other arguments of pytest
 
@@ -25,7 +28,7 @@ Environment:
   CARGO_TARGET_DIR   where cargo builds (default: cargo's own, ./target)
   AMPHORA_CACHE      where the Python environment, a client in C++ and dialyzer's table are kept
                      (default: ~/.cache/amphora)
-  AMPHORA_BIN        a command to test instead of building one (e2e)
+  AMPHORA_BIN        a command to test instead of building one (deploy, e2e)
 EOF
 }
 
@@ -86,7 +89,9 @@ step_lua() {
 # dialyzer's table of ejabberd and what it stands on, made once for each version; prints its path.
 make_plt() {
     local stamp plt ebins=()
-    mapfile -t ebins < <(ls -d /usr/lib/*/ejabberd-*/ebin /usr/lib/erlang/lib/p1_{utils,xml,xmpp,yconf}-*/ebin)
+    # Debian's folder of ejabberd has two names
+    mapfile -t ebins < <(readlink -f /usr/lib/*/ejabberd-*/ebin \
+        /usr/lib/erlang/lib/p1_{utils,xml,xmpp,yconf}-*/ebin | sort -u)
     stamp=$( (erl -noinput -eval 'io:put_chars(erlang:system_info(otp_release)), halt().' &&
         printf '%s\n' "${ebins[@]}") | sha256sum | cut -c 1-12)
     plt=$(cache_folder)/dialyzer-$stamp.plt
@@ -188,6 +193,28 @@ step_unit() {
     TMPDIR=$work/unit cargo test --locked --workspace
 }
 
+# Builds the command unless AMPHORA_BIN names one.
+need_amphora() {
+    [ -z "${AMPHORA_BIN:-}" ] || return 0
+    need_cargo
+    begin "cargo build"
+    cargo build --locked
+}
+
+step_deploy() {
+    local python
+    need systemd-analyze systemd
+    need nats-server nats-server
+    need openssl openssl
+    need_prosody
+    python=$(make_venv tests/deploy/requirements.txt yamllint)
+    need_amphora
+    make_work
+    mkdir -p "$work/deploy"
+    begin "the linters over deploy"
+    tests/deploy/lint.sh "$python" "${AMPHORA_BIN:-${CARGO_TARGET_DIR:-target}/debug/amphora}" "$work/deploy"
+}
+
 # Prosody's community modules, which Debian packs apart: push (mod_cloud_notify) is one.
 need_prosody_modules() {
     [ -d /usr/lib/prosody/modules/mod_cloud_notify ] || apt_install prosody-modules
@@ -215,10 +242,15 @@ make_gloox() {
 
 step_e2e() {
     local python gloox
+    case " $* " in
+        *" --server"[\ =]*) ;;
+        *) set -- --server both "$@" ;;
+    esac
     need_prosody
     need_prosody_modules
     case " $* " in
-        *" --server ejabberd "* | *" --server both "* | *" --server="[be]*)
+        *" --server prosody "* | *" --server=prosody "*) ;;
+        *)
             need_ejabberd
             # what ejabberd stores with in PostgreSQL
             [ -d /usr/share/doc/erlang-p1-pgsql ] || apt_install erlang-p1-pgsql
@@ -228,11 +260,7 @@ step_e2e() {
     need_nats
     python=$(make_venv tests/e2e/requirements.txt)
     gloox=$(make_gloox)
-    if [ -z "${AMPHORA_BIN:-}" ]; then
-        need_cargo
-        begin "cargo build"
-        cargo build --locked
-    fi
+    need_amphora
     begin "pytest tests/e2e"
     make_work
     mkdir -p "$work/servers"
@@ -248,12 +276,12 @@ case ${1:-all} in
         ;;
     all)
         [ $# -eq 0 ] || shift
-        for step in scripts lua lint unit; do
+        for step in scripts lua erlang lint unit deploy; do
             "step_$step"
         done
         step_e2e "$@"
         ;;
-    scripts | lua | erlang | lint | unit)
+    scripts | lua | erlang | lint | unit | deploy)
         "step_$1"
         ;;
     e2e)

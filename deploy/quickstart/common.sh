@@ -140,14 +140,15 @@ find_python() {
     printf '%s\n' /usr/bin/python3
 }
 
-# make_venv REQUIREMENTS: an environment with exactly these, made once; prints its python.
+# make_venv REQUIREMENTS [MODULE]: an environment with exactly these, made once and whole if the
+# module is in it; prints its python.
 make_venv() {
-    local requirements=$1 python version stamp folder
+    local requirements=$1 module=${2:-slixmpp} python version stamp folder
     python=$(find_python)
     version=$("$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
     stamp=$( (printf '%s\n' "$python" "$version" && cat "$requirements") | sha256sum | cut -c 1-12)
     folder=$(cache_folder)/python-$stamp
-    if [ ! -e "$folder/.complete" ] || ! "$folder/bin/python" -c 'import slixmpp' 2>/dev/null; then
+    if [ ! -e "$folder/.complete" ] || ! "$folder/bin/python" -c "import $module" 2>/dev/null; then
         say "Making a Python environment in $folder" >&2
         rm -rf "$folder"
         "$python" -m venv "$folder" >&2

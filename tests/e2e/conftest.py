@@ -28,7 +28,8 @@ def pytest_addoption(parser):
 
 
 def pytest_generate_tests(metafunc):
-    """Each test that has a workshop, or asks for the `kind`, runs once over each server."""
+    """Each test that has a workshop, or asks for the `kind`, runs once over each server; over the
+    first alone, if it is marked as one for which the server makes no difference."""
     names = [name for name in ("workshop", "kind") if name in metafunc.fixturenames]
     if not names:
         return
@@ -40,6 +41,8 @@ def pytest_generate_tests(metafunc):
         if wanted not in (kind, "both"):
             continue
         kinds.append(pytest.param(kind, marks=marks, id=kind))
+    if metafunc.definition.get_closest_marker("once"):
+        del kinds[1:]
     indirect = names[:1] == ["workshop"]
     metafunc.parametrize(names[0], kinds, indirect=indirect, scope="module")
 
@@ -143,7 +146,7 @@ async def clients():
 
 @pytest.fixture
 async def admin(clients):
-    """Loads, unloads and reloads the interceptor, as an administrator does."""
+    """Loads, unloads, reloads and restarts the interceptor, as an administrator does."""
 
     async def command(server, what):
         await server.administer(clients, what)
@@ -185,5 +188,8 @@ def pytest_configure(config):
     """A test run that is told to stop ends what it started, as Ctrl-C does."""
     config.addinivalue_line(
         "markers", "only(kind, reason): the test runs over that kind of server alone"
+    )
+    config.addinivalue_line(
+        "markers", "once(reason): of several kinds of servers the test runs over the first alone"
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

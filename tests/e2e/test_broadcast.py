@@ -230,7 +230,7 @@ async def test_more_users_than_a_page(prosody, node):
 
 async def crowd(prosody, clients, away=280, online=20):
     """Many users, some of them online."""
-    people = prosody.people(*(f"u{n:03}" for n in range(away + online)))
+    people = prosody.people(*(f"u{n:03}" for n in range(away + online)), friends=False)
     # every so many, so that any part of the broadcast has some
     here = people[:: (away + online) // online]
     there = [
@@ -417,13 +417,13 @@ async def test_who_is_sent_on_gets_it_there(prosody, workshop, clients, tmp_path
 
 async def test_module_reloaded_amid_it(prosody, node, clients, admin):
     """The interceptor is loaded anew in the middle: everybody exactly once."""
-    people = [prosody.account("admin"), *prosody.people(*(f"u{n:03}" for n in range(150)))]
+    people = [prosody.account("admin"), *prosody.people(*(f"u{n:03}" for n in range(150)), friends=False)]
     boss = await clients.online(prosody, people[0], "desk", raw=True)
     number = await start(
         node, "--to-domain", "example.org", "--body", "once", "--rate", "100", "--expires", "1h"
     )
     await reach(node, number, lambda r: settled(r) >= 30, "at 30")
-    await admin(prosody, "reload")
+    await admin(prosody, "restart")
     report = await done(node, number)
     assert report["total"] == 151 and report["left"] == 0 and report["discarded"] == 0
     assert stored(node) == {jid: 1 for jid in people[1:]}

@@ -52,10 +52,12 @@ async def test_a_notification_waits(prosody, node, clients):
         f"<inactive xmlns='{CSI}'/>" + message(away, "x", id="stored", payload=NOTIFICATION)
     )
     await until(lambda: node.stored(away) == 1, "the message is stored")
-    # the server has the notification before this, and still holds it back
+    # the server has the notification before this, and still holds it back; but ejabberd, which holds
+    # back no messages but chat states and those of PubSub
     stored = await other_knows(prosody, clients, away)
     assert stored == ["x"]
-    assert sleeper.inbox.with_id("stored") == []
+    if prosody.kind == "prosody":
+        assert sleeper.inbox.with_id("stored") == []
     b.send_text(alice, "important")
     await sleeper.inbox.body_count(1)
     texts = [m.status or m.body for m in sleeper.inbox.messages()]

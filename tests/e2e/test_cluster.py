@@ -86,7 +86,10 @@ def test_shards_are_divided_and_given_between_live_nodes(database, member):
     for line in ("cluster amphora: NATS heard", "node n1 ", "node n2 ", f"of {SHARDS} here\n"):
         assert line in ready, ready
     assert three.metric("amphora_cluster_members") == 3
-    assert three.metric("amphora_cluster_shards") == owners(database)["n3"]
+    wait_for(
+        lambda: three.metric("amphora_cluster_shards") == owners(database)["n3"],
+        "the metric to follow the database",
+    )
 
 
 def test_a_killed_node_loses_its_shards_after_its_lease(database, member):

@@ -10,6 +10,8 @@ from harness.steps import all_stored
 from harness.waiting import until
 from test_crash import check_everybody, crowd, pour
 
+pytestmark = pytest.mark.once("it is about the node and its database")
+
 EACH = 10  # from each of 4 senders to each of 25 recipients: 1,000 in all
 
 

@@ -142,7 +142,8 @@ def installed(installation, request):
 
 
 async def test_a_message_is_stored_and_delivered(workshop, installed, clients):
-    """It works as it was installed, and so it does after the next start."""
+    """It works as it was installed, and so it does after the next start. Then the server goes on without
+    it: mod_amphora_unspool, which was installed with it, gives mod_offline what was held."""
     node = workshop.node(installed, security="none")
     alice, bob = installed.people("alice", "bob")
     a = await clients.online(installed, alice, "desk", raw=True)
@@ -156,6 +157,16 @@ async def test_a_message_is_stored_and_delivered(workshop, installed, clients):
     wait_for(lambda: node.http_status("/readyz") == 200, "the node to be linked again")
     b = await clients.online(installed, bob)
     assert await b.inbox.body_count(1) == ["first"]
+    await b.leave()
+    node.stop()
+    a = await clients.online(installed, alice, "desk", raw=True)
+    a.send_text(bob, "held")
+    await a.ping()
+    installed.write({"mod_amphora_unspool": {}})
+    installed.ctl("reload_config")
+    wait_for(lambda: "1 messages moved to the offline messages" in installed.output(), "the log to say so")
+    b = await clients.online(installed, bob)
+    assert await b.inbox.body_count(1) == ["held"]
 
 
 async def test_module_uninstall(workshop, installation, clients):

@@ -312,7 +312,7 @@ async def test_while_the_node_is_away_over_reloads_and_restarts(workshop, client
     a = await clients.online(prosody, alice, "desk")
     b = await clients.online(prosody, bob, "phone")
     c = await clients.online(prosody, carol, "pad")
-    await admin(prosody, "reload")
+    await admin(prosody, "restart")
     await c.inbox.reply(a.send_text(bob, "after a reload"))
     met = a.send_xml(message(bob, "x", payload=amp(rule("alert", "deliver", "forward"))))
     assert (await a.inbox.reply(met)).status == "alert"
@@ -329,7 +329,7 @@ async def test_while_the_node_is_away_over_reloads_and_restarts(workshop, client
         sender=f"{alice}/desk",
     )
     await c.inbox.reply(behind)
-    await admin(prosody, "reload")
+    await admin(prosody, "restart")
     await c.inbox.reply(a.send_text(bob, "after another reload"))
     assert b.inbox.bodies() == []
     for client in (a, b, c):
@@ -344,7 +344,7 @@ async def test_while_the_node_is_away_over_reloads_and_restarts(workshop, client
     node.start()
     await b.inbox.reply(a.send_text(bob, "no more"))
     assert c.inbox.bodies() == ["after a restart"]
-    await admin(prosody, "reload")
+    await admin(prosody, "restart")
     await b.inbox.reply(a.send_text(bob, "nor after a reload"))
 
 

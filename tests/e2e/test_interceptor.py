@@ -392,7 +392,7 @@ async def test_a_reload_amid_a_hand_over(workshop, clients, admin):
     await b.inbox.body_count(60)
     a.send_text(bob, "150")
     await a.ping()
-    await admin(prosody, "reload")
+    await admin(prosody, "restart")
     b.acks = True
     b.acknowledge(b.handled)
     await b.inbox.body_count(151)

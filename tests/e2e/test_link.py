@@ -14,6 +14,8 @@ from harness.prosody import COMPONENT, HOST
 from harness.stanzas import CLIENT, DELAY, new_id
 from harness.waiting import until
 
+pytestmark = pytest.mark.once("the server is the test itself")
+
 
 @pytest.fixture
 async def server():

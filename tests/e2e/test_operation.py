@@ -8,6 +8,8 @@ import pytest
 from harness.stanzas import amp, message, rule
 from harness.waiting import until, wait_for
 
+NODE_ALONE = pytest.mark.once("it is about the node alone")
+
 
 @pytest.fixture
 def prosody(workshop):
@@ -76,6 +78,7 @@ def refused(node, *words):
     assert "panicked" not in last
 
 
+@NODE_ALONE
 def test_a_file_that_is_no_database(prosody, workshop):
     """The path is named, and the file is left as it is."""
     node = workshop.node(prosody, start=False)
@@ -85,6 +88,7 @@ def test_a_file_that_is_no_database(prosody, workshop):
     assert node.database.read_bytes() == before
 
 
+@NODE_ALONE
 def test_a_database_that_is_a_folder(prosody, workshop):
     """The path is named."""
     node = workshop.node(prosody, start=False)
@@ -92,12 +96,14 @@ def test_a_database_that_is_a_folder(prosody, workshop):
     refused(node, "amphora.db")
 
 
+@NODE_ALONE
 def test_a_folder_that_is_not_there(prosody, workshop):
     """The path is named."""
     node = workshop.node(prosody, start=False, url="sqlite:///nowhere/at/all/amphora.db")
     refused(node, "/nowhere/at/all")
 
 
+@NODE_ALONE
 def test_a_second_process_on_one_database(prosody, workshop):
     """Refused, so that ids and order stay one process's; the first goes on."""
     first = workshop.node(prosody)
@@ -106,6 +112,7 @@ def test_a_second_process_on_one_database(prosody, workshop):
     assert first.http_status("/readyz") == 200
 
 
+@NODE_ALONE
 async def test_a_full_disk(prosody, workshop, clients):
     """What can't be written is not called stored: each message arrives, or its sender is told."""
     node = workshop.node(prosody)
@@ -136,6 +143,7 @@ async def test_a_full_disk(prosody, workshop, clients):
     assert came == sorted(came)
 
 
+@NODE_ALONE
 def test_unknown_setting(prosody, workshop):
     """The key is named; `check-config` says the same and starts nothing."""
     node = workshop.node(prosody, start=False)
@@ -145,6 +153,7 @@ def test_unknown_setting(prosody, workshop):
     assert code != 0 and "shrads" in text
 
 
+@NODE_ALONE
 @pytest.mark.parametrize(
     "key, value, said",
     [
@@ -166,6 +175,7 @@ def test_bad_values(prosody, workshop, key, value, said):
         assert word in text, f"{word!r} is not in: {text}"
 
 
+@NODE_ALONE
 def test_a_good_configuration(prosody, workshop):
     """`check-config` is content with what the tests run on, and writes nothing."""
     node = workshop.node(prosody, start=False)
@@ -175,6 +185,7 @@ def test_a_good_configuration(prosody, workshop):
     assert "a secret between" not in text
 
 
+@NODE_ALONE
 def test_no_such_configuration(prosody, workshop):
     """A file that is not there is named."""
     node = workshop.node(prosody, start=False)
@@ -182,6 +193,7 @@ def test_no_such_configuration(prosody, workshop):
     assert code != 0 and "/nowhere/amphora.toml" in text
 
 
+@NODE_ALONE
 def test_settings_from_the_environment(prosody, workshop):
     """`AMPHORA__SECTION__KEY` wins over the file."""
     node = workshop.node(prosody, start=False, security="nonsense")
@@ -189,6 +201,7 @@ def test_settings_from_the_environment(prosody, workshop):
     wait_for(lambda: node.http_status("/readyz") == 200, "/readyz")
 
 
+@NODE_ALONE
 def test_migrate(prosody, workshop):
     """`migrate` makes the tables, twice without harm, and `run` finds them."""
     node = workshop.node(prosody, start=False)
@@ -199,6 +212,7 @@ def test_migrate(prosody, workshop):
     node.start()
 
 
+@NODE_ALONE
 def test_help_and_version(prosody, workshop):
     """The command explains itself."""
     node = workshop.node(prosody, start=False)
@@ -208,6 +222,7 @@ def test_help_and_version(prosody, workshop):
     assert code == 0 and text.startswith("amphora ")
 
 
+@NODE_ALONE
 async def test_metrics(prosody, workshop, clients):
     """`/metrics` is Prometheus text, and moves when something happens."""
     node = workshop.node(prosody)

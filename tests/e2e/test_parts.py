@@ -13,6 +13,8 @@ from harness.stanzas import amp, message, rule, utc
 from harness.steps import all_stored
 from harness.waiting import until
 
+pytestmark = pytest.mark.once("it is about the node and its databases")
+
 SHARDS = 8
 PARTS = """
 [[store.part]]

@@ -76,6 +76,7 @@ async def store(link, number):
         assert (await link.verdict(key)).get("do") == "stored"
 
 
+@pytest.mark.once("the server is the test itself")
 async def test_f9_a_host_asks_for_its_own_users_alone(link):
     """F9: a request for somebody at another host, or for nobody, is an error of the interceptor's;
     one that says another address than its own is forbidden."""
@@ -94,6 +95,7 @@ async def test_f9_a_host_asks_for_its_own_users_alone(link):
     assert answer(await said(link))[1].condition == "feature-not-implemented"
 
 
+@pytest.mark.once("the server is the test itself")
 async def test_i6_two_batches_and_eight_requests(link):
     """I6: what is not confirmed is not followed by more than one further batch; a ninth request is
     refused; requests that are given up make room."""
@@ -127,6 +129,7 @@ async def test_i6_two_batches_and_eight_requests(link):
     assert (name, done.type) == ("f1", "result")
 
 
+@pytest.mark.once("the server is the test itself")
 async def test_a_link_that_breaks_amid_retrievals(workshop):
     """I1, I6: the node forgets them with the link, and keeps the messages."""
     async with FakeServer() as fake:

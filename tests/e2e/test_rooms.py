@@ -178,8 +178,15 @@ async def test_without_a_node(prosody, node, clients):
                 elsewhere.write(from_elsewhere(bob, "elsewhere", rules))
             await b.inbox.body_count(1 + 4 * len(RULES))
             assert elsewhere.messages == []
-        here = len(RULES) * ["private", "invited", "to all"]
-        assert b.inbox.bodies()[1:] == here + len(RULES) * ["elsewhere"]
+        count = len(RULES)
+        here, last = b.inbox.bodies()[1 : 1 + 3 * count], b.inbox.bodies()[1 + 3 * count :]
+        order = ["private", "invited", "to all"]
+        if prosody.kind == "ejabberd":
+            # a room is a process there: what it passes on may be overtaken by what comes straight
+            order.remove("invited")
+            assert here.count("invited") == count
+            here = [text for text in here if text != "invited"]
+        assert here == count * order and last == count * ["elsewhere"]
         assert answers(a, b) == [] and left(a, room) == left(b, room) == []
     finally:
         await asyncio.to_thread(node.start)

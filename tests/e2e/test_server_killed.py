@@ -145,7 +145,65 @@ async def test_killed_and_the_recipient_is_there_first(prosody, node, clients):
     assert b.inbox.bodies() == [*(str(n) for n in range(12)), "end"]
 
 
-@pytest.mark.only("prosody", "it reads the file of the spool")
+kept_for_sessions = pytest.mark.only("ejabberd", "in Prosody it is in memory alone, as in the server itself")
+
+
+@kept_for_sessions
+@pytest.mark.parametrize("resources", [["phone"], ["phone", "tablet"]], ids=["one", "two"])
+async def test_killed_with_what_waits_in_gates(prosody, node, clients, resources):
+    """Live messages that wait for a hand-over, in one session's gate or in two, as messages or carbons:
+    they come once."""
+    alice, bob = prosody.people("alice", "bob")
+    a, before = await sender_of(prosody, clients, alice, "a")
+    node.signal(signal.SIGSTOP)
+    sessions = [await clients.online(prosody, bob, each, raw=True) for each in resources]
+    for session in sessions:
+        await session.iq("<enable xmlns='urn:xmpp:carbons:2'/>", type="set")
+    for n in range(30):
+        a.send_text(f"{bob}/phone" if n % 3 == 1 else bob, str(n), type="chat")
+    await accepted(a, before + 30)
+    for session in sessions:
+        await session.ping()
+        assert session.inbox.bodies() == []
+    await new_life(prosody, node)
+    assert await all_for(prosody, clients, bob, 30) == [str(n) for n in range(30)]
+
+
+@kept_for_sessions
+async def test_what_has_left_a_gate_is_kept_no_more(prosody, node, clients):
+    """What was written to a client when the server is killed is not sent again by its next life."""
+    alice, bob = prosody.people("alice", "bob")
+    a, before = await sender_of(prosody, clients, alice, "a")
+    node.signal(signal.SIGSTOP)
+    b = await clients.online(prosody, bob, raw=True, sm=True, acks=True)
+    for n in range(30):
+        a.send_text(bob, str(n))
+    await accepted(a, before + 30)
+    await b.ping()
+    assert prosody.spooled().count("<body>") == 30
+    node.signal(signal.SIGCONT)
+    assert await b.inbox.body_count(30) == [str(n) for n in range(30)]
+    await until(lambda: spool_bytes(prosody) == 0, "the spool to be empty")
+    await new_life(prosody, node)
+    assert await all_for(prosody, clients, bob, 0) == []
+
+
+@kept_for_sessions
+async def test_killed_with_what_waits_behind_rules_for_somebody_who_is_there(prosody, node, clients):
+    """Messages without rules behind one with rules, while their recipient is there."""
+    alice, bob = prosody.people("alice", "bob")
+    a, before = await sender_of(prosody, clients, alice, "a")
+    b = await clients.online(prosody, bob, raw=True)
+    await b.inbox.reply(a.send_text(bob, "the gate is open"))
+    node.signal(signal.SIGSTOP)
+    a.send_xml(message(bob, "0", payload=amp(rule("drop", "deliver", "none"))))
+    for n in range(1, 20):
+        a.send_text(bob, str(n))
+    await accepted(a, before + 21)
+    await new_life(prosody, node)
+    assert await all_for(prosody, clients, bob, 20) == [str(n) for n in range(20)]
+
+
 async def test_nothing_is_left_after_verdicts(prosody, node, clients):
     """What has its verdict is not sent again by the next life, and the file gives its space back."""
     alice, bob = prosody.people("alice", "bob")
@@ -160,7 +218,6 @@ async def test_nothing_is_left_after_verdicts(prosody, node, clients):
     assert await all_for(prosody, clients, bob, 100) == [str(n) for n in range(100)]
 
 
-@pytest.mark.only("prosody", "it reads the file of the spool")
 async def test_a_torn_tail_costs_one_message(prosody, node, clients):
     """The server dies in the middle of a write: what was written before comes."""
     alice, bob = prosody.people("alice", "bob")
@@ -171,7 +228,7 @@ async def test_a_torn_tail_costs_one_message(prosody, node, clients):
     await accepted(a, before + 50)
     prosody.kill()
     node.kill()
-    path = spool_of(prosody)
+    (path,) = prosody.spool_files()
     path.write_bytes(path.read_bytes()[:-20])
     await asyncio.to_thread(prosody.start)
     await asyncio.to_thread(node.start)
@@ -180,12 +237,6 @@ async def test_a_torn_tail_costs_one_message(prosody, node, clients):
     assert "1 torn or damaged lines" in prosody.log
 
 
-def spool_of(prosody):
-    """The interceptor's file."""
-    (path,) = (prosody.dir / "data").rglob("amphora_spool.log")
-    return path
-
-
 def spool_bytes(prosody):
-    """Its size."""
-    return spool_of(prosody).stat().st_size
+    """The size of its files."""
+    return sum(path.stat().st_size for path in prosody.spool_files() if path.exists())

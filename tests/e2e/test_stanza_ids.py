@@ -96,9 +96,10 @@ async def test_the_archives_id_where_there_is_one(prosody, node, clients):
     came = {m.body: m.stanza_id(bob) for m in b.inbox.messages()}
     archive = {m.body: id for id, m in await read_archive(b)}
     assert {body: came[body] for body in archive} == archive
-    assert set(came) - set(archive) == {
-        "not archived", "forged", "forged twice", "rules, not archived",
-    }
+    not_archived = {"not archived", "forged", "forged twice", "rules, not archived"}
+    if prosody.kind == "ejabberd":
+        not_archived.add(None)  # its archive takes nothing without a body, such as a receipt
+    assert set(came) - set(archive) == not_archived
 
 
 async def test_a_live_one_that_comes_again(prosody, node, clients):

@@ -10,6 +10,7 @@
 %%%   mod_amphora_facts      rights, accounts, sessions
 %%%   mod_amphora_xml        building and reading the elements of the protocol
 %%%   mod_amphora_spool      the file for what no node can take now
+%%%   mod_amphora_journal    what is held is in there too, before its sender hears that the server has it
 %%%   mod_amphora_import     mod_offline's messages, moved into the spool
 %%%   mod_amphora_edge       messages with rules on their way to another server
 %%%   mod_amphora_forward    what is sent on to other addresses and gateways
@@ -98,7 +99,7 @@ hooks(Host) ->
         {disco_local_identity, mod_amphora_link, disco_identity, 75},
         {remove_user, mod_amphora_queue, remove_user, 40}
     ] ++ mod_amphora_gate:hooks(Host) ++ mod_amphora_edge:hooks(Host) ++
-        mod_amphora_retrieve:hooks(Host) ++ mod_amphora_broadcast:hooks(Host).
+        mod_amphora_journal:hooks() ++ mod_amphora_retrieve:hooks(Host) ++ mod_amphora_broadcast:hooks(Host).
 
 global_hooks() ->
     [

@@ -9,7 +9,8 @@
 %%%    of messages to one process does the rest.
 %%%  - A resumed session takes the state over from the process that it replaces. What that one still has in
 %%%    its mailbox it sends here, and the gate opens only when it is gone; what came here straight in the
-%%%    meantime is put behind that by its place in the order of arrival.
+%%%    meantime is put behind that by its place in the order of arrival. mod_stream_mgmt waits 15 s for the
+%%%    state: a process that gives it away later asks whether it was taken, and ends like any other if not.
 %%%  - A session that ends writes down, in its last handler, what was not acknowledged, what waits in the
 %%%    gate and what is in its mailbox of ours, and only then the server takes it out of its tables.
 %%% The acknowledgements are XEP-0198's, by position in the stream: each message of ours is noted with the
@@ -27,6 +28,7 @@
     c2s_copy_session/2,
     c2s_session_resumed/1,
     c2s_session_pending/1,
+    c2s_closed/2,
     c2s_self_presence/1,
     c2s_filter_send/1,
     c2s_handle_send/3,
@@ -49,7 +51,7 @@
 -define(COPY_MS, 60000).
 -define(COPY_LAST_MS, 24 * 60 * 60 * 1000).
 
-%% For so long a session that was resumed waits for the one that replaces it to have its name.
+%% For so long a session that was resumed waits for the one that replaces it to say that it does.
 -define(SUCCESSOR_MS, 5000).
 
 %% For so long the server's stop waits for sessions to end.
@@ -63,7 +65,8 @@
     %% number of the last reason to announce, and of the last hand-over that was done
     n = 0,
     done = 0,
-    %% open; closed: chat and normal messages wait; releasing: they are being written
+    %% open; closed: chat and normal messages wait; releasing: they are being written; gone: there is no
+    %% connection to write them to, and they wait for the end of the session
     gate = open,
     limited = false,
     priority,
@@ -92,6 +95,9 @@
     %% the processes that this one has replaced, while they are there: monitor -> pid; the gate is told to open
     replaced = #{},
     may_open = false,
+    %% the process that asked for this one's state, to resume the session; {took, Pid}: it has it; none: it did
+    %% not wait for it
+    heir,
     %% when the client read the archive, before it became available
     read,
     repeating = false
@@ -103,6 +109,8 @@ hooks(_Host) ->
         {c2s_copy_session, ?MODULE, c2s_copy_session, 50},
         {c2s_session_resumed, ?MODULE, c2s_session_resumed, 60},
         {c2s_session_pending, ?MODULE, c2s_session_pending, 60},
+        %% after mod_stream_mgmt (50), which stops there if the session may be resumed
+        {c2s_closed, ?MODULE, c2s_closed, 60},
         {c2s_self_presence, ?MODULE, c2s_self_presence, 40},
         %% before mod_client_state (75), so that what waits is not queued there
         {c2s_filter_send, ?MODULE, c2s_filter_send, 10},
@@ -135,7 +143,8 @@ renew(#{host := Host, seats := Seats}, LUser) ->
      || {_, Priority, Pid, Asleep} <- mod_amphora_facts:sessions(LUser, Host),
         is_integer(Priority),
         Priority >= 0,
-        {Id, Gate} <- seat_of(Seats, Pid)
+        {Id, Gate} <- seat_of(Seats, Pid),
+        Gate /= gone
     ],
     case Sessions of
         [] ->
@@ -339,8 +348,27 @@ c2s_copy_session(State, #{amphora := #g{id = Id} = G, sid := {_, Old}}) ->
     ets:insert(map_get(sessions, ctx(State)), {Id, self()}),
     Before = [Old | maps:values(G#g.replaced)],
     Replaced = maps:from_list([{erlang:monitor(process, Pid), Pid} || Pid <- Before]),
-    put_g(State, G#g{replaced = Replaced, may_open = false, repeating = false});
+    G1 =
+        case node(Old) == node() of
+            true -> G;
+            false -> kept_here(G, State)
+        end,
+    put_g(State, G1#g{replaced = Replaced, may_open = false, repeating = false, heir = undefined});
 c2s_copy_session(State, _OldState) -> State.
+
+%% What waits was in the journal of another node of the cluster, and is in this one's from now on.
+kept_here(#g{waiting = Waiting, out = Out} = G, State) ->
+    Here = fun(Message, Stamp) -> keep(xmpp:del_meta(Message, amphora_spooled), Stamp, State) end,
+    G#g{
+        waiting = queue:from_list([{Here(M, Stamp), Bytes, Stamp} || {M, Bytes, Stamp} <- queue:to_list(Waiting)]),
+        out = queue:from_list([
+            case Entry of
+                {live, M, Stamp} -> {live, Here(M, Stamp), Stamp};
+                _ -> Entry
+            end
+         || Entry <- queue:to_list(Out)
+        ])
+    }.
 
 c2s_session_resumed(#{amphora := #g{} = G} = State) ->
     Ctx = ctx(State),
@@ -372,6 +400,14 @@ c2s_session_pending(#{amphora := #g{}} = State0) ->
     end;
 c2s_session_pending(State) ->
     State.
+
+%% It has lost its connection, and is about to end. What it is still given goes back in order at its end, and
+%% nobody takes it for one that could be written to.
+c2s_closed(#{amphora := #g{}} = State, _Reason) -> gone(State);
+c2s_closed(State, _Reason) -> State.
+
+gone(#{amphora := #g{gate = gone}} = State) -> State;
+gone(#{amphora := #g{} = G} = State) -> put_g(State, set_gate(State, G, gone)).
 
 %% What others want to know of it: whether it sleeps, fetches for itself, and has read the archive.
 say_flags(#{jid := #jid{luser = U, lserver = S, lresource = R}} = State, #g{fetches = Fetches, read = Read}) ->
@@ -540,8 +576,14 @@ c2s_filter_send({#message{meta = #{amphora_written := _}}, _} = Acc) -> Acc;
 c2s_filter_send({#message{} = Message, #{amphora := #g{} = G} = State} = Acc) ->
     case {mod_amphora_xml:is_chat(Message), State} of
         {true, #{mgmt_state := resumed}} ->
-            send_on(G, State, {late, Message}),
-            {stop, {drop, State}};
+            case with_heir(State) of
+                #{amphora := #g{heir = none}} = State1 ->
+                    have(ctx(State1), Message),
+                    {stop, {drop, wait(Message, gone(State1))}};
+                State1 ->
+                    send_on(G, State1, {late, Message}),
+                    {stop, {drop, State1}}
+            end;
         {true, _} ->
             live(Message, G, State);
         {false, _} ->
@@ -574,7 +616,8 @@ live(Message, _G, State) ->
 wait(Message, #{amphora := #g{waiting_count = Count, waiting_bytes = Sum} = G} = State) ->
     #{opts := #{gate_messages := MaxCount, gate_bytes := MaxBytes}} = ctx(State),
     Bytes = erlang:external_size(Message),
-    case map_size(G#g.replaced) == 0 andalso (Count >= MaxCount orelse (Count > 0 andalso Sum + Bytes > MaxBytes)) of
+    IsFull = Count >= MaxCount orelse (Count > 0 andalso Sum + Bytes > MaxBytes),
+    case IsFull andalso map_size(G#g.replaced) == 0 andalso G#g.gate /= gone of
         true ->
             ?INFO_MSG("The gate of ~ts is full, its ~b messages are intercepted", [G#g.jid, Count]),
             [Pid ! {amphora_gate, empty} || {_, _, Pid, _} <- others(State)],
@@ -584,12 +627,32 @@ wait(Message, #{amphora := #g{waiting_count = Count, waiting_bytes = Sum} = G} =
     end.
 
 add_waiting(Message0, Bytes, #{amphora := #g{} = G} = State) ->
-    Message = tell_sleeper(Message0, State),
+    Stamp = mod_amphora_xml:stamp(),
+    Message = keep(tell_sleeper(Message0, State), Stamp, State),
     put_g(State, G#g{
-        waiting = queue:in({Message, Bytes, mod_amphora_xml:stamp()}, G#g.waiting),
+        waiting = queue:in({Message, Bytes, Stamp}, G#g.waiting),
         waiting_count = G#g.waiting_count + 1,
         waiting_bytes = G#g.waiting_bytes + Bytes
     }).
+
+%% What waits is in the journal until it is written. It may wait in several gates, and is there once then.
+keep(Message, Stamp, State) ->
+    case without_carbon(Message) of
+        {sent, _} ->
+            Message;
+        {_, Inner} ->
+            case mod_amphora_queue:keep(ctx(State), without_resent(Inner), what_comes_back(State, Inner, Stamp)) of
+                none -> Message;
+                Kept -> xmpp:put_meta(Message, amphora_spooled, Kept)
+            end
+    end.
+
+%% It need not be there any more.
+forget(#{lserver := Host, jid := #jid{luser = LUser}}, #message{meta = #{amphora_spooled := {_, Handle}}} = Message) ->
+    mod_amphora_spool:delete(Host, mod_amphora_facts:bare(LUser, Host), Handle),
+    xmpp:del_meta(Message, amphora_spooled);
+forget(_State, Message) ->
+    Message.
 
 %% One who sleeps is told of what waits for him as of what is written to him, and once.
 tell_sleeper(Message, #{lserver := Host, push_enabled := true, mgmt_state := pending} = State) ->
@@ -638,7 +701,7 @@ empty_gate(#{amphora := #g{waiting = Waiting, parked = Parked} = G} = State) ->
                         end,
                     case copy(Ctx, Id, Op) of
                         true -> comes_back(State, Message, Stamp, G#g.jid);
-                        false -> ok
+                        false -> forget(State, Message)
                     end
             end
         end,
@@ -701,6 +764,8 @@ is_connected(_) -> true.
 
 write_one(State, {item, Id, Message}) ->
     ejabberd_c2s:send(State, xmpp:put_meta(Message, amphora_written, {item, Id}));
+write_one(State, {live, #message{meta = #{amphora_spooled := _}} = Message, Stamp}) ->
+    write_one(State, {live, forget(State, Message), Stamp});
 write_one(#{push_enabled := true} = State, {live, #message{meta = #{amphora_told := true}} = Message, Stamp}) ->
     State1 = write_one(maps:remove(push_enabled, State), {live, xmpp:del_meta(Message, amphora_told), Stamp}),
     State1#{push_enabled => true};
@@ -812,25 +877,33 @@ one_less(#{amphora := #g{batches = Batches} = G} = State, N) ->
             State
     end.
 
-%% The socket did not take it, and nobody will acknowledge it: an item stays with the node.
+%% The socket did not take it, and nobody will acknowledge it: an item stays with the node. The rest is older
+%% than all that waits here, and waits for the end of the session.
 never_sent(State, _Packet, {Kind, _}) when Kind == item; Kind == own ->
-    State;
+    gone(State);
 never_sent(State, #message{} = Message, What) ->
     Stamp =
         case What of
             {waited, At} -> At;
             live -> mod_amphora_xml:stamp()
         end,
-    lost(State, Message, Stamp),
-    State;
+    #{amphora := #g{waiting = Waiting, waiting_count = Count, waiting_bytes = Sum} = G} = State1 = gone(State),
+    Bytes = erlang:external_size(Message),
+    put_g(State1, G#g{
+        waiting = queue:in_r({xmpp:del_meta(Message, amphora_written), Bytes, Stamp}, Waiting),
+        waiting_count = Count + 1,
+        waiting_bytes = Sum + Bytes
+    });
 never_sent(State, _Packet, _What) ->
-    State.
+    gone(State).
 
 %%% ------------------------------------------------------------------ acknowledgements
 
 c2s_authenticated_packet(#{mgmt_state := resumed} = State, _Packet) ->
     State;
 c2s_authenticated_packet(#{amphora := #g{}, mgmt_stanzas_out := Sent} = State, #sm_a{h = H}) when H =< Sent ->
+    %% mod_stream_mgmt makes room in its queue only after this
+    has_room(State) orelse (self() ! {amphora_gate, write}),
     write_on(acknowledged(State, H));
 c2s_authenticated_packet(State, _Packet) ->
     State.
@@ -1078,8 +1151,14 @@ has_unacknowledged(#g{items = Items}) -> lists:any(fun({Acked, _}) -> not Acked 
 
 %% To a process that was replaced: the one that replaced it is meant.
 c2s_handle_info(#{mgmt_state := resumed, amphora := #g{} = G} = State, {amphora_gate, What}) ->
-    send_on(G, State, What),
-    {stop, State};
+    case with_heir(State) of
+        #{amphora := #g{heir = none}} = State1 ->
+            send_back(State1, What),
+            {stop, State1};
+        State1 ->
+            send_on(G, State1, What),
+            {stop, State1}
+    end;
 c2s_handle_info(#{mgmt_state := resumed} = State, _Info) ->
     State;
 c2s_handle_info(#{amphora := #g{replaced = Replaced} = G} = State, {'DOWN', Ref, process, _, _}) when
@@ -1140,8 +1219,14 @@ on_info(renew_there, #{amphora := #g{id = Id, bare = Bare}} = State) ->
     State;
 on_info({write, Message, Worker}, State) ->
     #{key := Key} = xmpp:get_meta(Message, amphora),
-    Worker ! {amphora_written, Key},
-    ejabberd_c2s:send(State, Message);
+    case State of
+        #{amphora := #g{gate = gone}} ->
+            Worker ! {amphora_unwritten, Key},
+            State;
+        _ ->
+            Worker ! {amphora_written, Key},
+            ejabberd_c2s:send(State, Message)
+    end;
 on_info({where, Key, Who}, #{amphora := #g{settling = Settling} = G} = State) ->
     Where = where(Key, G),
     Who ! {amphora_where, Key, Where},
@@ -1151,6 +1236,8 @@ on_info({where, Key, Who}, #{amphora := #g{settling = Settling} = G} = State) ->
     end;
 on_info({own, Entries}, #{amphora := #g{out = Out} = G} = State) ->
     write_on(put_g(State, G#g{out = lists:foldl(fun(E, Q) -> queue:in({own, E}, Q) end, Out, Entries)}));
+on_info(write, State) ->
+    write_on(State);
 on_info(fetches, #{amphora := #g{} = G} = State) ->
     G1 = G#g{fetches = true},
     say_flags(State, G1),
@@ -1174,24 +1261,30 @@ on_info(repeat, State) ->
 on_info(_What, State) ->
     State.
 
-%% The one that replaces this one takes its name as soon as it has the state.
-send_on(G, State, What) ->
-    case successor(G, State, ?SUCCESSOR_MS) of
-        none -> send_back(State, What);
-        Pid -> Pid ! {amphora_gate, What}
+%% Whether the one that asked for the state has it, which is asked once.
+with_heir(#{amphora := #g{heir = Pid, id = Id} = G} = State) when is_pid(Pid) ->
+    Took =
+        try
+            ejabberd_c2s:call(Pid, {amphora_took, Id}, ?SUCCESSOR_MS)
+        catch
+            %% it is gone: it had the name if anybody took that since
+            exit:_ -> ets:lookup(map_get(sessions, ctx(State)), Id) /= [{Id, self()}]
+        end,
+    case Took of
+        true -> put_g(State, G#g{heir = {took, Pid}});
+        false -> put_g(State, G#g{heir = none})
+    end;
+with_heir(State) ->
+    State.
+
+%% To whoever has the name by now.
+send_on(#g{id = Id}, #{amphora := #g{heir = Heir}} = State, What) ->
+    case {ets:lookup(map_get(sessions, ctx(State)), Id), Heir} of
+        {[{_, Pid}], _} when Pid /= self() -> Pid ! {amphora_gate, What};
+        {[{_, _}], {took, Pid}} -> Pid ! {amphora_gate, What};
+        _ -> send_back(State, What)
     end,
     ok.
-
-successor(#g{id = Id} = G, State, Left) ->
-    case ets:lookup(map_get(sessions, ctx(State)), Id) of
-        [{_, Pid}] when Pid /= self() ->
-            Pid;
-        [{_, _}] when Left > 0 ->
-            timer:sleep(1),
-            successor(G, State, Left - 1);
-        _ ->
-            none
-    end.
 
 %% It has ended already, or was never there.
 send_back(State, {late, Message}) -> lost(State, Message, mod_amphora_xml:stamp());
@@ -1260,39 +1353,65 @@ c2s_handle_call(State, Call, From) when
 ->
     ejabberd_c2s:reply(From, ok),
     {stop, State};
+c2s_handle_call(State, {amphora_took, Id}, From) ->
+    Took =
+        case State of
+            #{amphora := #g{id = Id}} -> true;
+            _ -> false
+        end,
+    ejabberd_c2s:reply(From, Took),
+    {stop, State};
+c2s_handle_call(#{amphora := #g{heir = undefined} = G, mgmt_queue := Queue} = State, {resume_session, _}, {Pid, _}) ->
+    %% mod_stream_mgmt empties it when it has given a copy away
+    put(amphora_unacknowledged, p1_queue:file_to_ram(Queue)),
+    put_g(State, G#g{heir = Pid});
 c2s_handle_call(State, _Request, _From) ->
     State.
 
 %%% ------------------------------------------------------------------ the end of a session
 
 c2s_terminated(#{amphora := #g{} = G, mgmt_state := resumed, lserver := Host} = State, _Reason) ->
-    case mod_amphora:loaded(Host) of
-        true ->
+    case mod_amphora:loaded(Host) andalso with_heir(State) of
+        #{amphora := #g{heir = none}} ->
+            ?INFO_MSG("~ts was asked for its state and could not give it in time", [G#g.jid]),
+            give_all_back(State#{mgmt_state => timeout, mgmt_queue => get(amphora_unacknowledged)});
+        #{} = State1 ->
             ets:delete(map_get(seats, ctx(State)), self()),
-            send_rest_on(G, State);
+            forget_elsewhere(State1),
+            send_rest_on(G, State1);
         false ->
             ok
     end,
     State;
-c2s_terminated(#{amphora := #g{} = G, lserver := Host} = State, _Reason) ->
+c2s_terminated(#{amphora := #g{}, lserver := Host} = State, _Reason) ->
     case mod_amphora:loaded(Host) of
-        true ->
-            Ctx = ctx(State),
-            unregister_g(Ctx, G),
-            State1 = acknowledged(State, acked_position(State)),
-            {Unacked, State2} = take_queue(State1),
-            N = drain_hand_overs(undefined),
-            [lost(State2, M, Stamp) || {M, Stamp} <- Unacked],
-            State3 = stand_down(State2, N),
-            drain_writes(State3),
-            ets:delete(map_get(seats, Ctx), self()),
-            G#g.fetches andalso mod_amphora_queue:seat(Ctx, G#g.bare, {stored, G#g.bare}),
-            maps:remove(amphora, State3);
-        false ->
-            State
+        true -> give_all_back(State);
+        false -> State
     end;
 c2s_terminated(State, _Reason) ->
     State.
+
+%% What waits here is in the journal of the node where it waits now.
+forget_elsewhere(#{amphora := #g{heir = {took, Pid}, waiting = Waiting, out = Out}} = State) when node(Pid) /= node() ->
+    [forget(State, M) || {M, _, _} <- queue:to_list(Waiting)],
+    [forget(State, M) || {live, M, _} <- queue:to_list(Out)],
+    ok;
+forget_elsewhere(_State) ->
+    ok.
+
+give_all_back(#{amphora := G} = State) ->
+    Ctx = ctx(State),
+    mod_amphora_queue:session_ends(Ctx, G#g.bare),
+    unregister_g(Ctx, G),
+    State1 = acknowledged(State, acked_position(State)),
+    {Unacked, State2} = take_queue(State1),
+    N = drain_hand_overs(undefined),
+    [lost(State2, M, Stamp) || {M, Stamp} <- Unacked],
+    State3 = stand_down(State2, N),
+    drain_writes(State3),
+    ets:delete(map_get(seats, Ctx), self()),
+    G#g.fetches andalso mod_amphora_queue:seat(Ctx, G#g.bare, {stored, G#g.bare}),
+    maps:remove(amphora, State3).
 
 send_rest_on(G, State) ->
     receive
@@ -1347,31 +1466,47 @@ drain_writes(State) ->
 lost(State, Message, Stamp) ->
     case copy_of(Message) of
         none -> comes_back(State, Message, Stamp, undefined);
-        Id -> copy(ctx(State), Id, lose) andalso comes_back(State, Message, Stamp, undefined)
+        Id ->
+            case copy(ctx(State), Id, lose) of
+                true -> comes_back(State, Message, Stamp, undefined);
+                false -> forget(State, Message)
+            end
     end.
 
-comes_back(#{lserver := Host, jid := #jid{luser = LUser}} = State, Message0, Stamp, Session) ->
+comes_back(State, Message0, Stamp, Session) ->
     case without_carbon(Message0) of
         {sent, _} ->
             ok;
         {_, Message} ->
-            Ctx = ctx(State),
-            Bare = mod_amphora_facts:bare(LUser, Host),
-            Meta = xmpp:get_meta(Message, amphora, #{}),
-            Ids = mod_amphora_xml:stanza_ids(Message, Bare),
-            What0 = #{
-                stamp => maps:get(stamp, Meta, Stamp),
-                archived => mod_amphora_facts:archives(Host) andalso is_archives(Ids)
-            },
-            What1 = maps:merge(What0, maps:with([key], Meta)),
+            What0 = what_comes_back(State, Message, Stamp),
+            What1 =
+                case Message0 of
+                    #message{meta = #{amphora_spooled := {Key, Handle}}} -> What0#{key => Key, spooled => Handle};
+                    _ -> maps:remove(copy, What0)
+                end,
             What =
                 case Session of
                     undefined -> What1;
                     _ -> What1#{session => jid:decode(Session)}
                 end,
-            mod_amphora_queue:undelivered(Ctx, without_resent(Message), What),
+            mod_amphora_queue:undelivered(ctx(State), without_resent(Message), What),
             push(State, Message)
     end.
+
+%% What is to be said of it: its key, if it has one, and the name of its copies.
+what_comes_back(#{lserver := Host, jid := #jid{luser = LUser}}, Message, Stamp) ->
+    Meta = xmpp:get_meta(Message, amphora, #{}),
+    Ids = mod_amphora_xml:stanza_ids(Message, mod_amphora_facts:bare(LUser, Host)),
+    What = #{
+        stamp => maps:get(stamp, Meta, Stamp),
+        archived => mod_amphora_facts:archives(Host) andalso is_archives(Ids)
+    },
+    Named =
+        case copy_of(Message) of
+            none -> What;
+            {_, Name} -> What#{copy => Name}
+        end,
+    maps:merge(Named, maps:with([key], Meta)).
 
 is_archives([#stanza_id{id = <<"amphora-", _/binary>>} | _]) -> false;
 is_archives([#stanza_id{} | _]) -> true;

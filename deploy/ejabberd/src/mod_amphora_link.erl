@@ -110,6 +110,7 @@ hello(Host) ->
 
 %% Everything that a component sends. What is for this module goes no further.
 component_send_packet({Packet, State} = Acc) ->
+    mod_amphora_journal:reads(Packet),
     case {jid_of(xmpp:get_from(Packet)), jid_of(xmpp:get_to(Packet))} of
         {{<<>>, Component}, {<<>>, Host}} ->
             case mod_amphora:loaded(Host) of
@@ -252,7 +253,7 @@ element_of(_Ctx, _Link, _El) ->
     ok.
 
 %% Whose is that name?
-process_of(#{token := Own, host := Host, foreign := Foreign} = Ctx, Name) when is_binary(Name) ->
+process_of(#{token := Own, host := Host, foreign := Foreign, workers := Workers} = Ctx, Name) when is_binary(Name) ->
     case mod_amphora:owner_of(Ctx, Name) of
         {Token, retrieve} ->
             {retrieve, node_of(Ctx, Token)};
@@ -260,6 +261,7 @@ process_of(#{token := Own, host := Host, foreign := Foreign} = Ctx, Name) when i
             Process =
                 case Who of
                     edge -> mod_amphora:edge(Host);
+                    Index when Index < tuple_size(Workers) -> element(Index + 1, Workers);
                     Index -> mod_amphora_sup:worker_name(Host, Index)
                 end,
             case Token of

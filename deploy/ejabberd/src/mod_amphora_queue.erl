@@ -14,6 +14,9 @@
 %%%    anew before the pair counts as decided. Until then later messages of the pair wait here.
 %%%  - A session comes between a look at who is there and the routing: its gate is closed as long as
 %%%    anything of its user's is undecided (see mod_amphora_gate).
+%%%  - A session ends with messages in its mailbox, which its process routes once more when the server has
+%%%    forgotten the session: until that process is gone, what comes for its user waits for its turn here
+%%%    (session_ends/2), and what comes out of the mailbox goes before that.
 %%%  - Re-routing runs in the worker's own process, hooks included, so what comes to the storage of it is
 %%%    caught with its key.
 -module(mod_amphora_queue).
@@ -22,9 +25,9 @@
 
 -export([start_link/2, stop_all/2]).
 -export([sm_receive_packet/1, offline_message/1, filter_packet/1, remove_user/2]).
--export([hold_own/5, holds/3, undelivered/3, when_settled/3, route_own/1, held/1]).
+-export([hold_own/5, holds/3, undelivered/3, keep/3, when_settled/3, route_own/1, held/1]).
 -export([options/1, remove_account/2, removal_done/2, links/2, peers/2, node_down/2]).
--export([seat/3, put_out/4, user/2, unsettled/2, release_user/2]).
+-export([seat/3, session_ends/2, put_out/4, user/2, unsettled/2, release_user/2]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 -include("logger.hrl").
@@ -35,12 +38,16 @@
 -define(SWEEP, 250).
 %% Of elements for a node in one message.
 -define(BATCH_BYTES, 64 * 1024).
+%% Milliseconds that an intercept waits for others while some are unanswered: each stanza costs the server
+%% and the node more than the element in it.
+-define(LINGER, 4).
 %% A pair pauses for so long after retry: doubled each time.
 -define(RETRY_FIRST, 250).
 -define(RETRY_LAST, 30000).
 
 start_link(Host, Index) ->
-    gen_server:start_link({local, mod_amphora_sup:worker_name(Host, Index)}, ?MODULE, [Host, Index], []).
+    Options = [{spawn_opt, [{min_heap_size, 65536}]}],
+    gen_server:start_link({local, mod_amphora_sup:worker_name(Host, Index)}, ?MODULE, [Host, Index], Options).
 
 %%% ------------------------------------------------------------------ hooks, in the routing process
 
@@ -49,7 +56,7 @@ sm_receive_packet(#message{meta = #{amphora := _}} = Message) ->
     Message;
 %% It was here before, and comes back out of the mailbox of a session that ended: older than what waits.
 sm_receive_packet(#message{meta = #{amphora_ord := _}} = Message) ->
-    Message;
+    xmpp:put_meta(Message, amphora_back, true);
 sm_receive_packet(#message{to = #jid{luser = <<>>}} = Message) ->
     Message;
 sm_receive_packet(#message{type = error, sub_els = Els} = Message) when Els /= [] ->
@@ -117,7 +124,7 @@ held_of(Ctx, Bare, Key, #message{to = To, from = From}, El, Stage, H) ->
 
 %% Into the journal and the tables, then to the worker. Waits for it when too much is held.
 hold(#{held := Held, counters := Counters, opts := Opts} = Ctx, Index, Worker, H0, El) ->
-    H = journal(Ctx, H0, El),
+    H = journal_anew(Ctx, H0, El),
     count_pair(Ctx, H, 1),
     ets:insert(Held, {H#h.key, Index, H, El}),
     Count = atomics:add_get(Counters, 3, 1),
@@ -132,21 +139,54 @@ hold(#{held := Held, counters := Counters, opts := Opts} = Ctx, Index, Worker, H
 %% rules: who asked for it asks again.
 journal(_Ctx, #h{stage = rules, settle = true} = H, _El) ->
     H;
-journal(#{host := Host, opts := #{journal := true} = Opts}, #h{bare = Bare, spooled = undefined} = H, El) ->
-    Limit = map_get(spool_limit, Opts),
-    case mod_amphora_spool:status(Host) of
-        #{failing := false, size := Size} when Size < Limit ->
-            try mod_amphora_spool:append(Host, Bare, record_of(H, El)) of
-                {ok, Handle} -> H#h{spooled = Handle};
-                {error, _} -> H
-            catch
-                exit:_ -> H
-            end;
-        _ ->
-            H
-    end;
+journal(#{opts := #{journal := true}} = Ctx, #h{bare = Bare, spooled = undefined} = H, El) ->
+    H#h{spooled = append(Ctx, Bare, record_of(H, El))};
 journal(_Ctx, H, _El) ->
     H.
+
+%% The handle of what is in the journal now; undefined if it can't be.
+append(#{host := Host, opts := #{spool_limit := Limit}}, Bare, Record) ->
+    case mod_amphora_spool:status(Host) of
+        #{failing := false, size := Size} when Size < Limit ->
+            try mod_amphora_journal:append(Host, Bare, Record) of
+                {ok, Handle} -> Handle;
+                {error, _} -> undefined
+            catch
+                exit:_ -> undefined
+            end;
+        _ ->
+            undefined
+    end.
+
+%% What is held is at another stage than the one under which it is in the journal.
+journal_anew(#{host := Host}, #h{bare = Bare, spooled = Handle} = H, El) when Handle /= undefined ->
+    mod_amphora_spool:replace(Host, Bare, Handle, record_of(H, El)),
+    H;
+journal_anew(Ctx, H, El) ->
+    journal(Ctx, H, El).
+
+%% What waits for its turn is in the journal as well, if it could come to be stored.
+journal_turn(#{host := Host, opts := #{journal := true}} = Ctx, Index, Bare, From, #f{message = Message, ord = Ord} = F) ->
+    case mod_amphora_facts:is_storable(Host, Message) of
+        true ->
+            Key = mod_amphora:new_key(Ctx, Index),
+            Stamp = mod_amphora_xml:stamp(),
+            Record = #{
+                key => Key,
+                stage => turn,
+                ord => Ord,
+                stamp => Stamp,
+                archived => false,
+                from => From,
+                addressed => jid:encode(Message#message.to),
+                el => mod_amphora_xml:encode(Message)
+            },
+            F#f{key = Key, stamp = Stamp, spooled = append(Ctx, Bare, Record)};
+        false ->
+            F
+    end;
+journal_turn(_Ctx, _Index, _Bare, _From, F) ->
+    F.
 
 wait_for(Worker) ->
     case whereis(Worker) of
@@ -175,13 +215,19 @@ count_pair(Pairs, Bare, From, All, Open) ->
 follow_or_go_on(#{pairs := Pairs} = Ctx, Bare, From, Message) ->
     case ets:lookup(Pairs, {Bare, From}) of
         [{_, All, Open}] when All > 0 ->
-            case Open =< 0 andalso is_nobody_there(Message) of
+            case Open =< 0 andalso not is_one_ending(Ctx, Bare) andalso is_nobody_there(Message) of
                 true -> redirect_or_go_on(Ctx, Bare, Message);
                 false -> follow(Ctx, Bare, From, Message)
             end;
         _ ->
-            redirect_or_go_on(Ctx, Bare, Message)
+            case is_one_ending(Ctx, Bare) of
+                true -> follow(Ctx, Bare, From, Message);
+                false -> redirect_or_go_on(Ctx, Bare, Message)
+            end
     end.
+
+is_one_ending(#{counters := Counters, pairs := Pairs}, Bare) ->
+    atomics:get(Counters, 9) > 0 andalso ets:member(Pairs, {Bare, ending}).
 
 is_nobody_there(#message{to = #jid{luser = LUser, lserver = Host, lresource = LResource}}) ->
     not lists:any(
@@ -190,7 +236,7 @@ is_nobody_there(#message{to = #jid{luser = LUser, lserver = Host, lresource = LR
     ) andalso (LResource == <<>> orelse ejabberd_sm:get_session_pid(LUser, Host, LResource) == none).
 
 follow(#{counters := Counters, opts := Opts, pairs := Pairs} = Ctx, Bare, From, Message) ->
-    {_, Worker} = mod_amphora:worker(Ctx, Bare),
+    {Index, Worker} = mod_amphora:worker(Ctx, Bare),
     case
         atomics:get(Counters, 3) >= 2 * map_get(held_messages, Opts) orelse
             atomics:get(Counters, 4) >= 2 * map_get(held_bytes, Opts)
@@ -204,7 +250,7 @@ follow(#{counters := Counters, opts := Opts, pairs := Pairs} = Ctx, Bare, From, 
             atomics:add(Counters, 3, 1),
             atomics:add(Counters, 4, Bytes),
             F = #f{ord = mod_amphora:new_ord(Ctx), message = Message, since = mod_amphora:now_ms(), bytes = Bytes},
-            Worker ! {amphora_follow, Bare, From, F},
+            Worker ! {amphora_follow, Bare, From, journal_turn(Ctx, Index, Bare, From, F)},
             drop
     end.
 
@@ -279,6 +325,9 @@ offline_message(Acc) ->
 %% What was written to a session before and comes back out of its process comes under its key.
 store(Ctx, #message{meta = #{amphora := #{key := Key, stamp := Stamp}}} = Message, Archived) ->
     undelivered(Ctx, Message, #{key => Key, stamp => Stamp, archived => Archived});
+%% It was in the mailbox of a session that ended: older than what waits for its turn.
+store(Ctx, #message{meta = #{amphora_back := true}} = Message, Archived) ->
+    undelivered(Ctx, Message, #{archived => Archived});
 store(Ctx, Message, Archived) ->
     for_storage(Ctx, Message, Archived, #h{}).
 
@@ -309,8 +358,11 @@ for_storage(#{host := Host} = Ctx, #message{to = #jid{luser = LUser}} = Message,
         archived = IsArchived, has_rules = mod_amphora_xml:has_rules(Message)
     }),
     case mod_amphora_facts:too_large(El, mod_amphora:opt(Host, max_stanza)) of
-        true -> refuse(Ctx, H, Message, too_large_to_store());
-        false -> hold(Ctx, Index, Worker, H, El)
+        true ->
+            H#h.spooled == undefined orelse mod_amphora_spool:delete(Host, Bare, H#h.spooled),
+            refuse(Ctx, H, Message, too_large_to_store());
+        false ->
+            hold(Ctx, Index, Worker, H, El)
     end.
 
 too_large_to_store() -> xmpp:err_policy_violation(<<"The message is too large to be stored">>, <<"en">>).
@@ -334,16 +386,20 @@ is_silent(#{host := Host} = Ctx, #h{has_rules = true, luser = LUser, from_jid = 
 is_silent(_Ctx, _H) ->
     false.
 
+filter_packet(Packet) ->
+    mod_amphora_journal:routes(Packet),
+    filter(Packet).
+
 %% What the server answers to a message that goes on: nothing, if that is in silence; and without what the
 %% sender wrote.
-filter_packet(#message{type = error, meta = #{amphora := #{silent := true}}}) ->
+filter(#message{type = error, meta = #{amphora := #{silent := true}}}) ->
     drop;
 %% of one that was sent on in silence
-filter_packet(#message{type = error, meta = #{amphora_silent := true}}) ->
+filter(#message{type = error, meta = #{amphora_silent := true}}) ->
     drop;
-filter_packet(#message{type = error, meta = #{amphora := #{key := _}}, sub_els = Els} = Message) ->
+filter(#message{type = error, meta = #{amphora := #{key := _}}, sub_els = Els} = Message) ->
     Message#message{body = [], subject = [], thread = undefined, sub_els = [E || #stanza_error{} = E <- Els]};
-filter_packet(Packet) ->
+filter(Packet) ->
     Packet.
 
 remove_user(User, Server) ->
@@ -380,8 +436,31 @@ holds(Host, Bare, Key) ->
     ets:member(map_get(held, mod_amphora:ctx(Host)), Key) orelse
         (mod_amphora_spool:pending(Host, Bare) andalso mod_amphora_spool:known(Host, Key)).
 
+%% Puts a message that waits in a session's gate into the journal: its key and its handle, or none. `What` as
+%% below, and copy: the name of its copies, which is the key of one that was never intercepted.
+-spec keep(map(), message(), map()) -> {binary(), mod_amphora_spool:handle()} | none.
+keep(#{host := Host, opts := #{journal := true, max_stanza := Max}} = Ctx, #message{to = To} = Message, What) ->
+    Bare = mod_amphora_facts:bare(To#jid.luser, Host),
+    {Index, _} = mod_amphora:worker(Ctx, Bare),
+    Key =
+        case What of
+            #{key := Given} -> Given;
+            #{copy := Name} -> Name;
+            _ -> mod_amphora:new_key(Ctx, Index)
+        end,
+    {El, IsArchived} = mod_amphora_facts:seal(Message, Bare, Key, map_get(archived, What)),
+    H = held_of(Ctx, Bare, Key, Message, El, undelivered, #h{
+        archived = IsArchived, stamp = map_get(stamp, What), ord = xmpp:get_meta(Message, amphora_ord, undefined)
+    }),
+    case not mod_amphora_facts:too_large(El, Max) andalso append(Ctx, Bare, record_of(H, El)) of
+        {_, _} = Handle -> {Key, Handle};
+        _ -> none
+    end;
+keep(_Ctx, _Message, _What) ->
+    none.
+
 %% A message that a session did not acknowledge, or that waited in its gate. `What`: key (if it was
-%% intercepted before), stamp, archived, session (its full JID, if that is still there).
+%% intercepted before), stamp, archived, session (its full JID, if that is still there), spooled (its handle).
 -spec undelivered(map(), message(), map()) -> ok.
 undelivered(#{host := Host, held := Held, foreign := Foreign} = Ctx, #message{to = To} = Message, What) ->
     Key = maps:get(key, What, undefined),
@@ -399,7 +478,8 @@ undelivered(#{host := Host, held := Held, foreign := Foreign} = Ctx, #message{to
                 stage = undelivered,
                 again = true,
                 stamp = maps:get(stamp, What, undefined),
-                settle = Settle
+                settle = Settle,
+                spooled = maps:get(spooled, What, undefined)
             }),
             ok
     end.
@@ -473,6 +553,17 @@ seat(Ctx, Bare, Message) ->
     end,
     ok.
 
+%% A session of the user's ends in this process. Returns when what is sent to him waits until the process is
+%% gone: what is in its mailbox by then is older.
+-spec session_ends(map(), binary()) -> ok.
+session_ends(Ctx, Bare) ->
+    {_, Worker} = mod_amphora:worker(Ctx, Bare),
+    try
+        gen_server:call(Worker, {session_ends, Bare, self()})
+    catch
+        exit:_ -> ok
+    end.
+
 %% Everything goes to the spool, and stays there until the module is started again.
 stop_all(Host, Why) ->
     [
@@ -492,6 +583,7 @@ init([Host, Index]) ->
     Ctx = mod_amphora:ctx(Host),
     W = #w{ctx = Ctx, host = Host, index = Index, name = element(Index + 1, map_get(workers, Ctx))},
     erlang:send_after(?SWEEP, self(), sweep),
+    forget_endings(Ctx, Index),
     self() ! restore,
     {ok, W}.
 
@@ -518,8 +610,10 @@ handle_call(sync, _From, W) ->
     {reply, ok, W, 0};
 handle_call({remove_account, Bare, Stamp}, _From, W) ->
     {reply, ok, do_remove_account(W, Bare, Stamp), 0};
+handle_call({session_ends, Bare, Pid}, _From, W) ->
+    {reply, ok, session_ending(W, Bare, Pid), 0};
 handle_call({stop_all, Why}, _From, W) ->
-    {reply, ok, flush(spool_all(W#w{stopping = true}, Why)), 0};
+    {reply, ok, cross_out(flush(spool_all(W#w{stopping = true}, Why))), 0};
 handle_call(_Request, _From, W) ->
     {reply, ok, W, 0}.
 
@@ -550,7 +644,8 @@ handle_info(Message, W) ->
     end.
 
 %% The mailbox is empty: what one turn brought goes out together.
-on_info(timeout, W) -> flush(pump(W));
+on_info(timeout, W) -> flush_or_linger(cross_out(pump(W)));
+on_info(amphora_flush, W) -> flush(W#w{lingers = false});
 on_info({amphora_hold, H}, W) -> pump(take_in(W, H));
 on_info({amphora_follow, Bare, From, F}, W) -> add_follower(W, Bare, From, F);
 on_info({amphora_verdicts, Component, Gen, Verdicts}, W) -> pump(verdicts(W, {Component, Gen}, Verdicts));
@@ -575,6 +670,8 @@ on_info({amphora_peer_settled, Bare, Node, Ref}, W) -> mod_amphora_seats:peer_se
 on_info({amphora_links, Links}, W) -> pump(set_links(W, Links));
 on_info({amphora_peers, Nodes}, W) -> W#w{peers = Nodes};
 on_info({amphora_node_down, Node}, W) -> mod_amphora_seats:node_down(W, Node);
+on_info({'DOWN', Ref, process, _, _}, #w{endings = Endings} = W) when is_map_key(Ref, Endings) ->
+    pump(session_ended(W, Ref));
 on_info({'DOWN', Ref, process, _, _}, W) -> mod_amphora_seats:down(W, Ref);
 on_info(amphora_options, W) -> W#w{ctx = mod_amphora:ctx(W#w.host)};
 on_info(restore, W) -> handle_continue_restore(W);
@@ -630,19 +727,25 @@ release_user(#w{users = Users} = W, Bare) ->
             W
     end.
 
-pair(W, Bare, From) ->
-    #user{pairs = Pairs} = user(W, Bare),
-    maps:get(From, Pairs, #pair{}).
+pair(#w{users = Users}, Bare, From) ->
+    case Users of
+        #{Bare := #user{pairs = #{From := Pair}}} -> Pair;
+        _ -> #pair{}
+    end.
 
-put_pair(W, Bare, From, #pair{q = Q, followers = Followers} = Pair) ->
-    #user{pairs = Pairs} = User = user(W, Bare),
+put_pair(W, Bare, From, Pair) -> put_pair(W, user(W, Bare), Bare, From, Pair).
+
+put_pair(W, #user{pairs = Pairs} = User, Bare, From, #pair{q = Q, followers = Followers} = Pair) ->
     case gb_trees:is_empty(Q) andalso queue:is_empty(Followers) of
         true ->
             W1 = put_user(W, User#user{pairs = maps:remove(From, Pairs)}),
-            release_user(W1#w{paused = maps:remove({Bare, From}, W1#w.paused)}, Bare);
+            release_user(unpause(W1, {Bare, From}), Bare);
         false ->
-            put_user(W, User#user{pairs = maps:put(From, Pair, Pairs)})
+            put_user(W, User#user{pairs = Pairs#{From => Pair}})
     end.
+
+unpause(#w{paused = Paused} = W, Id) when is_map_key(Id, Paused) -> W#w{paused = maps:remove(Id, Paused)};
+unpause(W, _Id) -> W.
 
 put_held(#w{held = Held} = W, #h{key = Key} = H) -> W#w{held = maps:put(Key, H, Held)}.
 
@@ -729,19 +832,18 @@ leave(#w{ctx = #{held := Held, counters := Counters, foreign := Foreign} = Ctx} 
     H = maps:get(Key, W0#w.held),
     #h{bare = Bare, from = From, ord = Ord, seq = Seq, bytes = Bytes} = H,
     Pair = pair(W0, Bare, From),
-    User = user(W0, Bare),
-    W1 =
+    User0 = user(W0, Bare),
+    User =
         case Seq of
-            undefined -> W0;
-            _ -> put_user(W0, User#user{storage = gb_sets:delete_any({Seq, Key}, User#user.storage)})
+            undefined -> User0;
+            _ -> User0#user{storage = gb_sets:delete_any({Seq, Key}, User0#user.storage)}
         end,
     ets:delete(Held, Key),
     ets:delete(Foreign, Key),
     atomics:sub(Counters, 3, 1),
     atomics:sub(Counters, 4, Bytes),
     count_pair(Ctx, H, -1),
-    W2 = W1#w{held = maps:remove(Key, W1#w.held)},
-    put_pair(W2, Bare, From, Pair#pair{
+    put_pair(W0#w{held = maps:remove(Key, W0#w.held)}, User, Bare, From, Pair#pair{
         q = gb_trees:delete_any(Ord, Pair#pair.q),
         unsent = gb_sets:delete_any(Ord, Pair#pair.unsent),
         rules = gb_sets:delete_any(Ord, Pair#pair.rules)
@@ -951,6 +1053,8 @@ load_next(#w{draining = Draining, host = Host, ctx = Ctx} = W, Component) ->
             end
     end.
 
+load(W, _Ctx, Bare, #{stage := turn} = R, Handle) ->
+    restore_turn(W, Bare, R, Handle);
 load(#w{index = Index, name = Name} = W, Ctx, Bare, R, Handle) ->
     #{held := Held, foreign := Foreign, counters := Counters} = Ctx,
     #{key := Key, stage := Stage, el := El, from := From} = R,
@@ -1039,10 +1143,22 @@ spool_pair(W, Bare, From) ->
 
 add_follower(#w{followers = All} = W, Bare, From, F) ->
     Pair = pair(W, Bare, From),
-    W1 = put_pair(W, Bare, From, Pair#pair{followers = queue:in(F, Pair#pair.followers)}),
+    W1 = put_pair(W, Bare, From, Pair#pair{followers = in_line(F, Pair#pair.followers)}),
     run_followers(W1#w{followers = queue:in({Bare, From, F#f.ord, F#f.since}, All)}, Bare, From).
 
-%% Those with nothing undecided before them go on.
+%% What comes out of the spool may be older than what is there.
+in_line(#f{ord = Ord} = F, Followers) ->
+    case queue:peek_r(Followers) of
+        {value, #f{ord = Last}} when Last > Ord ->
+            {Before, After} = lists:splitwith(fun(#f{ord = O}) -> O =< Ord end, queue:to_list(Followers)),
+            queue:from_list(Before ++ [F | After]);
+        _ ->
+            queue:in(F, Followers)
+    end.
+
+%% Those with nothing undecided before them go on, and none while a session of their user's is ending.
+run_followers(#w{ending = Ending, stopping = false} = W, Bare, _From) when is_map_key(Bare, Ending) ->
+    W;
 run_followers(W, Bare, From) ->
     #pair{q = Q, followers = Followers} = pair(W, Bare, From),
     case queue:peek(Followers) of
@@ -1062,11 +1178,51 @@ waits_for_one(#w{held = Held} = W, {Ord, Key, Next}, Limit) when Ord < Limit ->
 waits_for_one(_W, _, _Limit) ->
     false.
 
+session_ending(#w{ending = Ending, endings = Endings, ctx = #{pairs := Pairs, counters := Counters}} = W, Bare, Pid) ->
+    Count = maps:get(Bare, Ending, 0),
+    case Count of
+        0 ->
+            ets:insert(Pairs, {{Bare, ending}, 1, 1}),
+            atomics:add(Counters, 9, 1);
+        _ ->
+            ok
+    end,
+    Ref = erlang:monitor(process, Pid),
+    W#w{ending = maps:put(Bare, Count + 1, Ending), endings = maps:put(Ref, Bare, Endings)}.
+
+session_ended(#w{ending = Ending, endings = Endings, ctx = #{pairs := Pairs, counters := Counters}} = W, Ref) ->
+    {Bare, Rest} = maps:take(Ref, Endings),
+    case maps:get(Bare, Ending) of
+        1 ->
+            ets:delete(Pairs, {Bare, ending}),
+            atomics:sub(Counters, 9, 1),
+            W1 = W#w{ending = maps:remove(Bare, Ending), endings = Rest},
+            lists:foldl(
+                fun(From, Acc) -> advance(run_followers(Acc, Bare, From), Bare, From) end,
+                W1,
+                maps:keys((user(W1, Bare))#user.pairs)
+            );
+        Count ->
+            W#w{ending = maps:put(Bare, Count - 1, Ending), endings = Rest}
+    end.
+
+%% Those that an earlier process of this name waited for.
+forget_endings(#{pairs := Pairs, counters := Counters} = Ctx, Index) ->
+    [
+        begin
+            ets:delete(Pairs, Id),
+            atomics:sub(Counters, 9, 1)
+        end
+     || {{Bare, _} = Id, _, _} <- ets:match_object(Pairs, {{'_', ending}, '_', '_'}),
+        element(1, mod_amphora:worker(Ctx, Bare)) == Index
+    ],
+    ok.
+
 %% The first of the pair's followers goes on as if it had not waited. If it comes to the storage, it keeps
 %% its place.
-go_on(#w{ctx = #{counters := Counters, pairs := Pairs} = Ctx, host = Host} = W, Bare, From) ->
+go_on(#w{ctx = #{counters := Counters, pairs := Pairs} = Ctx} = W, Bare, From) ->
     #pair{followers = Followers} = Pair = pair(W, Bare, From),
-    {{value, #f{message = Message, ord = Ord, bytes = Bytes}}, Rest} = queue:out(Followers),
+    {{value, #f{message = Message, ord = Ord, bytes = Bytes} = F}, Rest} = queue:out(Followers),
     atomics:sub(Counters, 3, 1),
     atomics:sub(Counters, 4, Bytes),
     W1 = put_pair(W, Bare, From, Pair#pair{followers = Rest}),
@@ -1078,29 +1234,66 @@ go_on(#w{ctx = #{counters := Counters, pairs := Pairs} = Ctx, host = Host} = W, 
     W2 =
         case Captured of
             none ->
+                forget_turn(W1, Bare, F),
                 W1;
             {Stored, Archived} ->
-                hold_captured(W1, Host, Bare, From, Stored, Archived, Ord)
+                hold_captured(W1, Bare, Stored, F, #h{archived = Archived, stamp = F#f.stamp})
         end,
     count_pair(Pairs, Bare, From, -1, -1),
     W2.
 
-hold_captured(#w{ctx = Ctx, index = Index} = W, Host, Bare, From, Message, Archived, Ord) ->
+forget_turn(_W, _Bare, #f{spooled = undefined}) -> ok;
+forget_turn(#w{host = Host}, Bare, #f{spooled = Handle}) -> mod_amphora_spool:delete(Host, Bare, Handle).
+
+%% A follower comes to the storage, in its place.
+hold_captured(#w{ctx = Ctx, index = Index, host = Host} = W, Bare, Message, #f{key = Given, ord = Ord} = F, H0) ->
     #{held := Held, counters := Counters} = Ctx,
-    Key = mod_amphora:new_key(Ctx, Index),
-    {El, IsArchived} = mod_amphora_facts:seal(Message, Bare, Key, Archived),
-    H = held_of(Ctx, Bare, Key, Message, El, offline, #h{archived = IsArchived, ord = Ord}),
+    Key =
+        case Given of
+            undefined -> mod_amphora:new_key(Ctx, Index);
+            _ -> Given
+        end,
+    {El, Sealed} = mod_amphora_facts:seal(Message, Bare, Key, H0#h.archived),
+    H1 = held_of(Ctx, Bare, Key, Message, El, offline, H0#h{ord = Ord, spooled = F#f.spooled}),
+    %% the archive has it only now, as in to_offline_stage/4
+    H = H1#h{archived = Sealed andalso not mod_amphora_facts:read_since(H1#h.luser, Host, H1#h.stamp)},
     case mod_amphora_facts:too_large(El, mod_amphora:opt(Host, max_stanza)) of
         true ->
+            forget_turn(W, Bare, F),
             refuse(Ctx, H, Message, too_large_to_store()),
             W;
         false ->
-            count_pair(Ctx, H, 1),
-            ets:insert(Held, {Key, Index, H, El}),
+            Kept = journal_anew(Ctx, H, El),
+            count_pair(Ctx, Kept, 1),
+            ets:insert(Held, {Key, Index, Kept, El}),
+            [ets:insert(map_get(foreign, Ctx), {Key, W#w.name}) || is_foreign(Ctx, Key, Bare)],
             atomics:add(Counters, 3, 1),
-            atomics:add(Counters, 4, H#h.bytes),
-            _ = From,
-            take_in(W, H)
+            atomics:add(Counters, 4, Kept#h.bytes),
+            take_in(W, Kept)
+    end.
+
+%% One that waited when the server died, out of the spool. If somebody is there for it by now and nothing with
+%% rules is before it, it must not come behind what has come since: it is stored, and handed over before that.
+restore_turn(#w{ctx = #{counters := Counters, pairs := Pairs}} = W, Bare, #{key := Key, from := From, ord := Ord} = R, Handle) ->
+    F = #f{ord = Ord, since = mod_amphora:now_ms(), key = Key, stamp = map_get(stamp, R), spooled = Handle},
+    case mod_amphora_xml:decode(map_get(el, R)) of
+        {ok, Message0} ->
+            Message = Message0#message{to = mod_amphora_facts:jid(map_get(addressed, R))},
+            case is_behind_rules(pair(W, Bare, From), Ord) orelse is_nobody_there(Message) of
+                true ->
+                    Bytes = erlang:external_size(Message),
+                    count_pair(Pairs, Bare, From, 1, 1),
+                    atomics:add(Counters, 3, 1),
+                    atomics:add(Counters, 4, Bytes),
+                    add_follower(W, Bare, From, F#f{message = Message, bytes = Bytes});
+                false ->
+                    H = #h{stamp = F#f.stamp, again = true, ever_sent = true, loaded = true},
+                    hold_captured(W, Bare, Message, F, H)
+            end;
+        error ->
+            ?ERROR_MSG("Held message ~ts can't be read", [Key]),
+            forget_turn(W, Bare, F),
+            W
     end.
 
 %% Routes a message in this process. What comes to the storage of it: {Message, Archived}, or none.
@@ -1263,30 +1456,38 @@ send(#w{host = Host, ctx = Ctx} = W, #link{id = {_, Component}, gen = Gen}, #h{b
         },
         H2
     ),
-    W2 = put_pair(W1, Bare, From, Pair#pair{unsent = gb_sets:delete_any(H2#h.ord, Pair#pair.unsent)}),
-    put_out(W2, {Component, Gen}, El, H2#h.bytes).
+    W2 = put_pair(W1, Bare, From, Pair#pair{
+        unsent = gb_sets:delete_any(H2#h.ord, Pair#pair.unsent), last = later({H2#h.ord, H2#h.key}, Pair#pair.last)
+    }),
+    W3 = W2#w{out_count = W2#w.out_count + 1, out_now = W2#w.out_now orelse is_outside(H2)},
+    put_out(W3, {Component, Gen}, El, H2#h.bytes).
 
-%% The key of the one before it in the pair, if that is undecided.
-before(#pair{q = Q}, Ord) ->
-    case gb_trees:size(Q) of
-        1 ->
+later(Sent, undefined) -> Sent;
+later(Sent, Last) -> max(Sent, Last).
+
+%% The key of the one before it in the pair, if that is undecided. That is the last one sent, while that is
+%% held and all before this one were sent: they are not looked through then.
+before(#pair{q = Q, unsent = Unsent, last = Last}, Ord) ->
+    case gb_trees:smallest(Q) of
+        {Ord, _} ->
             [];
         _ ->
-            case gb_trees:smallest(Q) of
-                {Ord, _} -> [];
-                _ -> largest_below(Ord, Q)
+            case Last of
+                {Before, Key} when Before < Ord ->
+                    case gb_trees:is_defined(Before, Q) andalso not is_unsent_before(Ord, Unsent) of
+                        true -> [Key];
+                        false -> largest_below(Ord, gb_trees:iterator(Q), [])
+                    end;
+                _ ->
+                    largest_below(Ord, gb_trees:iterator(Q), [])
             end
     end.
 
-largest_below(Ord, Q) ->
-    case gb_trees:largest(Q) of
-        {Last, Key} when Last < Ord -> [Key];
-        _ -> largest_below_node(Ord, gb_trees:iterator(Q), [])
-    end.
+is_unsent_before(Ord, Unsent) -> not gb_sets:is_empty(Unsent) andalso gb_sets:smallest(Unsent) < Ord.
 
-largest_below_node(Ord, Iterator, Best) ->
+largest_below(Ord, Iterator, Best) ->
     case gb_trees:next(Iterator) of
-        {Other, Key, Next} when Other < Ord -> largest_below_node(Ord, Next, [Key]);
+        {Other, Key, Next} when Other < Ord -> largest_below(Ord, Next, [Key]);
         _ -> Best
     end.
 
@@ -1362,9 +1563,23 @@ session_element(Resource, Priority, Asleep) ->
 
 %% Elements for a node are collected, for a stanza costs more than an element in one.
 put_out(W, #link{id = {_, Component}, gen = Gen}, El, Bytes) ->
-    put_out(W, {Component, Gen}, El, Bytes);
+    put_out(W#w{out_now = true}, {Component, Gen}, El, Bytes);
 put_out(#w{out = Out, out_bytes = Sum} = W, To, El, Bytes) ->
     W#w{out = maps:update_with(To, fun(L) -> [El | L] end, [El], Out), out_bytes = Sum + Bytes}.
+
+flush_or_linger(#w{out_bytes = 0} = W) ->
+    W;
+flush_or_linger(#w{out_now = Now, out_count = Count, flight = Flight, lingers = Lingers} = W) ->
+    Unanswered = maps:fold(fun(_, {N, _}, Sum) -> Sum + N end, 0, Flight),
+    case Now orelse Unanswered =< Count of
+        true ->
+            flush(W);
+        false when Lingers ->
+            W;
+        false ->
+            erlang:send_after(?LINGER, self(), amphora_flush),
+            W#w{lingers = true}
+    end.
 
 flush(#w{out_bytes = 0} = W) ->
     W;
@@ -1378,7 +1593,7 @@ flush(#w{out = Out, ctx = Ctx} = W) ->
         end,
         Out
     ),
-    W#w{out = #{}, out_bytes = 0}.
+    W#w{out = #{}, out_bytes = 0, out_count = 0, out_now = false}.
 
 %% It is in the window no more.
 answered(#w{flight = Flight} = W, #h{key = Key, outstanding = true, gen = {Component, _}, bytes = Bytes} = H) ->
@@ -1432,9 +1647,15 @@ take_verdict(W, #h{key = Key, bare = Bare, from = From} = H, What, El) ->
 
 %% Carries out what can be carried out, in the pair's order.
 advance(W, Bare, From) ->
-    case next_to_carry_out(W, pair(W, Bare, From)) of
-        none -> run_followers(W, Bare, From);
-        H -> advance(run_followers(carry_out(W, H), Bare, From), Bare, From)
+    #pair{followers = Followers} = Pair = pair(W, Bare, From),
+    case next_to_carry_out(W, Pair) of
+        none ->
+            run_followers(W, Bare, From);
+        H ->
+            case is_map_key(Bare, W#w.ending) andalso would_pass(H, Followers) of
+                true -> W;
+                false -> advance(run_followers(carry_out(W, H), Bare, From), Bare, From)
+            end
     end.
 
 next_to_carry_out(#w{held = Held}, #pair{q = Q, rules = Rules, followers = Followers}) ->
@@ -1519,12 +1740,21 @@ ask_again(W, #h{bare = Bare, from = From} = H) ->
     end.
 
 finish(#w{host = Host} = W, H, Outcome) ->
-    unspool(W, H),
     [
         mod_amphora_broadcast:settled(Host, H#h.key, outcome(Outcome))
      || H#h.settle
     ],
-    leave(W, H).
+    leave(crossed(W, H), H).
+
+%% The spool need not keep it: said of several at a time.
+crossed(W, #h{spooled = undefined}) -> W;
+crossed(#w{crossed = Crossed} = W, #h{spooled = Handle}) -> W#w{crossed = [Handle | Crossed]}.
+
+cross_out(#w{crossed = []} = W) ->
+    W;
+cross_out(#w{crossed = Crossed, host = Host} = W) ->
+    mod_amphora_spool:delete_all(Host, lists:reverse(Crossed)),
+    W#w{crossed = []}.
 
 outcome(<<"deliver">>) -> <<"delivered">>;
 outcome(Outcome) -> Outcome.
@@ -1605,14 +1835,7 @@ to_offline_stage(#w{ctx = Ctx, host = Host} = W, H, Message, Archived) ->
     W2 = put_pair(put_held(W1, H1), Bare, From, Pair#pair{
         rules = gb_sets:delete_any(Ord, Pair#pair.rules), unsent = gb_sets:add(Ord, Pair#pair.unsent)
     }),
-    H2 =
-        case H1#h.spooled of
-            undefined ->
-                journal(W#w.ctx, H1, El);
-            Handle ->
-                mod_amphora_spool:replace(Host, Bare, Handle, record_of(H1, El)),
-                H1
-        end,
+    H2 = journal_anew(W#w.ctx, H1, El),
     {W3, H3} = enter_storage(put_held(W2, H2), H2),
     W4 = admit(W3, H3),
     enqueue(W4, Bare, From).
@@ -1682,6 +1905,7 @@ pause_from(W, #h{bare = Bare, from = From, ord = Ord} = H) ->
                 undefined -> Ord;
                 Earlier -> min(Earlier, Ord)
             end,
+        last = undefined,
         unsent = gb_sets:union(Pair#pair.unsent, gb_sets:from_list(Orders))
     }),
     W2#w{paused = maps:put({Bare, From}, Resume, W2#w.paused)}.
@@ -1758,7 +1982,8 @@ relink_pair(W, Bare, From, true) ->
     ),
     Unsent = [O || {O, K} <- gb_trees:to_list(Pair#pair.q), (maps:get(K, W1#w.held))#h.writing == undefined],
     Pair1 = Pair#pair{
-        queued = false, tries = 0, resume_at = undefined, paused_from = undefined, unsent = gb_sets:from_list(Unsent)
+        queued = false, tries = 0, resume_at = undefined, paused_from = undefined, last = undefined,
+        unsent = gb_sets:from_list(Unsent)
     },
     W2 = put_pair(W1#w{paused = maps:remove({Bare, From}, W1#w.paused)}, Bare, From, Pair1),
     enqueue(urgent_of(W2, Pair1), Bare, From).
@@ -1816,8 +2041,11 @@ old_followers(#w{followers = All, ctx = #{opts := #{hold := Hold}}} = W, Now) ->
                 {value, #f{ord = Ord}} when Now - Since >= Hold ->
                     W1 = go_on(W#w{followers = queue:drop(All)}, Bare, From),
                     old_followers(advance(W1, Bare, From), Now);
-                {value, #f{ord = First}} when First =< Ord ->
+                {value, #f{ord = Ord}} ->
                     W;
+                {value, #f{ord = First}} when First < Ord ->
+                    %% one out of the spool, which came later, is before it
+                    old_followers(W#w{followers = queue:in(queue:get(All), queue:drop(All))}, Now);
                 _ ->
                     old_followers(W#w{followers = queue:drop(All)}, Now)
             end;

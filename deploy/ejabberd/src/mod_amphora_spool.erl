@@ -2,14 +2,15 @@
 %%%
 %%% One process per virtual host, under the host's supervisor. What it says about users is read from
 %%% tables, without a call. A record is a map:
-%%%   key, stage (rules, offline or undelivered), ord (its place in the order of arrival, a number),
+%%%   key, stage (rules, turn, offline or undelivered), ord (its place in the order of arrival, a number),
 %%%   stamp, archived (boolean), from, addressed (JIDs as text), el (the message, #xmlel{})
 %%% A handle names one writing of a record's key: what is said of it does not count for a later one.
 %%%
-%%% What several processes append at a time is one write, so that it can serve as the journal of
-%%% all that is held. append/3 returns when the operating system has it: it survives the end of
-%%% ejabberd, however it ends, not a power cut in the seconds after. That a record is settled is
-%%% written when there is nothing else to do, within a moment.
+%%% What is appended at a time is one write, so that it can serve as the journal of all that is held
+%%% (mod_amphora_journal). append/3 and written/1 return when the operating system has it: it survives
+%%% the end of ejabberd, however it ends, not a power cut in the seconds after. append_behind/3 does not
+%%% wait; what it gave is written within two milliseconds. That a record is settled is written with what
+%%% comes next, or within a moment.
 
 -module(mod_amphora_spool).
 
@@ -19,11 +20,12 @@
     start_link/1,
     folder/1,
     pending/2, pending/3,
-    append/3,
+    append/3, append_behind/3,
+    written/1,
     load/2,
     release/3,
     replace/4,
-    delete/3,
+    delete/3, delete_all/2,
     delete_user/2,
     keys/2, known/2,
     users/1,
@@ -41,6 +43,9 @@
 
 -define(STORE, mod_amphora_spool_file).
 -define(BATCH, 256). % records in one write at most
+-define(LINGER, 2). % milliseconds that a record for which nobody waits may wait for others
+-define(OWED, 20). % milliseconds that the lines of settled records wait for others
+-define(MOST_OWED, 1024). % so many settled records are not waited for
 -define(TIDY, 1000). % milliseconds between two looks at what can be given back
 -define(MESSAGES, 2000000). % records at most: each takes some 250 bytes of memory
 -define(TIMEOUT, 60000). % milliseconds: a disk may be slow
@@ -52,7 +57,16 @@
 -record(state, {
     host :: binary(),
     spool :: ?STORE:spool(),
-    appending = [] :: [{{pid(), term()}, ?STORE:entry()}] % newest first, and who waits for it
+    %% what is to be written, newest first, and who waits for it
+    appending = [] :: [{none | {pid(), term()}, ?STORE:prepared()}],
+    count = 0 :: non_neg_integer(),
+    waited_for = false :: boolean(),
+    %% what is settled, of this and of what was written; how many since the last write
+    settled = [] :: [[handle()]],
+    owed = 0 :: non_neg_integer(),
+    %% is a timer running?
+    write_soon = false :: boolean(),
+    flush_soon = false :: boolean()
 }).
 
 %% ------------------------------------------------------------------------------ interface
@@ -68,7 +82,7 @@ folder(Host) -> filename:join([mnesia:system_info(directory), "amphora", Host]).
 
 name(Host) -> gen_mod:get_module_proc(Host, ?MODULE).
 
-%% {tables, counters of bytes, messages and failures, limit of bytes}
+%% {tables, counters of bytes, messages and failures, limit of bytes, process, what prepare/2 wants}
 shared(Host) -> persistent_term:get({?MODULE, Host}).
 
 tables(Host) -> element(1, shared(Host)).
@@ -93,14 +107,30 @@ pending(Host, Bare, Ord) ->
 -spec append(binary(), binary(), spooled()) -> {ok, handle()} | {error, term()}.
 append(Host, Bare, #{key := Key} = Record) ->
     Gen = erlang:unique_integer([positive]),
-    case call(Host, {append, entry(Bare, Gen, Record)}) of
+    case call(Host, {append, prepared(Host, Bare, Gen, Record)}) of
         ok -> {ok, {Key, Gen}};
         {error, _} = Error -> Error
     end.
 
-entry(Bare, Gen, #{el := El} = Record) ->
-    Entry = maps:with([key, stage, ord, stamp, archived, from, addressed], Record),
-    Entry#{bare => Bare, gen => Gen, xml => fxml:element_to_binary(El)}.
+%% Not durable yet when it returns. If it can't be written, the handle is that of nothing.
+-spec append_behind(binary(), binary(), spooled()) -> handle().
+append_behind(Host, Bare, #{key := Key} = Record) ->
+    Gen = erlang:unique_integer([positive]),
+    element(4, shared(Host)) ! {amphora_append, prepared(Host, Bare, Gen, Record)},
+    {Key, Gen}.
+
+%% Waits until all is written, or could not be, that the caller gave to append_behind/3.
+-spec written(binary()) -> ok.
+written(Host) ->
+    try
+        gen_server:call(element(4, shared(Host)), written, ?TIMEOUT)
+    catch
+        exit:_ -> ok
+    end.
+
+prepared(Host, Bare, Gen, #{el := El} = Record) ->
+    Entry = (maps:remove(el, Record))#{bare => Bare, gen => Gen, xml => fxml:element_to_binary(El)},
+    ?STORE:prepare(Entry, element(5, shared(Host))).
 
 %% The user's next record, by ord.
 -spec load(binary(), binary()) -> {spooled(), handle()} | none.
@@ -128,12 +158,18 @@ release(Host, _Bare, Handle) ->
 %% more after a restart.
 -spec replace(binary(), binary(), handle(), spooled()) -> ok.
 replace(Host, Bare, {_, Gen}, Record) ->
-    _ = call(Host, {append, entry(Bare, Gen, Record)}),
+    _ = call(Host, {append, prepared(Host, Bare, Gen, Record)}),
     ok.
 
 -spec delete(binary(), binary(), handle()) -> ok.
-delete(Host, _Bare, Handle) ->
-    gen_server:cast(name(Host), {delete, Handle}).
+delete(Host, _Bare, Handle) -> delete_all(Host, [Handle]).
+
+-spec delete_all(binary(), [handle()]) -> ok.
+delete_all(_Host, []) ->
+    ok;
+delete_all(Host, Handles) ->
+    element(4, shared(Host)) ! {amphora_settled, Handles},
+    ok.
 
 %% All of a user's; how many.
 -spec delete_user(binary(), binary()) -> non_neg_integer().
@@ -163,7 +199,7 @@ max_ord(Host) ->
 %% well; live: messages; failing: the last write failed
 -spec status(binary()) -> #{size := integer(), limit := integer(), live := integer(), failing := boolean()}.
 status(Host) ->
-    {_, Counters, Bytes} = shared(Host),
+    {_, Counters, Bytes, _, _} = shared(Host),
     Live = counters:get(Counters, 2),
     Size = case Live >= ?MESSAGES of
                true -> max(Bytes, counters:get(Counters, 1));
@@ -196,20 +232,22 @@ init(Host) ->
     case ?STORE:open(folder(Host)) of
         {ok, Spool} ->
             Counters = counters:new(3, []),
-            persistent_term:put({?MODULE, Host}, {?STORE:tables(Spool), Counters, mod_amphora:opt(Host, spool_limit)}),
+            Limit = mod_amphora:opt(Host, spool_limit),
+            Shared = {?STORE:tables(Spool), Counters, Limit, self(), ?STORE:escapes(Spool)},
+            persistent_term:put({?MODULE, Host}, Shared),
             erlang:send_after(?TIDY, self(), tidy),
             {ok, count(#state{host = Host, spool = Spool})};
         {error, Reason} ->
             {stop, Reason}
     end.
 
-handle_call({append, Entry}, From, #state{appending = Appending} = State) when length(Appending) < ?BATCH ->
-    {noreply, State#state{appending = [{From, Entry} | Appending]}, 0};
-handle_call({append, Entry}, From, State) ->
-    {noreply, (write(State))#state{appending = [{From, Entry}]}, 0};
+handle_call({append, Prepared}, From, State) ->
+    next(take(From, Prepared, State#state{waited_for = true}));
+handle_call(written, _From, State) ->
+    {reply, ok, write(State)};
 handle_call(Request, _From, State) ->
     {Reply, Handled} = handle(Request, write(State)),
-    {reply, Reply, count(Handled), 0}.
+    {reply, Reply, flush_soon(count(Handled))}.
 
 handle({load, Bare}, #state{spool = Spool} = State) ->
     case ?STORE:load(Bare, Spool) of
@@ -234,39 +272,79 @@ handle({remove_removal, Bare}, #state{spool = Spool} = State) ->
 handle(removals, #state{spool = Spool} = State) ->
     {maps:to_list(?STORE:removals(Spool)), State}.
 
-handle_cast({delete, Handle}, State) ->
-    #state{spool = Spool} = Written = write(State),
-    {noreply, Written#state{spool = ?STORE:done(Handle, Spool)}, 0};
 handle_cast(_Other, State) ->
-    {noreply, State, 0}.
+    next(State).
 
+handle_info({amphora_append, Prepared}, State) ->
+    next(write_soon(take(none, Prepared, State)));
+handle_info({amphora_settled, Handles}, #state{settled = Settled, owed = Owed} = State) ->
+    Noted = State#state{settled = [Handles | Settled], owed = Owed + length(Handles)},
+    case Noted#state.owed of
+        N when N > ?MOST_OWED -> next(flush(Noted));
+        _ -> next(flush_soon(Noted))
+    end;
+%% the mailbox is empty, and somebody waits
 handle_info(timeout, State) ->
-    #state{spool = Spool} = Written = write(State),
-    {_, Flushed} = ?STORE:flush(Spool),
-    {noreply, count(Written#state{spool = Flushed})};
+    {noreply, write(State)};
+handle_info(write, State) ->
+    next(write(State#state{write_soon = false}));
+handle_info(flush, State) ->
+    next(flush(State#state{flush_soon = false}));
 handle_info(tidy, State) ->
     #state{spool = Spool} = Written = write(State),
     erlang:send_after(?TIDY, self(), tidy),
     {noreply, count(Written#state{spool = ?STORE:tidy(Spool)})};
 handle_info(_Other, State) ->
-    {noreply, State, 0}.
+    next(State).
+
+next(#state{waited_for = true} = State) -> {noreply, State, 0};
+next(State) -> {noreply, State}.
 
 terminate(_Reason, State) ->
     #state{spool = Spool} = write(State),
     ?STORE:close(Spool).
 
-%% Writes what is to be appended, and answers who waits for it.
-write(#state{appending = []} = State) ->
+take(From, Prepared, #state{count = Count} = State) when Count >= ?BATCH ->
+    take(From, Prepared, (write(State))#state{waited_for = is_tuple(From)});
+take(From, Prepared, #state{appending = Appending, count = Count} = State) ->
+    State#state{appending = [{From, Prepared} | Appending], count = Count + 1}.
+
+write_soon(#state{write_soon = true} = State) ->
     State;
-write(#state{appending = Appending, spool = Spool} = State) ->
+write_soon(State) ->
+    erlang:send_after(?LINGER, self(), write),
+    State#state{write_soon = true}.
+
+flush_soon(#state{flush_soon = true} = State) ->
+    State;
+flush_soon(State) ->
+    erlang:send_after(?OWED, self(), flush),
+    State#state{flush_soon = true}.
+
+%% Writes what is to be appended, and answers who waits for it. What is settled of it, and of what was
+%% there before, is owed after that.
+write(#state{appending = [], settled = []} = State) ->
+    State#state{waited_for = false};
+write(#state{appending = Appending, settled = Settled, spool = Spool} = State) ->
     InOrder = lists:reverse(Appending),
-    {Result, Added} = ?STORE:add([Entry || {_, Entry} <- InOrder], Spool),
-    Written = count(State#state{spool = Added, appending = []}),
-    lists:foreach(fun({From, _}) -> gen_server:reply(From, Result) end, InOrder),
+    {Result, Added} = ?STORE:add_lines([Prepared || {_, Prepared} <- InOrder], Spool),
+    Done = lists:foldl(
+        fun(Handles, Acc) -> lists:foldl(fun ?STORE:done/2, Acc, Handles) end, Added, lists:reverse(Settled)
+    ),
+    Written = count(State#state{
+        spool = Done, appending = [], count = 0, waited_for = false, settled = []
+    }),
+    [gen_server:reply(From, Result) || {From, _} <- InOrder, From /= none],
     Written.
 
+%% And what is owed.
+flush(State) ->
+    #state{spool = Spool} = Written = write(State),
+    {_, Flushed} = ?STORE:flush(Spool),
+    count(Written#state{spool = Flushed, owed = 0}).
+
 count(#state{host = Host, spool = Spool} = State) ->
-    {_, Counters, _} = shared(Host),
+    Counters = element(2, shared(Host)),
     counters:put(Counters, 1, ?STORE:bytes(Spool)),
     counters:put(Counters, 2, ?STORE:count(Spool)),
     counters:put(Counters, 3, case ?STORE:is_failing(Spool) of true -> 1; false -> 0 end),

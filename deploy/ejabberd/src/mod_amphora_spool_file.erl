@@ -23,12 +23,12 @@
 -module(mod_amphora_spool_file).
 
 -export([open/1, close/1, tables/1]).
--export([add/2, done/2, release/2, flush/1, sync/1, tidy/1]).
+-export([prepare/2, escapes/1, add/2, add_lines/2, done/2, release/2, flush/1, sync/1, tidy/1]).
 -export([load/2, next_pending/2, users/1, keys/2, known/2, is_current/2]).
 -export([delete_user/2, add_removal/3, removal_done/2, removals/1]).
 -export([is_failing/1, count/1, bytes/1, max_ord/1]).
 
--export_type([spool/0, entry/0, handle/0, tables/0]).
+-export_type([spool/0, entry/0, prepared/0, handle/0, tables/0]).
 
 -include_lib("kernel/include/logger.hrl").
 
@@ -39,7 +39,7 @@
 -type entry() :: #{key := binary(),        % unique for ever
                    bare := binary(),       % the user whose queue it is in
                    ord := number(),        % place in that queue
-                   stage := rules | offline | undelivered,
+                   stage := rules | turn | offline | undelivered,
                    stamp := binary(),      % XEP-0082, when the server received it
                    archived := boolean(),
                    from := binary(),
@@ -49,6 +49,9 @@
 
 %% A key and the gen of its writing: what was said of an earlier writing does not count for a later one.
 -type handle() :: {Key :: binary(), Gen :: integer()}.
+
+%% A message as it is to stand in the file: key, bare, ord, gen and line.
+-type prepared() :: {binary(), binary(), number(), integer(), binary()}.
 
 -type tables() :: {Live :: ets:tid(), Pending :: ets:tid()}.
 
@@ -222,8 +225,8 @@ add_live(Number, N, Segments) ->
 %% ------------------------------------------------------------------------------ lines
 
 line(Fields) ->
-    Body = iolist_to_binary(lists:join(<<"\t">>, Fields)),
-    [integer_to_binary(erlang:crc32(Body), 16), <<"\t">>, Body, <<"\n">>].
+    Body = lists:join($\t, Fields),
+    [integer_to_binary(erlang:crc32(Body), 16), $\t, Body, $\n].
 
 %% The fields of a line without its end; none if its checksum is wrong.
 fields(Line) ->
@@ -237,8 +240,17 @@ fields(Line) ->
             []
     end.
 
+%% What is to be added, made by whoever has it: so the process of the spool need only write it.
+-spec prepare(entry(), binary:cp()) -> prepared().
+prepare(#{key := Key, bare := Bare, ord := Ord} = Entry, Cp) ->
+    {Key, Bare, Ord, maps:get(gen, Entry, 0), iolist_to_binary(message_line(Entry, Cp))}.
+
+%% What prepare/2 wants to know.
+-spec escapes(spool()) -> binary:cp().
+escapes(#spool{escapes = Cp}) -> Cp.
+
 message_line(#{key := Key, bare := Bare, ord := Ord, stage := Stage, stamp := Stamp, archived := Archived,
-               from := From, addressed := Addressed, xml := Xml}, #spool{escapes = Cp}) ->
+               from := From, addressed := Addressed, xml := Xml}, Cp) ->
     line([<<"A">>, escape(Key, Cp), escape(Bare, Cp), format_ord(Ord), atom_to_binary(Stage, utf8),
           escape(Stamp, Cp), case Archived of true -> <<"1">>; false -> <<"0">> end, escape(From, Cp),
           escape(Addressed, Cp), escape(iolist_to_binary(Xml), Cp)]).
@@ -346,24 +358,32 @@ note_success(Spool) ->
 %% Adds messages, which count as in memory, in one write; all of them or none. One whose key is
 %% there already is replaced. How much may be in it is the caller's question.
 -spec add([entry()], spool()) -> {ok, spool()} | {{error, binary()}, spool()}.
-add([], Spool) ->
+add(Entries, #spool{escapes = Cp} = Spool) ->
+    add_lines([prepare(Entry, Cp) || Entry <- Entries], Spool).
+
+%% The same, of what is prepared.
+-spec add_lines([prepared()], spool()) -> {ok, spool()} | {{error, binary()}, spool()}.
+add_lines([], Spool) ->
     {ok, Spool};
-add(Entries, Spool) ->
-    Lines = [message_line(Entry, Spool) || Entry <- Entries],
-    case write(Lines, Spool) of
-        {{ok, Offset}, Written} -> {ok, note_added(Entries, Lines, Offset, Written)};
+add_lines(Prepared, Spool) ->
+    case write([Line || {_, _, _, _, Line} <- Prepared], Spool) of
+        {{ok, Offset}, Written} -> {ok, note_added(Prepared, Offset, Written)};
         {{error, _}, _} = Error -> Error
     end.
 
-note_added([], [], _Offset, Spool) ->
+note_added([], _Offset, Spool) ->
     Spool;
-note_added([#{key := Key, bare := Bare, ord := Ord} = Entry | Entries], [Line | Lines], Offset, Spool) ->
-    Size = iolist_size(Line),
-    #spool{live = Live, current = Current, segments = Segments, max_ord = Max} = Forgotten = forget(Key, Spool),
-    ets:insert(Live, {Key, Bare, Ord, Current, Offset, Size, maps:get(gen, Entry, 0)}),
-    note_added(Entries, Lines, Offset + Size,
-               Forgotten#spool{segments = add_live(Current, 1, Segments), max_ord = max(Max, Ord),
-                               live_bytes = Forgotten#spool.live_bytes + Size}).
+note_added([{Key, Bare, Ord, Gen, Line} | Rest], Offset, #spool{live = Live, current = Current} = Spool) ->
+    Size = byte_size(Line),
+    Row = {Key, Bare, Ord, Current, Offset, Size, Gen},
+    Noted = case ets:insert_new(Live, Row) of
+                true -> Spool;
+                false -> Forgotten = forget(Key, Spool), ets:insert(Live, Row), Forgotten
+            end,
+    #spool{segments = Segments, max_ord = Max, live_bytes = Bytes} = Noted,
+    note_added(Rest, Offset + Size,
+               Noted#spool{segments = add_live(Current, 1, Segments), max_ord = max(Max, Ord),
+                           live_bytes = Bytes + Size}).
 
 %% Takes a key out of the tables, not out of the file.
 forget(Key, #spool{live = Live, pending = Pending} = Spool) ->
@@ -500,6 +520,7 @@ entry([Key, Bare, Ord, Stage, Stamp, Archived, From, Addressed, Xml]) ->
       addressed => unescape(Addressed), xml => unescape(Xml)}.
 
 stage(<<"rules">>) -> rules;
+stage(<<"turn">>) -> turn;
 stage(<<"undelivered">>) -> undelivered;
 stage(_) -> offline.
 

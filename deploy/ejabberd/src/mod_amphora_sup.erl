@@ -58,16 +58,18 @@ child(Module, Args) ->
 %%   host, components, opts        options, times in milliseconds
 %%   token                         12 letters, of this start
 %%   workers                       their registered names
-%%   counters                      1 keys, 2 order of arrival, 3 messages held, 4 their bytes
+%%   counters                      1 keys, 2 order of arrival, 3 messages held, 4 their bytes, 9 users of whom
+%%                                 a session is ending
 %%   held                          key -> {Key, #xmlel{}}, the messages that are held
-%%   pairs                         {bare, sender} -> true, while something of the pair is undecided
+%%   pairs                         {bare, sender} -> true, while something of the pair is undecided; and
+%%                                 {bare, ending} while a session of that user is ending
 %%   links                         #link{}
 %%   sessions                      {name, pid} of the sessions on this node
 %%   seats                         {pid, name, gate} of the same
 %%   foreign                       key -> worker, of keys that do not say whose they are
 %%   copies                        see mod_amphora_gate
 make_ctx(Host, Opts) ->
-    Counters = atomics:new(8, [{signed, true}]),
+    Counters = atomics:new(9, [{signed, true}]),
     Table = fun(Options) -> ets:new(mod_amphora, [public, {write_concurrency, true} | Options]) end,
     Base = #{
         host => Host,

@@ -13,8 +13,8 @@
 -include("mod_amphora.hrl").
 
 start(Host, _Opts) ->
-    case gen_mod:is_loaded(Host, mod_amphora) of
-        true -> {error, <<"mod_amphora_unspool: mod_amphora is loaded, and has the spool. "
+    case lists:keymember(mod_amphora, 1, ejabberd_option:modules(Host)) of
+        true -> {error, <<"mod_amphora_unspool: mod_amphora is there too, and has the spool. "
                           "Remedy: take it out of the modules of ", Host/binary>>};
         false -> unspool(Host)
     end.
@@ -46,28 +46,43 @@ unspool(Host) ->
             {error, Text}
     end.
 
+%% They are taken out of the spool when the disk has them elsewhere: a server that is killed in between
+%% has them twice.
 user(Host, Bare, {Moved, Left, Spool}) ->
+    {Handles, Errors, Loaded} = move(Host, Bare, 0, {[], [], Spool}),
+    on_disk(gen_mod:db_mod(Host, mod_offline)),
+    {_, Settled} = mod_amphora_spool_file:flush(lists:foldl(fun mod_amphora_spool_file:done/2, Loaded, Handles)),
+    case Errors of
+        [] -> ok;
+        [Reason | _] -> ?LOG_ERROR("Amphora: ~b messages for ~ts stay in the spool: ~p", [length(Errors), Bare, Reason])
+    end,
+    {Moved + length(Handles), Left + length(Errors), Settled}.
+
+on_disk(mod_offline_mnesia) -> _ = dets:sync(offline_msg), ok;
+on_disk(_) -> ok.
+
+%% In order. mod_offline knows and sorts messages by their time: no two of a user's have the same.
+move(Host, Bare, Last, {Handles, Errors, Spool}) ->
     case mod_amphora_spool_file:load(Bare, Spool) of
-        {ok, #{key := Key, gen := Gen} = Entry, Loaded} ->
-            case store(Host, Bare, Entry) of
-                ok ->
-                    {_, Settled} = mod_amphora_spool_file:flush(mod_amphora_spool_file:done({Key, Gen}, Loaded)),
-                    user(Host, Bare, {Moved + 1, Left, Settled});
-                {error, Reason} ->
-                    ?LOG_ERROR("Amphora: a message for ~ts stays in the spool: ~p", [Bare, Reason]),
-                    user(Host, Bare, {Moved, Left + 1, Loaded})
+        {ok, #{key := Key, gen := Gen, stamp := Stamp} = Entry, Loaded} ->
+            Time = max(microseconds(Stamp), Last + 1),
+            case store(Host, Bare, Time, Entry) of
+                ok -> move(Host, Bare, Time, {[{Key, Gen} | Handles], Errors, Loaded});
+                {error, Reason} -> move(Host, Bare, Last, {Handles, [Reason | Errors], Loaded})
             end;
         {_, Loaded} ->
-            {Moved, Left, Loaded}
+            {Handles, Errors, Loaded}
     end.
 
-store(Host, Bare, #{xml := Xml, stamp := Stamp}) ->
+microseconds(Stamp) -> misc:now_to_usec(xmpp_util:decode_timestamp(Stamp)).
+
+store(Host, Bare, Time, #{xml := Xml}) ->
     try
         #xmlel{} = El = fxml_stream:parse_element(Xml),
         {ok, #message{from = From} = Message} = mod_amphora_xml:decode(El),
         #jid{luser = User} = To = jid:decode(Bare),
         mod_offline:store_offline_msg(#offline_msg{
-            us = {User, Host}, timestamp = xmpp_util:decode_timestamp(Stamp), expire = never,
+            us = {User, Host}, timestamp = misc:usec_to_now(Time), expire = never,
             from = From, to = To, packet = Message})
     catch
         Class:Reason -> {error, {Class, Reason}}

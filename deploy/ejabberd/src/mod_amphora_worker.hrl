@@ -46,8 +46,9 @@
     voided = 0
 }).
 
-%% A message without rules that waits for its turn in the pair.
--record(f, {ord, message, since, bytes}).
+%% A message without rules that waits for its turn in the pair. In the spool, under `key`, it has the stage
+%% `turn`: if it comes to be held itself, that takes its place there.
+-record(f, {ord, message, since, bytes, key, stamp, spooled}).
 
 %% A sender's full JID and a recipient's bare JID.
 -record(pair, {
@@ -56,6 +57,8 @@
     %% ord of those to be sent, and of those at stage rules
     unsent = gb_sets:new(),
     rules = gb_sets:new(),
+    %% {Ord, Key} of the last one that was ever sent, since the pair began anew
+    last,
     followers = queue:new(),
     queued = false,
     busy = false,
@@ -124,6 +127,12 @@
     %% component -> elements for it, last first
     out = #{},
     out_bytes = 0,
+    %% how many of them are intercepts; something is among them that is not to wait for more; a timer runs
+    out_count = 0,
+    out_now = false,
+    lingers = false,
+    %% handles of the spool that are of no use any more
+    crossed = [],
     %% component -> {intercepts, bytes} that are unanswered
     flight = #{},
     in_flight = queue:new(),
@@ -137,5 +146,8 @@
     %% component -> how many are announced and not answered at all; who is to be announced
     announcements = #{},
     to_announce = #{},
+    %% users of whom a session is ending, and in how many processes: bare -> number, monitor -> bare
+    ending = #{},
+    endings = #{},
     peers = []
 }).

@@ -110,7 +110,11 @@ a_damaged_line_in_the_middle_costs_that_line_test() ->
         ?assert(filelib:is_regular(File ++ ".bad"))
     end).
 
-segments_go_and_what_is_needed_stays_test() ->
+%% It writes a lot: EUnit's five seconds are not enough on a busy machine.
+segments_go_and_what_is_needed_stays_test_() ->
+    {timeout, 120, fun segments_go_and_what_is_needed_stays/0}.
+
+segments_go_and_what_is_needed_stays() ->
     with_folder(fun(Dir) ->
         Large = binary:copy(<<"x">>, 100000),
         Fill = fun(N, Spool) ->

@@ -27,6 +27,7 @@ class Ejabberd:
     interceptor, under the names that they have in Prosody (amphora_hold = 1, say).
 
     `archive`: "always", "never" (users may ask for it), or None: no archive at all.
+    `unacknowledged`: how many stanzas it keeps at most for a session that acknowledges none.
     `components`: more domains whose components may connect, with their secrets.
     `hosts`: more virtual hosts with the interceptor, with the domains of their nodes.
     `modules`: more modules of the hosts, of ejabberd's or from tests/e2e/modules.
@@ -39,6 +40,9 @@ class Ejabberd:
     kind = "ejabberd"
     #: What the log says when a component has connected.
     LINKED = "Accepted external component"
+    #: What it tells of a message that a session did not acknowledge, by its type, while another is
+    #: there; None: nothing, for an unknown type is normal, and goes to that one.
+    UNACKNOWLEDGED = {"headline": "service-unavailable", "other": None}
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class Ejabberd:
         stanza_limit=None,
         s2s=False,
         archive="always",
+        unacknowledged=5000,
         push=False,
         rooms=None,
         components=None,
@@ -70,6 +75,7 @@ class Ejabberd:
         self.stanza_limit = stanza_limit
         self.s2s = s2s
         self.archive = archive
+        self.unacknowledged = unacknowledged
         self.push = push
         self.rooms = rooms
         self.hosts = dict(hosts or {})
@@ -114,7 +120,7 @@ class Ejabberd:
                 "resend_on_timeout": "if_offline",
                 "resume_timeout": self.hibernation,
                 "max_resume_timeout": max(self.hibernation, 1),
-                "max_ack_queue": 5000,
+                "max_ack_queue": self.unacknowledged,
             },
             "mod_offline": {
                 "db_type": "sql" if self.sql else "mnesia",
@@ -368,9 +374,17 @@ class Ejabberd:
         return jids
 
     async def administer(self, clients, what):
-        """Load, unload or reload the interceptor, as `ejabberdctl` does with the settings."""
+        """Load or unload the interceptor; "restart" it, as `ejabberdctl restart_module` does for new
+        code, and wait until the nodes that were there have greeted it again; or "reload" it, as
+        `ejabberdctl reload_config` does when a setting of its has changed."""
         host = erlang(self.host)
-        if what in ("unload", "reload"):
+        links = f"length(mod_amphora_link:links(mod_amphora:ctx({host})))"
+        before = self.erl(links) if what == "restart" else "0"
+        if what == "reload":
+            self.options["amphora_disco_retry"] = self.options.get("amphora_disco_retry", 60) + 1
+            self.reload_config()
+        if what in ("unload", "restart"):
             self.erl(f"gen_mod:stop_module({host}, mod_amphora)")
-        if what in ("load", "reload"):
+        if what in ("load", "restart"):
             self.erl(f"gen_mod:start_module({host}, mod_amphora)")
+        wait_for(lambda: before == "0" or self.erl(links) == before, "the nodes to greet again")

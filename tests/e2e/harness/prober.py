@@ -129,23 +129,23 @@ class Prober:
 
     async def probe(self, probe):
         """Send one probe to each address; returns when the last ping is answered."""
-        # what the server reads at once, 4,096 bytes, is dealt with before any node can answer;
-        # what has no id is told from an answer to another address only if both go together
-        together = [[address] for address in self.addresses] if probe.has_id else [self.addresses]
-        for addresses in together:
-            await self._probe(probe, addresses)
+        for address in self.addresses:
+            before = self._unnamed()
+            await self._probe(probe, address)
+            if not probe.has_id:
+                # nothing but the order tells it from the answer to the other address
+                await self.client.inbox.until(
+                    lambda _, wanted=before + 1: self._unnamed() >= wanted, "what has no id"
+                )
 
-    async def _probe(self, probe, addresses):
-        text, pings, ids = "", [new_id("ping")], []
-        for address in addresses:
-            ids.append(new_id("probe"))
-            pings.append(new_id("ping"))
-            self._ids[ids[-1]] = f"{probe.name} to {'full' if '/' in address else 'bare'}"
-            type = f" type='{probe.type}'" if probe.type else ""
-            given = f" id='{ids[-1]}'" if probe.has_id else ""
-            text += f"<message to='{address}'{type}{given}>{probe.payload}</message>"
-            text += self._ping(pings[-1])
-        text = self._ping(pings[0]) + text
+    async def _probe(self, probe, address):
+        # what the server reads at once, 4,096 bytes, is dealt with before any node can answer
+        id, pings = new_id("probe"), [new_id("ping"), new_id("ping")]
+        self._ids[id] = f"{probe.name} to {'full' if '/' in address else 'bare'}"
+        type = f" type='{probe.type}'" if probe.type else ""
+        given = f" id='{id}'" if probe.has_id else ""
+        text = f"<message to='{address}'{type}{given}>{probe.payload}</message>"
+        text = self._ping(pings[0]) + text + self._ping(pings[1])
         assert len(text) <= AT_ONCE, f"{probe.name}: {len(text)} bytes"
         start = len(self.client.inbox.all)
         self.client.write(text)
@@ -154,10 +154,14 @@ class Prober:
         )
         order = [stanza.id for stanza in came]
         # answers to earlier probes come whenever a node has given them
-        asked = ids if probe.has_id else [None]
         between = came[order.index(pings[0]) :]
-        mine = [self.shape(stanza) for stanza in between if stanza.id in asked]
+        asked = id if probe.has_id else None
+        mine = [self.shape(stanza) for stanza in between if stanza.id == asked]
         self.at_once.append((probe.name, mine, [id for id in order if id in pings] == pings))
+
+    def _unnamed(self):
+        """How many messages without an id came."""
+        return sum(s.name == "message" and s.id is None for s in self.client.inbox.all)
 
     def _ping(self, id):
         return f"<iq type='get' id='{id}' to='{self.client.prosody.host}'><ping xmlns='urn:xmpp:ping'/></iq>"

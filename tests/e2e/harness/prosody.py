@@ -58,6 +58,7 @@ modules_enabled = {{
   "admin_adhoc", "posix",{dialback}
 }}
 smacks_hibernation_time = {hibernation}
+smacks_max_queue_size = {unacknowledged}
 {options}
 VirtualHost "{host}"
 {host_modules}
@@ -83,6 +84,7 @@ class Prosody:
 
     `s2s`: it has an address of its own, which is its host too, and other servers reach it.
     `archive`: "always", "never" (users may ask for it), or None: no archive at all.
+    `unacknowledged`: how many stanzas it keeps at most for a session that acknowledges none.
     `push`: it pushes to the devices of its users. `rooms`: a domain with chat rooms.
     `components`: more domains whose components may connect, with their secrets.
     `hosts`: more virtual hosts with the interceptor, with the domains of their nodes.
@@ -94,6 +96,9 @@ class Prosody:
     kind = "prosody"
     #: What the log says when a component has connected.
     LINKED = "successfully authenticated"
+    #: What it tells of a message that a session did not acknowledge, by its type, while another is
+    #: there.
+    UNACKNOWLEDGED = dict.fromkeys(("headline", "other"), "recipient-unavailable")
 
     def __init__(
         self,
@@ -106,6 +111,7 @@ class Prosody:
         stanza_limit=None,
         s2s=False,
         archive="always",
+        unacknowledged=500,
         push=False,
         rooms=None,
         components=None,
@@ -122,6 +128,7 @@ class Prosody:
         self.stanza_limit = stanza_limit
         self.s2s = s2s
         self.archive = archive
+        self.unacknowledged = unacknowledged
         self.modules = [*modules, *["cloud_notify"] * push]
         self.links = list(links)
         # as yet with {host} in it
@@ -170,6 +177,7 @@ class Prosody:
             component_port=self.component_port,
             level=self.level,
             hibernation=self.hibernation,
+            unacknowledged=self.unacknowledged,
             options=f"component_stanza_size_limit = {self.stanza_limit}" if self.stanza_limit else "",
             host=self.host,
             host_modules=f"  modules_enabled = {lua(['amphora'] * self.module + self.modules)}",
@@ -279,7 +287,9 @@ class Prosody:
         return [f"{user}@{self.host}" for user in users]
 
     async def administer(self, clients, what):
-        """Load, unload or reload the interceptor with an administrator's ad-hoc command."""
+        """Load, unload or reload the interceptor with an administrator's ad-hoc command. To "restart"
+        it is to reload it: that brings new code in, and keeps its state."""
+        what = "reload" if what == "restart" else what
         self.account("admin")
         client = await clients.login(self, f"admin@{self.host}", new_id("admin"), raw=True)
         node = f"http://prosody.im/protocol/modules#{what}"

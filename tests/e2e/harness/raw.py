@@ -56,12 +56,16 @@ class RawClient:
 
     async def resume(self, dead):
         """Take over the session of `dead`, with what it had acknowledged."""
+        answer = await self.try_to_resume(dead)
+        assert answer.tag == f"{{{SM}}}resumed", ET.tostring(answer)
+        return self
+
+    async def try_to_resume(self, dead):
+        """The same; what the server said to it."""
         await self._authenticate()
         self.sm, self.resumption, self.handled = True, dead.resumption, dead.handled
         self.write(f"<resume xmlns='{SM}' h='{dead.handled}' previd='{dead.resumption}'/>")
-        answer = await self._nonza()
-        assert answer.tag == f"{{{SM}}}resumed", ET.tostring(answer)
-        return self
+        return await self._nonza()
 
     async def _authenticate(self):
         await self._open()
