@@ -131,6 +131,9 @@ struct Database {
     rows: BTreeMap<ShardId, Vec<Row>>,
 }
 
+/// An id, which is an epoch and a number, and a message.
+type Row = ((u32, u8), u8);
+
 impl Database {
     fn can_write(&self, process: &Incarnation) -> bool {
         self.lanes.get(&process.node) == Some(&(process.number, false))
