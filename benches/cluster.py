@@ -13,7 +13,6 @@ A verdict is seen as the reply of `notify` on `deliver` `stored`, so it is durab
 
 import argparse
 import asyncio
-import hashlib
 import statistics
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from harness.database import Database  # noqa: E402
 from harness.history import History  # noqa: E402
 from harness.inbox import Inbox  # noqa: E402
 from harness.links import owner as link_of  # noqa: E402
+from harness.links import shard_of  # noqa: E402
 from harness.nats import Nats  # noqa: E402
 from harness.node import Node  # noqa: E402
 from harness.prosody import Prosody  # noqa: E402
@@ -38,11 +38,6 @@ from harness.waiting import until  # noqa: E402
 
 #: Recipients, none of whom is online.
 PEOPLE = 60
-
-
-def shard_of(jid):
-    """His shard (docs/intercept.md)."""
-    return int.from_bytes(hashlib.sha256(jid.encode()).digest()[:4], "big") % SHARDS
 
 
 class Times(Inbox):
@@ -112,7 +107,7 @@ class Bench:
         rows = self.database.query(f"SELECT shard FROM shard WHERE owner = '{name}'").split()
         shards = {int(row) for row in rows}
         link = LINKS[int(name[1:]) - 1]
-        return [j for j in self.people if shard_of(j) in shards and link_of(j, LINKS) != link]
+        return [j for j in self.people if shard_of(j, SHARDS) in shards and link_of(j, LINKS) != link]
 
 
 async def takeover(bench, runs):

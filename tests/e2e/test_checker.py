@@ -3,7 +3,7 @@
 import pytest
 
 from harness.checker import check
-from harness.history import Accepted, Came, Confirmed, History, Owned, Refused, Sent, Stored
+from harness.history import Accepted, Came, Confirmed, History, Owned, Refused, Sent, Stored, Wrote
 from harness.schedule import TO_A_NODE, TO_ALL, schedule
 
 
@@ -115,6 +115,13 @@ def test_two_owners():
 def test_an_old_epoch():
     """They only grow."""
     assert findings(Owned(0, 5, "n1/1"), Owned(0, 4, "n2/1")) == ["an old epoch"]
+
+
+def test_behind_the_fence():
+    """Something of an owner's that was not there when the next one was seen."""
+    taken = [Owned(0, 5, "n1/1"), Wrote(0, 5), Owned(0, 6, "n2/1")]
+    assert findings(*taken, Wrote(0, 6), Wrote(1, 1)) == []
+    assert findings(*taken, Wrote(0, 5)) == ["behind the fence"]
 
 
 def test_schedules():

@@ -5,12 +5,12 @@ Pure: a history goes in, findings come out, each a line of text.
 
 import collections
 
-from .history import Accepted, Came, Confirmed, Owned, Refused, Sent, Stored
+from .history import Accepted, Came, Confirmed, Owned, Refused, Sent, Stored, Wrote
 
 
 def check(history):
     """All that is wrong; an empty list if nothing is."""
-    rules = (lost, refused_and_kept, twice, disordered, owners)
+    rules = (lost, refused_and_kept, twice, disordered, owners, fence)
     return [finding for rule in rules for finding in rule(history)]
 
 
@@ -88,3 +88,14 @@ def owners(history):
         if event.epoch < latest.get(event.shard, 0):
             yield f"an old epoch: shard {event.shard} went from {latest[event.shard]} to {event.epoch}"
         latest[event.shard] = max(event.epoch, latest.get(event.shard, 0))
+
+
+def fence(history):
+    """I4: who had a shard before its owner of now writes no more."""
+    latest = {}
+    for event in history.all():
+        if isinstance(event, Owned):
+            latest[event.shard] = event.epoch
+        elif isinstance(event, Wrote) and event.epoch < latest.get(event.shard, 0):
+            now = latest[event.shard]
+            yield f"behind the fence: in shard {event.shard} something of epoch {event.epoch}, in {now}"

@@ -5,7 +5,8 @@ import os
 import signal
 
 from .cut import Ways
-from .history import Ended, Fault, Owned
+from .history import Ended, Fault, Owned, Wrote
+from .links import shard_of
 from .members import owners
 from .node import Node
 from .waiting import Deadline
@@ -26,6 +27,10 @@ OWNERS = (
     "SELECT shard, epoch, owner, incarnation FROM shard WHERE owner IS NOT NULL"
     " AND owner <> '' ORDER BY shard"
 )
+
+IDS = "SELECT recipient, id FROM offline_message"
+#: Below it in an id is the number within the epoch.
+EPOCH = 42
 
 
 class Cluster:
@@ -191,9 +196,15 @@ class Cluster:
             await asyncio.sleep(0.1)
 
     async def _poll(self):
-        seen = {}
+        seen, known = {}, None
         while True:
             rows = await asyncio.to_thread(self._database.query, OWNERS)
+            ids = set((await asyncio.to_thread(self._database.query, IDS)).splitlines())
+            # what is new was committed after the owners had been looked at the last time
+            for row in ids - (ids if known is None else known):
+                user, id = row.replace("\t", "|").split("|")
+                self._history.add(Wrote(shard_of(user, SHARDS), int(id) >> EPOCH))
+            known = ids
             for row in rows.splitlines():
                 shard, epoch, owner, number = row.replace("\t", "|").split("|")
                 event = Owned(int(shard), int(epoch), f"{owner}/{number}")

@@ -65,6 +65,14 @@ class Owned:
 
 
 @dataclasses.dataclass(frozen=True)
+class Wrote:
+    """A message is in the database, with an id of that epoch, that was not when the owners were last seen."""
+
+    shard: int
+    epoch: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Fault:
     """Something was done to the cluster, or undone."""
 
@@ -97,6 +105,10 @@ class History:
     def of(self, kind):
         """All events of a kind, in order."""
         return [event for _, event in self._events if isinstance(event, kind)]
+
+    def all(self):
+        """Every event, in order."""
+        return [event for _, event in self._events]
 
     def timed(self, kind):
         """The same, each with its time in seconds since the beginning."""

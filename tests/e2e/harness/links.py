@@ -11,6 +11,11 @@ def weight(jid, domain):
     return int.from_bytes(hashlib.sha256(jid.encode() + b"\0" + domain.encode()).digest()[:4], "big")
 
 
+def shard_of(jid, shards):
+    """A user's shard."""
+    return int.from_bytes(hashlib.sha256(jid.encode()).digest()[:4], "big") % shards
+
+
 def owner(jid, domains=LINKS):
     """The link to which a user belongs while these are there."""
     return max(domains, key=lambda domain: (weight(jid, domain), domain))
