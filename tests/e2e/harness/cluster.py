@@ -142,7 +142,8 @@ class Cluster:
         await made.turn.acquire()
         made.down()
         code = await asyncio.to_thread(made.node.stop)
-        if code not in (0, None):
+        # it may have been told before it listens to signals
+        if code not in (0, None, -signal.SIGTERM):
             self._history.add(Ended(made.node.settings["name"], code))
 
         async def undo():
