@@ -13,6 +13,8 @@ from harness.waiting import wait_for
 
 SHARDS = 64
 
+pytestmark = pytest.mark.once("nodes, NATS and databases are what is tested")
+
 
 @pytest.fixture(scope="module", params=["postgres", "mariadb"])
 def server(request):

@@ -1,8 +1,10 @@
 """Three nodes on one database, under load, to which things happen: every accepted message comes or is
 stored, none twice, each sender's in order, and a shard has one owner in an epoch. I1, I2, I3, I4.
 
-Each fault alone, and random schedules. What may be set in the environment:
+Each fault alone, and schedules from a seed; by default those that found something, and no others. What
+may be set in the environment:
 
+    AMPHORA_CHAOS             anything: all of them, over each server, and a schedule from a new seed
     AMPHORA_CHAOS_DATABASES   postgres,mariadb      where it runs (postgres)
     AMPHORA_CHAOS_SECONDS     how long a random schedule is (15)
     AMPHORA_CHAOS_SEEDS       seeds, parted by commas; `random`: one that is made up, and printed
@@ -32,13 +34,19 @@ RUNS = int(os.environ.get("AMPHORA_CHAOS_RUNS", "1"))
 #: Seeds that found something once: a node that is stopped while it starts.
 FOUND = (697766,)
 
-pytestmark = pytest.mark.timeout(SECONDS * 2 + 240)
+#: All of them take a quarter of an hour.
+ALL = "AMPHORA_CHAOS" in os.environ
+LONG = pytest.mark.skipif(not ALL, reason="AMPHORA_CHAOS is not set")
+
+pytestmark = [pytest.mark.timeout(SECONDS * 2 + 240)]
+if not ALL:
+    pytestmark.append(pytest.mark.once("nodes and their databases are what is tested"))
 
 
 def seeds():
     """Those that are asked for, or those that found something and a new one."""
-    named = os.environ.get("AMPHORA_CHAOS_SEEDS", "random")
-    fixed = [int(seed) for seed in named.split(",") if seed != "random"]
+    named = os.environ.get("AMPHORA_CHAOS_SEEDS", "random" if ALL else "")
+    fixed = [int(seed) for seed in named.split(",") if seed not in ("", "random")]
     made = [random.randrange(1_000_000) for _ in range(RUNS if "random" in named else 0)]
     return [*fixed, *([] if fixed else FOUND), *made]
 
@@ -138,8 +146,10 @@ def alone(fault, lasts, node=0):
     return [Step(0.0, fault, node, lasts)]
 
 
-@pytest.mark.parametrize("lasts", [1.0, 6.0], ids=["short", "longer than the lease"])
-@pytest.mark.parametrize("way", ["nats", "database", "server"])
+@pytest.mark.parametrize(
+    "lasts", [pytest.param(1.0, marks=LONG), 6.0], ids=["short", "longer than the lease"]
+)
+@pytest.mark.parametrize("way", ["nats", "database", pytest.param("server", marks=LONG)])
 async def test_a_node_is_cut_off(run, way, lasts):
     """From what it needs, by a network that loses all without a word. From NATS is from the other
     nodes too: it is the only way there."""
@@ -147,6 +157,7 @@ async def test_a_node_is_cut_off(run, way, lasts):
     assert way != "nats" or lasts < 3 or fenced(history) == {"n1"}, "whoever is silent is fenced"
 
 
+@LONG
 @pytest.mark.parametrize("way", ["nats", "database", "server"])
 async def test_a_nodes_connections_are_reset(run, way):
     """The same by a network that says so."""
@@ -158,6 +169,7 @@ async def test_a_node_is_killed(run):
     await run(alone("kill", 6.0))
 
 
+@LONG
 async def test_a_node_is_killed_and_back_at_once(run):
     """kill -9: its successor has the shards before anybody misses it."""
     await run(alone("kill", 0.0))
@@ -169,12 +181,14 @@ async def test_a_node_stands_still(run):
     assert fenced(history) == {"n1"}
 
 
+@LONG
 async def test_a_node_stands_still_for_a_moment(run):
     """SIGSTOP for less than the lease: nothing moves."""
     history = await run(alone("stand still", 1.0))
     assert fenced(history) == set()
 
 
+@LONG
 async def test_two_nodes_are_killed(run):
     """One is enough."""
     await run([*alone("kill", 6.0, 0), *alone("kill", 6.0, 1)])

@@ -44,6 +44,8 @@ from test_rules import (  # noqa: F401
     test_slixmpp_understands_the_replies,
 )
 
+pytestmark = pytest.mark.once("what crosses is the nodes' doing")
+
 SHARDS = 8
 QUOTA = """
 [[quota.override]]

@@ -12,6 +12,8 @@ from test_crash import EACH, check_everybody, crowd, pour
 
 SHARDS = 8
 
+pytestmark = pytest.mark.once("what moves is the nodes' doing")
+
 
 @pytest.fixture(scope="module")
 def server():
