@@ -16,11 +16,10 @@ Without a step all of them run, in this order; the first that fails ends the run
   unit      cargo test over the whole workspace
   deploy    the linters of systemd, Compose, Docker and Kubernetes over deploy/, and its settings by
             `amphora check-config`
-  e2e       build the command, then pytest over tests/e2e: real servers, node and clients,
-            over Prosody and over ejabberd
+  e2e       build the command, then pytest over tests/e2e: real Prosody, node and clients
 
-  tests/run.sh e2e --server prosody
-                                 over that server alone, or: ejabberd
+  tests/run.sh e2e --server ejabberd
+                                 over ejabberd instead, or: both
   tests/run.sh e2e -k expiry     only the end-to-end tests whose names say so
   tests/run.sh e2e -x --pdb      any other arguments of pytest
 
@@ -242,15 +241,10 @@ make_gloox() {
 
 step_e2e() {
     local python gloox
-    case " $* " in
-        *" --server"[\ =]*) ;;
-        *) set -- --server both "$@" ;;
-    esac
     need_prosody
     need_prosody_modules
     case " $* " in
-        *" --server prosody "* | *" --server=prosody "*) ;;
-        *)
+        *" --server ejabberd "* | *" --server both "* | *" --server=ejabberd "* | *" --server=both "*)
             need_ejabberd
             # what ejabberd stores with in PostgreSQL
             [ -d /usr/share/doc/erlang-p1-pgsql ] || apt_install erlang-p1-pgsql
