@@ -428,9 +428,9 @@ return function (ctx)
 		end
 		seat.announced_at, seat.announced, seat.told = time_now(), seat.n, link.session;
 		local archive = seat.read and "true' read='"..seat.read or "false";
-		links.emit(link, ("<available xmlns='urn:amphora:intercept:1' session='%s' n='%d' jid='%s' priority='%d' acks='%s' archive='%s'/>")
-			:format(escape(seat.id), seat.n, escape(seat.jid), session.priority or 0,
-				session.smacks and "true" or "false", archive));
+		links.emit(link, ("<available xmlns='urn:amphora:intercept:1' session='%s' n='%d' jid='%s' "
+			.."priority='%d' acks='%s' archive='%s'/>"):format(escape(seat.id), seat.n, escape(seat.jid),
+				session.priority or 0, session.smacks and "true" or "false", archive));
 	end
 
 	-- Announced when all that was there before its reason is settled.
