@@ -308,6 +308,8 @@ def test_a_node_of_no_use_has_no_links(database, nats, member):
         two = member("n2", more=LINK.format(port=server.getsockname()[1])).spawn()
         link, _ = server.accept()
         wait_for(lambda: are_divided(database, one, two), "a share for each")
+        # which it has to know before it can give it away
+        wait_for(lambda: two.metric("amphora_cluster_shards") == owners(database)["n2"], "that it knows")
         link.settimeout(30)
         assert link.recv(1000).startswith(b"<?xml")
         assert two.drain()[0] == 0
