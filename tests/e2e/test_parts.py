@@ -111,7 +111,7 @@ async def test_a_part_is_killed_and_comes_back(prosody, database, node, clients)
     for jid in (well, away):
         a.send_text(jid, "0")
         await all_stored(a, jid)
-    when = utc(3)
+    when = utc(5)
     late = a.send_xml(message(away, "late", payload=amp(rule("alert", "expire-at", when))))
     await until(lambda: database.rows() == 3, "the message that will be late in the store")
     assert node.stored(well) == 2 and node.stored(away) == 0
