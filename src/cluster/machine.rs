@@ -231,11 +231,12 @@ impl Machine {
         self.places.values().filter(|place| matches!(place, Place::Here { .. })).count()
     }
 
-    /// Whether a node that drains has done what it can: it has no shards, or there is nobody to
-    /// give them to.
+    /// Whether a node that drains has done what it can: it has no shards, by what the database says
+    /// since it drains, or there is nobody to give them to.
     pub fn has_drained(&self, now: Moment) -> bool {
         let candidates = self.situation(now).candidates;
-        self.work == Work::None && (self.own() == 0 || candidates.is_empty() || !self.nodes.hears)
+        let has_none = self.own() == 0 && !self.look_again;
+        self.work == Work::None && (has_none || candidates.is_empty() || !self.nodes.hears)
     }
 
     /// Whether somebody decides about every shard.
@@ -249,8 +250,10 @@ impl Machine {
             let others = nodes.others.iter();
             others.map(|node| (node.incarnation.clone(), node.draining)).collect::<Vec<_>>()
         };
-        // Who begins or goes has changed something in the database.
-        self.look_again |= who(&nodes) != who(&self.nodes);
+        // Who begins or goes has changed something in the database. Whoever begins to drain may have been
+        // given something that he does not know of.
+        let begins_to_drain = nodes.draining && !self.nodes.draining;
+        self.look_again |= begins_to_drain || who(&nodes) != who(&self.nodes);
         self.nodes = nodes;
     }
 

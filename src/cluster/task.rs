@@ -282,7 +282,11 @@ impl Task {
         let mut ticks = interval((self.lease / 30).max(Duration::from_millis(50)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let look_again = self.look_again.clone();
-        let mut hints = self.nats.client().subscribe(self.nats.subject(HINT)).await.ok();
+        let hints = self.nats.client().subscribe(self.nats.subject(HINT)).await;
+        // Without them the database is still looked at, each lease.
+        let mut hints = hints
+            .inspect_err(|error| tracing::warn!("moves of shards are noticed late: {error}"))
+            .ok();
         if *up.borrow_and_update() {
             self.present(presence::Input::Up);
         }

@@ -196,8 +196,24 @@ fn a_node_alone_has_nobody_to_give_to() {
     let n1 = process("n1", 1);
     let mut machine = owner(&n1);
     let stopping = Nodes { draining: true, stopping: true, ..nodes(&[]) };
-    assert_eq!(machine.handle(at(1), Input::Nodes(stopping)), []);
+    assert_eq!(machine.handle(at(1), Input::Nodes(stopping)), [Effect::Look]);
+    machine.handle(at(1), Input::Looked(Some(look(&[&n1], Some(&n1), 7))));
     assert!(machine.has_drained(at(1)));
+}
+
+#[test]
+fn what_it_was_given_and_has_not_seen_is_given_away_too() {
+    let (n1, n2) = (process("n1", 1), process("n2", 2));
+    let shards = Shards("0-3".parse().unwrap());
+    let mut machine = Machine::new(Settings { own: n1.clone(), shards, lease: LEASE });
+    machine.handle(at(0), Input::Nodes(nodes(&[(&n2, 0)])));
+    machine.handle(at(0), Input::Looked(Some(look(&[&n1, &n2], Some(&n2), 7))));
+    let drains = Nodes { draining: true, ..nodes(&[(&n2, 1)]) };
+    assert_eq!(machine.handle(at(1), Input::Nodes(drains)), [Effect::Look]);
+    assert!(!machine.has_drained(at(1)), "who knows");
+    let effects = machine.handle(at(1), Input::Looked(Some(look(&[&n1, &n2], Some(&n1), 8))));
+    assert!(matches!(effects[..], [Effect::Place(_), Effect::Hold(_)]), "{effects:?}");
+    assert!(!machine.has_drained(at(1)));
 }
 
 #[test]
