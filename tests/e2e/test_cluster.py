@@ -27,11 +27,7 @@ def server(request):
 @pytest.fixture
 def database(server):
     """The database, empty."""
-    server.query("DROP DATABASE amphora", database="")
-    server.query("CREATE DATABASE amphora", database="")
-    if server.kind == "postgres":
-        server.query("ALTER DATABASE amphora OWNER TO amphora")
-    return server
+    return server.empty()
 
 
 @pytest.fixture

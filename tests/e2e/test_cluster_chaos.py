@@ -62,11 +62,7 @@ def database_server(request):
 @pytest.fixture
 def database(database_server):
     """The database, empty."""
-    database_server.query("DROP DATABASE amphora", database="")
-    database_server.query("CREATE DATABASE amphora", database="")
-    if database_server.kind == "postgres":
-        database_server.query("ALTER DATABASE amphora OWNER TO amphora", database="")
-    return database_server
+    return database_server.empty()
 
 
 @pytest.fixture(scope="module")

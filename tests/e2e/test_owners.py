@@ -26,10 +26,7 @@ def server():
 @pytest.fixture
 def database(server):
     """The database, empty."""
-    server.query("DROP DATABASE amphora", database="")
-    server.query("CREATE DATABASE amphora", database="")
-    server.query("ALTER DATABASE amphora OWNER TO amphora")
-    return server
+    return server.empty()
 
 
 @pytest.fixture

@@ -34,9 +34,18 @@ class Database:
         assert ready.startswith("ready "), f"{kind} does not start: {ready}"
         _, port, self.folder = ready.split(" ", 2)
         self.port = int(port)
+        self._create()
+
+    def _create(self):
         self.query("CREATE DATABASE amphora", database="")
-        if kind == "postgres":
+        if self.kind == "postgres":
             self.query("ALTER DATABASE amphora OWNER TO amphora")
+
+    def empty(self):
+        """Make the database anew, with nothing in it; the server."""
+        self.query("DROP DATABASE amphora", database="")
+        self._create()
+        return self
 
     @property
     def url(self):
