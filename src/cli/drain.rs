@@ -12,7 +12,12 @@ use crate::node::{NodeError, control_path};
 #[derive(Debug, Args)]
 #[command(
     after_help = "A stop (SIGTERM) does the same first: this is for work on a machine while the node goes on
-serving its links. It is forgotten when the node stops."
+serving its links. It is forgotten when the node stops.
+
+Examples:
+  amphora drain --config /etc/amphora/amphora.toml
+      returns when the node has no shards, or with 1 if nobody can take them
+  amphora drain --cancel"
 )]
 pub struct DrainArgs {
     #[command(flatten)]

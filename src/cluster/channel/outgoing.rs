@@ -175,7 +175,8 @@ impl Outgoing {
     /// What was put on it may not have arrived. It begins anew.
     pub fn break_off(&mut self, now: Instant, steps: &mut Vec<Step>) {
         let was_open = std::mem::take(&mut self.open);
-        *self = Self::with_stream(self.stream + 1, self.limits, now);
+        // The number may have come from the other end.
+        *self = Self::with_stream(self.stream.saturating_add(1), self.limits, now);
         if was_open {
             steps.push(Step::Down);
         }

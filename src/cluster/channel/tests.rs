@@ -372,3 +372,15 @@ fn a_frame_reads_as_it_was_written() {
     assert_eq!(Frame::read(vec![0, 2].into()), Err(FrameError::Version(0)));
     assert_eq!(Frame::read(Bytes::new()), Err(FrameError::Malformed));
 }
+
+#[test]
+fn i7_a_refusal_with_the_largest_number_breaks_the_way_and_nothing_else() {
+    let now = Instant::now();
+    let (mut outgoing, mut steps) = (Outgoing::new(LIMITS, now), Vec::new());
+    outgoing.acked(now, 1, 0, &mut steps);
+    outgoing.refused(now, 1, u64::MAX, &mut steps);
+    assert_eq!(steps, [Step::Up(1), Step::Down]);
+    outgoing.refused(now, u64::MAX, u64::MAX, &mut steps);
+    outgoing.tick(now, &mut steps);
+    assert_eq!(steps[2..], [Step::Open(u64::MAX)]);
+}
