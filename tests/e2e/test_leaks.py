@@ -87,7 +87,8 @@ class Stage:
         self.m.send_text(self.bob, "the only one")
         refused = self.m.send_text(self.bob, "one too many")
         await self._bounces(refused)
-        assert 'amphora_over_quota_total{answer="error"}' in self.node.http_get("/metrics")
+        metrics = await asyncio.to_thread(self.node.http_get, "/metrics")
+        assert 'amphora_over_quota_total{answer="error"}' in metrics
         return self._bounces
 
     async def blocking(self):
@@ -108,7 +109,7 @@ class Stage:
         dealt_with = await getattr(self, situation)()
         await self.m.ping()
         start = len(self.m.inbox.all)
-        prober = Prober(self.m, self.bob, "phone")
+        prober = Prober(self.m, self.node, self.bob, "phone")
         refused = 0
         for probe in probes:
             await prober.probe(probe)

@@ -1403,6 +1403,7 @@ give_all_back(#{amphora := G} = State) ->
     Ctx = ctx(State),
     mod_amphora_queue:session_ends(Ctx, G#g.bare),
     unregister_g(Ctx, G),
+    mod_amphora_retrieve:ended(map_get(host, Ctx), G#g.id),
     State1 = acknowledged(State, acked_position(State)),
     {Unacked, State2} = take_queue(State1),
     N = drain_hand_overs(undefined),

@@ -68,8 +68,14 @@ sm_receive_packet(#message{meta = #{carbon_copy := true}} = Message) ->
 sm_receive_packet(#message{to = #jid{luser = LUser, lserver = Host}, from = #jid{} = From} = Message) ->
     Ctx = mod_amphora:ctx(Host),
     case mod_amphora_xml:has_rules(Message) of
-        true -> intercept_rules(Ctx, Message);
-        false -> follow_or_go_on(Ctx, mod_amphora_facts:bare(LUser, Host), jid:encode(From), Message)
+        true ->
+            intercept_rules(Ctx, Message);
+        false ->
+            %% what an archive found is not held up, for the end of the search is not
+            case mod_amphora_xml:is_result(Message) of
+                true -> Message;
+                false -> follow_or_go_on(Ctx, mod_amphora_facts:bare(LUser, Host), jid:encode(From), Message)
+            end
     end;
 sm_receive_packet(Packet) ->
     Packet.
@@ -145,18 +151,17 @@ journal(_Ctx, H, _El) ->
     H.
 
 %% The handle of what is in the journal now; undefined if it can't be.
-append(#{host := Host, opts := #{spool_limit := Limit}}, Bare, Record) ->
-    case mod_amphora_spool:status(Host) of
-        #{failing := false, size := Size} when Size < Limit ->
-            try mod_amphora_journal:append(Host, Bare, Record) of
-                {ok, Handle} -> Handle;
-                {error, _} -> undefined
-            catch
-                exit:_ -> undefined
-            end;
-        _ ->
-            undefined
+append(#{host := Host} = Ctx, Bare, Record) ->
+    try is_spool_open(Ctx) andalso mod_amphora_journal:append(Host, Bare, Record) of
+        {ok, Handle} -> Handle;
+        _ -> undefined
+    catch
+        exit:_ -> undefined
     end.
+
+is_spool_open(#{host := Host, opts := #{spool_limit := Limit}}) ->
+    #{failing := Failing, size := Size} = mod_amphora_spool:status(Host),
+    not Failing andalso Size < Limit.
 
 %% What is held is at another stage than the one under which it is in the journal.
 journal_anew(#{host := Host}, #h{bare = Bare, spooled = Handle} = H, El) when Handle /= undefined ->
@@ -437,7 +442,8 @@ holds(Host, Bare, Key) ->
         (mod_amphora_spool:pending(Host, Bare) andalso mod_amphora_spool:known(Host, Key)).
 
 %% Puts a message that waits in a session's gate into the journal: its key and its handle, or none. `What` as
-%% below, and copy: the name of its copies, which is the key of one that was never intercepted.
+%% below, and copy: the name of its copies, which is the key of one that was never intercepted. It does not
+%% wait until that is written: its client's acknowledgements are behind this in the session's mailbox.
 -spec keep(map(), message(), map()) -> {binary(), mod_amphora_spool:handle()} | none.
 keep(#{host := Host, opts := #{journal := true, max_stanza := Max}} = Ctx, #message{to = To} = Message, What) ->
     Bare = mod_amphora_facts:bare(To#jid.luser, Host),
@@ -452,9 +458,9 @@ keep(#{host := Host, opts := #{journal := true, max_stanza := Max}} = Ctx, #mess
     H = held_of(Ctx, Bare, Key, Message, El, undelivered, #h{
         archived = IsArchived, stamp = map_get(stamp, What), ord = xmpp:get_meta(Message, amphora_ord, undefined)
     }),
-    case not mod_amphora_facts:too_large(El, Max) andalso append(Ctx, Bare, record_of(H, El)) of
-        {_, _} = Handle -> {Key, Handle};
-        _ -> none
+    case mod_amphora_facts:too_large(El, Max) orelse not is_spool_open(Ctx) of
+        true -> none;
+        false -> {Key, mod_amphora_spool:append_behind(Host, Bare, record_of(H, El))}
     end;
 keep(_Ctx, _Message, _What) ->
     none.

@@ -8,7 +8,7 @@
 
 -behaviour(gen_server).
 
--export([start_link/1, hooks/1, start/1, stop/1, answer/2, hand_over/2, deleted/2, links/2]).
+-export([start_link/1, hooks/1, start/1, stop/1, answer/2, hand_over/2, deleted/2, links/2, ended/2]).
 -export([process_offline/1, process_info/1, process_items/1, decode_iq_subel/1, features/5]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
@@ -155,6 +155,11 @@ deleted(Host, Element) ->
 -spec links(binary(), [#link{}]) -> ok.
 links(Host, Links) -> gen_server:cast(name(Host), {links, Links}).
 
+%% A session ends. Its process is there for a while yet, and its requests must not count for the user's next
+%% session meanwhile.
+-spec ended(binary(), binary()) -> ok.
+ended(Host, Session) -> gen_server:cast(name(Host), {ended, Session}).
+
 %%% ------------------------------------------------------------------ in the process that routes the request
 
 %% Requests for offline messages are forwarded as they are.
@@ -219,6 +224,8 @@ handle_cast({deleted, Element}, State) ->
     {noreply, with(Name, State, fun(Request) ->
         known(Request, mod_amphora_xml:attr(<<"batch">>, Element), State)
     end)};
+handle_cast({ended, Session}, State) ->
+    {noreply, pump(session_ended(Session, State))};
 handle_cast({links, Links}, State) ->
     {noreply, pump(links_changed(Links, State))};
 handle_cast(_Other, State) ->

@@ -8,8 +8,8 @@
 %%%
 %%% What is appended at a time is one write, so that it can serve as the journal of all that is held
 %%% (mod_amphora_journal). append/3 and written/1 return when the operating system has it: it survives
-%%% the end of ejabberd, however it ends, not a power cut in the seconds after. append_behind/3 does not
-%%% wait; what it gave is written within two milliseconds. That a record is settled is written with what
+%%% the end of ejabberd, however it ends, not a power cut in the seconds after. append_behind/3 and
+%%% replace/4 do not wait; what they gave is written within two milliseconds. That a record is settled is written with what
 %%% comes next, or within a moment.
 
 -module(mod_amphora_spool).
@@ -115,9 +115,9 @@ append(Host, Bare, #{key := Key} = Record) ->
 %% Not durable yet when it returns. If it can't be written, the handle is that of nothing.
 -spec append_behind(binary(), binary(), spooled()) -> handle().
 append_behind(Host, Bare, #{key := Key} = Record) ->
-    Gen = erlang:unique_integer([positive]),
-    element(4, shared(Host)) ! {amphora_append, prepared(Host, Bare, Gen, Record)},
-    {Key, Gen}.
+    Handle = {Key, erlang:unique_integer([positive])},
+    ok = replace(Host, Bare, Handle, Record),
+    Handle.
 
 %% Waits until all is written, or could not be, that the caller gave to append_behind/3.
 -spec written(binary()) -> ok.
@@ -154,11 +154,11 @@ load(Host, Bare) ->
 release(Host, _Bare, Handle) ->
     call(Host, {release, Handle}).
 
-%% It is at another stage now. The handle stays. If that can't be written, it is asked about once
-%% more after a restart.
+%% It is at another stage now. The handle stays. Does not wait: if that can't be written, it is asked about
+%% once more after a restart.
 -spec replace(binary(), binary(), handle(), spooled()) -> ok.
 replace(Host, Bare, {_, Gen}, Record) ->
-    _ = call(Host, {append, prepared(Host, Bare, Gen, Record)}),
+    element(4, shared(Host)) ! {amphora_append, prepared(Host, Bare, Gen, Record)},
     ok.
 
 -spec delete(binary(), binary(), handle()) -> ok.

@@ -3,7 +3,7 @@
 
 -export([stamp/0, stamp/1, el/2, el/3, attr/2, child/3, children/3]).
 -export([encode/1, decode/1, bytes/1, deeper_than/2]).
--export([has_rules/1, notice_status/1, address_rules/1, is_from_room/1, is_chat/1]).
+-export([has_rules/1, notice_status/1, address_rules/1, is_from_room/1, is_chat/1, is_result/1]).
 -export([stanza_ids/2, own_id/2, with_ids/2, add_delay/3, forwarded/2, own_stanza/2, bounce/2, error_message/2]).
 
 -include("xmpp.hrl").
@@ -158,6 +158,8 @@ address(El, _Name, _JID) ->
     El.
 
 %% A result of a search of an archive.
+is_result(#message{sub_els = []}) ->
+    false;
 is_result(#message{sub_els = Els}) ->
     lists:any(
         fun

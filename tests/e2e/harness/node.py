@@ -1,8 +1,10 @@
 """An Amphora node of our own: a folder, a settings file, a process that can be killed."""
 
+import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -81,6 +83,7 @@ class Node:
         }
         self.config = self.dir / "amphora.toml"
         self.process = None
+        self._still = None
         self.write_config()
 
     def write_config(self, **settings):
@@ -164,6 +167,19 @@ class Node:
     def signal(self, number):
         """Any other signal."""
         self.process.signal(number)
+
+    @contextlib.asynccontextmanager
+    async def standing_still(self):
+        """Nothing comes from it meanwhile. One at a time."""
+        loop = asyncio.get_running_loop()
+        if self._still is None or self._still[0] is not loop:
+            self._still = loop, asyncio.Lock()
+        async with self._still[1]:
+            self.signal(signal.SIGSTOP)
+            try:
+                yield
+            finally:
+                self.signal(signal.SIGCONT)
 
     def kill(self):
         """kill -9."""

@@ -1,7 +1,7 @@
 """Somebody who may not see a recipient's presence, and tries to find it out by rules.
 
-A probe is one message. It is sent between two pings in one write, so that what the server
-says at once stands between their answers; what a node is asked about comes later.
+A probe is one message. It is sent between two pings in one write, with the node standing still:
+so what stands between the answers to these is what the server says by itself.
 """
 
 import itertools
@@ -112,15 +112,11 @@ def invalid():
 GROUPS = {group.__name__: list(group()) for group in (singles, pairs, kinds, invalid)}
 
 
-#: Bytes that the server reads of a client in one turn of its loop.
-AT_ONCE = 4096
-
-
 class Prober:
     """Sends probes with a raw client, and says what came back."""
 
-    def __init__(self, client, bare, resource):
-        self.client, self.bare = client, bare
+    def __init__(self, client, node, bare, resource):
+        self.client, self.node, self.bare = client, node, bare
         self.addresses = [bare, f"{bare}/{resource}"]
         #: for each probe, what came before the last ping's answer, and whether all those came
         #: in their order
@@ -139,19 +135,18 @@ class Prober:
                 )
 
     async def _probe(self, probe, address):
-        # what the server reads at once, 4,096 bytes, is dealt with before any node can answer
         id, pings = new_id("probe"), [new_id("ping"), new_id("ping")]
         self._ids[id] = f"{probe.name} to {'full' if '/' in address else 'bare'}"
         type = f" type='{probe.type}'" if probe.type else ""
         given = f" id='{id}'" if probe.has_id else ""
         text = f"<message to='{address}'{type}{given}>{probe.payload}</message>"
         text = self._ping(pings[0]) + text + self._ping(pings[1])
-        assert len(text) <= AT_ONCE, f"{probe.name}: {len(text)} bytes"
-        start = len(self.client.inbox.all)
-        self.client.write(text)
-        came = await self.client.inbox.until(
-            lambda box: self._until(box.all[start:], pings[-1]), "the answer to a ping"
-        )
+        async with self.node.standing_still():
+            start = len(self.client.inbox.all)
+            self.client.write(text)
+            came = await self.client.inbox.until(
+                lambda box: self._until(box.all[start:], pings[-1]), "the answer to a ping"
+            )
         order = [stanza.id for stanza in came]
         # answers to earlier probes come whenever a node has given them
         between = came[order.index(pings[0]) :]
