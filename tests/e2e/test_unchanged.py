@@ -552,6 +552,11 @@ def ids_are_anywhere(messages):
     return messages
 
 
+def copies_are_behind(messages):
+    """Copies come from the process of another session, in no order with what comes straight."""
+    return sorted(messages, key=lambda m: m.find(f"{{{CARBONS}}}received") is not None)
+
+
 def stock_hands_over_what_was_read(messages):
     """Stock ejabberd hands over what the client has just found in its archive."""
     return [m for m in messages if not (m.find(ARCHIVED) is not None and any(map(is_delay, m)))]
@@ -615,6 +620,7 @@ SCRIPTS = {
 
 #: The same over ejabberd, where it is another than over Prosody.
 EJABBERD = {
+    two_of_equal_priority: Meant(stock=(copies_are_behind,), amphora=(copies_are_behind,)),
     the_archive_first: Meant(stock=(stock_hands_over_what_was_read,)),
     the_archive_first_and_it_lacks_some: Meant(stock=(stock_hands_over_what_was_read,)),
     not_acknowledged_by_the_only_session: NONE,
