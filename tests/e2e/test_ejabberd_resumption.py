@@ -62,3 +62,38 @@ async def test_a_session_that_gives_its_state_too_late(workshop, clients):
     await c.inbox.body_count(30)
     await c.inbox.reply(a.send_text(bob, "end"))
     assert c.inbox.bodies() == [*map(str, range(30)), "end"]
+
+
+async def test_what_is_in_the_mailbox_of_a_session_that_ends(workshop, clients):
+    """I3: the server puts what a session's process had read and not dealt with behind what has come since.
+    It is stored all the same, and comes, in its order."""
+    server = workshop.server()
+    node = workshop.node(server)
+    alice, bob = server.people("alice", "bob")
+    a = await clients.online(server, alice, "desk", raw=True)
+    b = await clients.online(server, bob, raw=True)
+    old = process_of(server, bob, "phone")
+    # it stands still when it has told itself to end, and again when it reads that, and what is behind it
+    told = "fun(State, _) -> timer:sleep(1000), State end"
+    server.erl(f"ejabberd_hooks:add(c2s_closed, {erlang(server.host)}, {told}, 200)")
+    reads = "fun(N, {in, {_, stop}}, _) -> timer:sleep(1000), N + 1; (N, _, _) -> N end"
+    server.erl(f"sys:install({old}, {{{reads}, 0}})")
+    asleep, empty = f"process_info({old}, current_function)", f"process_info({old}, message_queue_len)"
+
+    async def stands_still():
+        """Meanwhile five messages come."""
+        await until(lambda: "sleep" in server.erl(asleep), "the old process to stand still")
+        for _ in range(5):
+            a.send_text(bob, str(next(sent)))
+        await a.ping()
+        assert "sleep" in server.erl(asleep), "they are not in its mailbox"
+
+    sent = iter(range(10))
+    await b.vanish()
+    await stands_still()
+    await until(lambda: server.erl(empty) == "{message_queue_len,0}", "it to read them")
+    await stands_still()
+    await until(lambda: node.stored(bob) == 10, "all of it in the store")
+    c = await clients.online(server, bob, raw=True)
+    await c.inbox.reply(a.send_text(bob, "end"))
+    assert c.inbox.bodies() == [*map(str, range(10)), "end"]

@@ -555,11 +555,16 @@ alone(#{amphora := #g{waiting = Waiting, may_open = MayOpen, gate = Gate} = G} =
         false -> State1
     end.
 
-%% One that does not say it keeps the place that it has.
 with_place({Message, _, _} = Entry, Last) ->
-    {_, Inner} = without_carbon(Message),
-    Place = xmpp:get_meta(Inner, amphora_ord, Last),
+    Place = place(Message, Last),
     {{Place, Entry}, Place}.
+
+%% In the order of arrival. One that does not say it keeps the place that it has.
+place(#message{} = Message, Last) ->
+    {_, Inner} = without_carbon(Message),
+    xmpp:get_meta(Inner, amphora_ord, Last);
+place(_, Last) ->
+    Last.
 
 has_sm(#{mgmt_state := S}) when S == active; S == pending -> true;
 has_sm(_) -> false.
@@ -1402,6 +1407,7 @@ forget_elsewhere(_State) ->
 give_all_back(#{amphora := G} = State) ->
     Ctx = ctx(State),
     mod_amphora_queue:session_ends(Ctx, G#g.bare),
+    put_mailbox_in_order(),
     unregister_g(Ctx, G),
     mod_amphora_retrieve:ended(map_get(host, Ctx), G#g.id),
     State1 = acknowledged(State, acked_position(State)),
@@ -1413,6 +1419,26 @@ give_all_back(#{amphora := G} = State) ->
     ets:delete(map_get(seats, Ctx), self()),
     G#g.fetches andalso mod_amphora_queue:seat(Ctx, G#g.bare, {stored, G#g.bare}),
     maps:remove(amphora, State3).
+
+%% p1_server reads its mailbox into a queue of its own, and at the end puts what is in that behind what has come
+%% since. Nothing comes any more but what was on its way when the session was said to end.
+put_mailbox_in_order() ->
+    {Placed, _} = lists:mapfoldl(
+        fun(Packet, Last) ->
+            Place = place(Packet, Last),
+            {{Place, Packet}, Place}
+        end,
+        0,
+        routed()
+    ),
+    [self() ! {route, Packet} || {_, Packet} <- lists:keysort(1, Placed)],
+    ok.
+
+routed() ->
+    receive
+        {route, Packet} -> [Packet | routed()]
+    after 0 -> []
+    end.
 
 send_rest_on(G, State) ->
     receive
