@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from harness.erlang import erlang
+from harness.stanzas import amp, message, rule
 from harness.waiting import until
 
 pytestmark = pytest.mark.only("ejabberd", "in Prosody a session is no process")
@@ -97,3 +98,39 @@ async def test_what_is_in_the_mailbox_of_a_session_that_ends(workshop, clients):
     c = await clients.online(server, bob, raw=True)
     await c.inbox.reply(a.send_text(bob, "end"))
     assert c.inbox.bodies() == [*map(str, range(10)), "end"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+async def test_a_verdict_while_a_session_ends(workshop, clients, there):
+    """I3: a message with rules does not pass those that are in the mailbox of a session that ends, whether
+    they go to the storage or to another session."""
+    server = workshop.server()
+    workshop.node(server)
+    alice, bob = server.people("alice", "bob")
+    a = await clients.online(server, alice, "desk", raw=True)
+    b = await clients.online(server, bob, raw=True)
+    other = await clients.online(server, bob, "tablet", raw=True, priority=-1)
+    old = process_of(server, bob, "phone")
+    host, asleep = erlang(server.host), f"process_info({old}, current_function)"
+    told = "fun(State, _) -> timer:sleep(1000), State end"
+    server.erl(f"ejabberd_hooks:add(c2s_closed, {host}, {told}, 200)")
+    # behind the interceptor's handler, and before the server's
+    server.erl(f"ejabberd_hooks:add(c2s_terminated, {host}, {told}, 45)")
+    await b.vanish()
+    await until(lambda: "sleep" in server.erl(asleep), "the old process to stand still")
+    for n in range(3):
+        a.send_text(bob, str(n))
+    await a.ping()
+    assert "sleep" in server.erl(asleep), "they are not in its mailbox"
+    await until(lambda: server.erl(f"ets:member(maps:get(pairs, mod_amphora:ctx({host})), "
+                                   f"{{{erlang(bob)}, ending}})") == "true", "the session to be ending")
+    if there:
+        await other.available(0)
+    a.send_xml(message(bob, "rules", payload=amp(rule("notify", "expire-at", "2004-01-01T00:00:00Z"))))
+    a.send_text(bob, "end")
+    await a.ping()
+    if not there:
+        await until(lambda: server.erl(f"is_process_alive({old})") == "false", "the old process to end")
+        await other.available(0)
+    await other.inbox.until(lambda box: "end" in box.bodies(), "the end")
+    assert other.inbox.bodies() == ["0", "1", "2", "rules", "end"]

@@ -1658,7 +1658,7 @@ advance(W, Bare, From) ->
         none ->
             run_followers(W, Bare, From);
         H ->
-            case is_map_key(Bare, W#w.ending) andalso would_pass(H, Followers) of
+            case is_map_key(Bare, W#w.ending) andalso (is_routed(H) orelse would_pass(H, Followers)) of
                 true -> W;
                 false -> advance(run_followers(carry_out(W, H), Bare, From), Bare, From)
             end
@@ -1686,6 +1686,9 @@ next_to_carry_out(#w{held = Held}, #pair{q = Q, rules = Rules, followers = Follo
                     end
             end
     end.
+
+%% It goes to sessions or to the storage: not before what comes out of the mailbox of one that is ending.
+is_routed(#h{verdict = {What, _, _}}) -> What == <<"deliver">>.
 
 %% A message that the server is told to go on with may pass those of its pair that are being stored, for
 %% then the gates are closed. It may not pass one that waits for them openly.
