@@ -9,8 +9,8 @@
 %%% What is appended at a time is one write, so that it can serve as the journal of all that is held
 %%% (mod_amphora_journal). append/3 and written/1 return when the operating system has it: it survives
 %%% the end of ejabberd, however it ends, not a power cut in the seconds after. append_behind/3 and
-%%% replace/4 do not wait; what they gave is written within two milliseconds. That a record is settled is written with what
-%%% comes next, or within a moment.
+%%% replace/4 do not wait; what they gave is written within two milliseconds. That a record is settled is
+%%% written with what comes next, or within a moment.
 
 -module(mod_amphora_spool).
 
