@@ -7,13 +7,16 @@ its own in TMPDIR. Needs what the end-to-end tests need (tests/e2e/requirements.
                                               somebody whose shard it had, and whose link is another's
     benches/cluster.py roll [--rate 100]      a rolling restart under load: how late verdicts are, and how
                                               many messages go back
+    benches/cluster.py rate [--messages N]    verdicts of one, two and three nodes, of two with more shards,
+                                              and what they cost idle: by benches/load.rs, without Prosody
 
-A verdict is seen as the reply of `notify` on `deliver` `stored`, so it is durable.
+A verdict of the first two is seen as the reply of `notify` on `deliver` `stored`, so it is durable.
 """
 
 import argparse
 import asyncio
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -166,13 +169,33 @@ async def roll(bench, rate):
     await figures("rolling restart")
 
 
+#: Nodes and shards.
+SIZES = [(1, 256), (2, 256), (3, 256), (2, 64), (2, 1024), (2, 4096)]
+
+
+def rate(messages):
+    """Prints what the load driver says, for each size on an empty database."""
+    database = Database("postgres")
+    try:
+        for nodes, shards in SIZES:
+            database.empty()
+            words = ["--nodes", nodes, "--shards", shards, "--messages", messages, "--store", f"{database.url}?sslmode=disable"]
+            command = ["cargo", "bench", "--locked", "--quiet", "--bench", "load", "--", *map(str, words)]
+            subprocess.run(command, cwd=ROOT, check=True)
+    finally:
+        database.stop()
+
+
 async def main():
     """What is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["takeover", "roll"])
+    parser.add_argument("what", choices=["takeover", "roll", "rate"])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rate", type=float, default=100.0)
+    parser.add_argument("--messages", type=int, default=300_000)
     arguments = parser.parse_args()
+    if arguments.what == "rate":
+        return rate(arguments.messages)
     with tempfile.TemporaryDirectory() as folder:
         async with Bench(folder) as bench:
             if arguments.what == "takeover":

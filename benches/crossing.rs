@@ -4,7 +4,6 @@
 //!
 //! `cargo bench --bench crossing [-- MESSAGES [UNANSWERED]]`; `nats-server` must be in the PATH.
 
-use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,36 +27,16 @@ use tokio::sync::{mpsc, watch};
 #[allow(dead_code)]
 mod process;
 
+#[path = "support/nats.rs"]
+mod nats;
+
+use nats::NatsServer;
 use process::Family;
 
 /// 604 bytes or so, with three rules.
 const BODY: usize = 200;
 const SHARDS: u32 = 16;
 const LINK: LinkId = LinkId(1);
-
-struct NatsServer {
-    child: Child,
-    port: u16,
-}
-
-impl NatsServer {
-    fn start() -> Self {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
-        let port = free.expect("a port").port();
-        let mut command = Command::new("nats-server");
-        command.args(["-a", "127.0.0.1", "-p", &port.to_string()]);
-        command.stderr(std::process::Stdio::null());
-        let child = command.spawn().expect("nats-server in the PATH");
-        NatsServer { child, port }
-    }
-}
-
-impl Drop for NatsServer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// Who is never asked: the places stay.
 struct Fixed;
@@ -154,7 +133,7 @@ fn main() {
     let messages: usize = arguments.next().unwrap_or(300_000);
     let unanswered: usize = arguments.next().unwrap_or(1_024);
     System::new().block_on(async move {
-        let server = NatsServer::start();
+        let server = NatsServer::start(None);
         let dir = tempfile::tempdir().expect("a folder");
         let url = format!("sqlite://{}/bench.db", dir.path().display());
         let store = Arc::new(SeaStore::open(StoreSettings::new(url)).await.expect("a store"));
@@ -166,7 +145,7 @@ fn main() {
         near.outbox.set_greeted(LINK, &"example.org".into(), Some(512 * 1024));
         let message = message();
         run(&near, &mut said, &message, 10_000, unanswered).await;
-        let families = [Family::of(std::process::id()), Family::of(server.child.id())];
+        let families = [Family::of(std::process::id()), server.family()];
         let (before, began) = (families.map(|family| family.cpu()), Instant::now());
         run(&near, &mut said, &message, messages, unanswered).await;
         let (after, took) = (families.map(|family| family.cpu()), began.elapsed());

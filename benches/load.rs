@@ -6,6 +6,10 @@
 //!
 //! Without a URL in a new file of SQLite. The database of a URL is emptied.
 //! `benches/databases.py` runs it on all databases.
+//!
+//! `cargo bench --bench load -- --nodes N --store URL [--shards S]` measures several nodes of a
+//! cluster instead, each with a server of its own, over a real NATS server (`nats-server` in the
+//! PATH): of what comes to a node, the others decide their share. `benches/cluster.py rate` compares.
 
 mod support;
 
@@ -22,6 +26,7 @@ use clap::Parser;
 
 use support::database::Place;
 use support::limit::{self, Rows};
+use support::nats::NatsServer;
 use support::now;
 use support::process::{Family, peak};
 use support::report::{Report, at, median};
@@ -47,6 +52,12 @@ struct Args {
     /// Only the runs without the store.
     #[arg(long)]
     rules_only: bool,
+    /// Nodes of a cluster, which share out the messages.
+    #[arg(long, default_value_t = 0)]
+    nodes: usize,
+    /// Shards of the cluster.
+    #[arg(long, default_value_t = 256)]
+    shards: u32,
     /// Only the expiries.
     #[arg(long)]
     expiries_only: bool,
@@ -68,7 +79,7 @@ fn main() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime");
-    let limit = (!args.rules_only && !args.expiries_only).then(|| {
+    let limit = (!args.rules_only && !args.expiries_only && args.nodes == 0).then(|| {
         runtime.block_on(limit::measure(args.store.as_deref(), rows(&args, args.messages)))
     });
     let place = runtime.block_on(Place::new(args.store.as_deref()));
@@ -90,7 +101,10 @@ fn main() {
         args.rows_before,
         std::thread::available_parallelism().map_or(0, |n| n.get())
     );
-    let mut peer = Peer::start(dir.path(), &place.url);
+    if args.nodes > 0 {
+        return several(&args, dir.path(), &place, &report);
+    }
+    let mut peer = Peer::start(dir.path(), "amphora", &place.url, "");
     if args.expiries_only {
         return peer.expiries(args.waiting);
     }
@@ -136,6 +150,86 @@ fn run(args: &Args, peer: &mut Peer, limit: Option<(f64, limit::Form)>, report: 
     report.line("node: hand-over of 5,000 to one user", &text, &[("ms", time)]);
     if args.rows_before == 0 {
         peer.expiries(args.waiting);
+    }
+}
+
+/// How long a cluster is left alone before the messages, and how long its idle cost is measured.
+const SETTLES: Duration = Duration::from_secs(10);
+
+/// Nodes of a cluster, each with a server that sends it its part of the messages.
+fn several(args: &Args, dir: &Path, place: &Place, report: &Report) {
+    let nats = NatsServer::start(Some(dir));
+    let more = format!(
+        "[processor]\nshards = {}\n[cluster]\nnats = ['nats://127.0.0.1:{}']\n",
+        args.shards, nats.port
+    );
+    let start = |n| {
+        let mut peer = Peer::start(dir, &format!("n{n}"), &place.url, &more);
+        // A key belongs to one recipient, whoever sends it.
+        peer.next_key = n * 100_000_000;
+        peer
+    };
+    let mut peers: Vec<Peer> = (0..args.nodes).map(start).collect();
+    let mut families: Vec<Family> =
+        peers.iter().map(|peer| Family::of(peer.node.id())).chain([nats.family()]).collect();
+    families.extend(Family::behind(&place.url));
+    let cpu = || families.iter().map(Family::cpu).collect::<Vec<Duration>>();
+    // The nodes, NATS, and the database with all its processes.
+    let used = |before: &[Duration]| {
+        let used: Vec<f64> =
+            cpu().iter().zip(before).map(|(now, then)| (*now - *then).as_secs_f64()).collect();
+        let (nodes, others) = used.split_at(args.nodes);
+        [nodes.iter().sum(), others[0], others.get(1).copied().unwrap_or(0.0)]
+    };
+    std::thread::sleep(SETTLES);
+    let before = cpu();
+    std::thread::sleep(SETTLES);
+    let name = format!("{} nodes, {} shards", args.nodes, args.shards);
+    let [nodes, nats, database] = used(&before).map(|used| used / SETTLES.as_secs_f64() * 100.0);
+    report.line(
+        &format!("{name}: idle"),
+        &format!(
+            "{nodes:.2} % of a core the nodes, {nats:.2} % NATS, {database:.2} % the database"
+        ),
+        &[("nodes", nodes), ("nats", nats), ("database", database)],
+    );
+    for (kind, what) in [(Kind::Rules, "three rules evaluated"), (Kind::Offline, "durable appends")]
+    {
+        let few = Args { messages: args.messages / args.nodes / 10, ..args.clone() };
+        let part = Args { messages: args.messages / args.nodes, ..args.clone() };
+        let window = 1_024 / args.nodes;
+        let run = |peers: &mut Vec<Peer>, args: &Args| -> Vec<Figures> {
+            std::thread::scope(|scope| {
+                let one = |peer| scope.spawn(move || Peer::run(peer, args, window, kind));
+                let runs: Vec<_> = peers.iter_mut().map(one).collect();
+                runs.into_iter().map(|run| run.join().expect("a run")).collect()
+            })
+        };
+        run(&mut peers, &few);
+        let before = cpu();
+        let figures = run(&mut peers, &part);
+        let rate: f64 = figures.iter().map(|figures| figures.rate).sum();
+        let mut latencies: Vec<Duration> =
+            figures.into_iter().flat_map(|figures| figures.latencies).collect();
+        latencies.sort();
+        let each = |used: f64| used * 1e5 / (part.messages * args.nodes) as f64;
+        let [nodes, nats, database] = used(&before).map(each);
+        let (p50, p99) = (at(&latencies, 0.5), at(&latencies, 0.99));
+        report.line(
+            &format!("{name}: {what}"),
+            &format!(
+                "{rate:>9.0} /s, verdict p50 {p50:.1} ms, p99 {p99:.1} ms; processor seconds for 100,000: \
+                 {nodes:.2} the nodes, {nats:.2} NATS, {database:.2} the database"
+            ),
+            &[
+                ("rate", rate),
+                ("p50", p50),
+                ("p99", p99),
+                ("nodes", nodes),
+                ("nats", nats),
+                ("database", database),
+            ],
+        );
     }
 }
 
@@ -213,13 +307,14 @@ impl Drop for Peer {
 }
 
 impl Peer {
-    fn start(dir: &Path, store: &str) -> Peer {
+    /// A node of that name; `more`: further sections of its configuration.
+    fn start(dir: &Path, name: &str, store: &str, more: &str) -> Peer {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
-        let config = dir.join("amphora.toml");
+        let config = dir.join(format!("{name}.toml"));
         let text = format!(
-            "[node]\nname = 'amphora'\n[store]\nurl = '{store}'\n[http]\nlisten = ''\n[log]\nfilter = 'warn'\n\
-             [[servers]]\naddress = '{address}'\ncomponent = '{COMPONENT}'\nsecret = 's'\nhosts = ['{HOST}']\n",
+            "[node]\nname = '{name}'\n[store]\nurl = '{store}'\n[http]\nlisten = ''\n[log]\nfilter = 'warn'\n\
+             [[servers]]\naddress = '{address}'\ncomponent = '{COMPONENT}'\nsecret = 's'\nhosts = ['{HOST}']\n{more}",
         );
         std::fs::write(&config, text).expect("a configuration");
         let built = env!("CARGO_BIN_EXE_amphora").into();

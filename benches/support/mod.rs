@@ -2,6 +2,8 @@
 
 pub mod database;
 pub mod limit;
+#[allow(dead_code)]
+pub mod nats;
 pub mod process;
 pub mod report;
 
