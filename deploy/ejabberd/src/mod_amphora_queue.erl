@@ -41,6 +41,9 @@
 %% Milliseconds that an intercept waits for others while some are unanswered: each stanza costs the server
 %% and the node more than the element in it.
 -define(LINGER, 4).
+%% For so long a session that ends waits for the other nodes of the cluster to hear it, and they then for what
+%% was in its mailbox to be decided: two that end on two nodes could wait for each other.
+-define(PEERS_MS, 2000).
 %% A pair pauses for so long after retry: doubled each time.
 -define(RETRY_FIRST, 250).
 -define(RETRY_LAST, 30000).
@@ -560,12 +563,15 @@ seat(Ctx, Bare, Message) ->
     ok.
 
 %% A session of the user's ends in this process. Returns when what is sent to him waits until the process is
-%% gone: what is in its mailbox by then is older.
+%% gone, on each node of the cluster: what is in its mailbox by then is older.
 -spec session_ends(map(), binary()) -> ok.
 session_ends(Ctx, Bare) ->
     {_, Worker} = mod_amphora:worker(Ctx, Bare),
-    try
-        gen_server:call(Worker, {session_ends, Bare, self()})
+    Request = {session_ends, Bare, self()},
+    try gen_server:call(Worker, Request) of
+        {ok, Peers} ->
+            _ = gen_server:multi_call(Peers, Worker, Request, ?PEERS_MS),
+            ok
     catch
         exit:_ -> ok
     end.
@@ -617,7 +623,7 @@ handle_call(sync, _From, W) ->
 handle_call({remove_account, Bare, Stamp}, _From, W) ->
     {reply, ok, do_remove_account(W, Bare, Stamp), 0};
 handle_call({session_ends, Bare, Pid}, _From, W) ->
-    {reply, ok, session_ending(W, Bare, Pid), 0};
+    {reply, {ok, W#w.peers}, session_ending(W, Bare, Pid), 0};
 handle_call({stop_all, Why}, _From, W) ->
     {reply, ok, cross_out(flush(spool_all(W#w{stopping = true}, Why))), 0};
 handle_call(_Request, _From, W) ->
@@ -676,7 +682,16 @@ on_info({amphora_peer_settled, Bare, Node, Ref}, W) -> mod_amphora_seats:peer_se
 on_info({amphora_links, Links}, W) -> pump(set_links(W, Links));
 on_info({amphora_peers, Nodes}, W) -> W#w{peers = Nodes};
 on_info({amphora_node_down, Node}, W) -> mod_amphora_seats:node_down(W, Node);
-on_info({'DOWN', Ref, process, _, _}, #w{endings = Endings} = W) when is_map_key(Ref, Endings) ->
+on_info({'DOWN', Ref, process, Pid, _}, #w{endings = Endings} = W) when is_map_key(Ref, Endings) ->
+    case node(Pid) == node() of
+        true -> pump(session_ended(W, Ref));
+        %% what came out of its mailbox is decided on its node
+        false ->
+            Ended = {amphora_session_ended, Ref},
+            erlang:send_after(?PEERS_MS, self(), Ended),
+            mod_amphora_seats:wait_for_peers(W, map_get(Ref, Endings), {tell, self(), Ended})
+    end;
+on_info({amphora_session_ended, Ref}, #w{endings = Endings} = W) when is_map_key(Ref, Endings) ->
     pump(session_ended(W, Ref));
 on_info({'DOWN', Ref, process, _, _}, W) -> mod_amphora_seats:down(W, Ref);
 on_info(amphora_options, W) -> W#w{ctx = mod_amphora:ctx(W#w.host)};

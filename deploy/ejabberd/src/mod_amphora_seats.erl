@@ -9,7 +9,7 @@
 -export([renew/2, not_renewed/2, settle/3, reason/2, left/2, ended/4, answered/2, handed_over/4]).
 -export([is_of_link/3]).
 -export([down/2, deleted/3, late_hand_over/3]).
--export([wait/3, check/2, settle_for/4, peer_settled/3, node_down/2]).
+-export([wait/3, wait_for_peers/3, check/2, settle_for/4, peer_settled/3, node_down/2]).
 -export([links/2, pump/1, sweep/2]).
 
 -include("mod_amphora.hrl").
@@ -183,7 +183,12 @@ uncount(Seat) -> Seat#seat{counted = false}.
 %%% ------------------------------------------------------------------ waiting until all is decided
 
 %% Does it when all is decided for the user that is there now, here and on the other nodes.
-wait(#w{seq = Seq, peers = Peers, name = Name} = W, Bare, Done) ->
+wait(#w{seq = Seq} = W, Bare, Done) -> wait_from(W, Seq, Bare, Done).
+
+%% The same, whatever is undecided here.
+wait_for_peers(W, Bare, Done) -> wait_from(W, -1, Bare, Done).
+
+wait_from(#w{peers = Peers, name = Name} = W, Seq, Bare, Done) ->
     Asked = maps:from_list([{Node, make_ref()} || Node <- Peers]),
     maps:foreach(
         fun(Node, Ref) -> erlang:send({Name, Node}, {amphora_settle, Bare, self(), Ref}, [noconnect]) end, Asked
