@@ -6,6 +6,7 @@ import hashlib
 
 import pytest
 
+from harness.erlang import erlang
 from harness.prosody import COMPONENT
 from harness.stanzas import amp, message, rule
 from harness.steps import all_stored
@@ -119,6 +120,40 @@ async def test_what_a_session_left_on_the_other_node(cluster, clients):
     await b.vanish()
     again = await clients.online(cluster.first, bob, "pad")
     assert await again.inbox.body_count(5) == [str(n) for n in range(5)]
+
+
+@pytest.mark.parametrize("sender, ends", [(0, 0), (1, 0), (0, 1), (1, 1)])
+async def test_a_session_that_ends_with_messages_in_its_mailbox(fragile, clients, sender, ends):
+    """I3: what is in the mailbox of a process that the server knows no more is routed anew, on its node. Nothing
+    passes it, on whichever node it is taken."""
+    servers = (fragile.first, fragile.second)
+    alice, bob = fragile.people("alice", "bob")
+    a = await clients.online(servers[sender], alice, "desk", raw=True)
+    b = await clients.online(servers[ends], bob, raw=True)
+    there, host = servers[ends], erlang(servers[ends].host)
+    user = erlang(bob.partition("@")[0])
+    old = there.erl(f"pid_to_list(ejabberd_sm:get_session_pid({user}, {host}, <<\"phone\">>))")
+    asleep = f"process_info(list_to_pid({old}), current_function)"
+    # when it has told itself to end, and when the server has forgotten it
+    slow = "fun(State, _) -> timer:sleep(1000), State end"
+    there.erl(f"ejabberd_hooks:add(c2s_closed, {host}, {slow}, 200)")
+    slow = "fun(_, _, _) -> timer:sleep(1000) end"
+    there.erl(f"ejabberd_hooks:add(sm_remove_connection_hook, {host}, {slow}, 200)")
+    await b.vanish()
+    await until(lambda: "sleep" in there.erl(asleep), "the session to end")
+    for n in range(5):
+        a.send_text(bob, str(n))
+    await a.ping()
+    gone = f"ejabberd_sm:get_session_pid({user}, {host}, <<\"phone\">>)"
+    await until(lambda: {s.erl(gone) for s in servers} == {"none"}, "both to forget the session")
+    assert "sleep" in there.erl(asleep), "its mailbox was empty too soon"
+    for n in range(5, 10):
+        a.send_text(bob, str(n))
+    await a.ping()
+    await until(lambda: fragile.node.stored(bob) == 10, "all of it in the store")
+    c = await clients.online(servers[1 - ends], bob, raw=True)
+    await c.inbox.reply(a.send_text(bob, "end"))
+    assert c.inbox.bodies() == [*map(str, range(10)), "end"]
 
 
 async def test_the_node_that_has_no_link_stops(fragile, clients):
