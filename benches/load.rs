@@ -52,8 +52,8 @@ struct Args {
     /// Only the runs without the store.
     #[arg(long)]
     rules_only: bool,
-    /// Nodes of a cluster, which share out the messages.
-    #[arg(long, default_value_t = 0)]
+    /// Nodes of a cluster, which share out the messages; 0: one, without a cluster.
+    #[arg(long, default_value_t = 0, requires = "store")]
     nodes: usize,
     /// Shards of the cluster.
     #[arg(long, default_value_t = 256)]

@@ -130,26 +130,24 @@ async def test_a_session_that_ends_with_messages_in_its_mailbox(fragile, clients
     alice, bob = fragile.people("alice", "bob")
     a = await clients.online(servers[sender], alice, "desk", raw=True)
     b = await clients.online(servers[ends], bob, raw=True)
-    there, host = servers[ends], erlang(servers[ends].host)
-    user = erlang(bob.partition("@")[0])
-    old = there.erl(f"pid_to_list(ejabberd_sm:get_session_pid({user}, {host}, <<\"phone\">>))")
-    asleep = f"process_info(list_to_pid({old}), current_function)"
+    there = servers[ends]
+    old = there.process_of(bob, "phone")
     # when it has told itself to end, and when the server has forgotten it
-    slow = "fun(State, _) -> timer:sleep(1000), State end"
-    there.erl(f"ejabberd_hooks:add(c2s_closed, {host}, {slow}, 200)")
-    slow = "fun(_, _, _) -> timer:sleep(1000) end"
-    there.erl(f"ejabberd_hooks:add(sm_remove_connection_hook, {host}, {slow}, 200)")
+    there.hold_up("told", "c2s_closed", 200)
+    there.hold_up("forgotten", "sm_remove_connection_hook", 200, arguments=3)
     await b.vanish()
-    await until(lambda: "sleep" in there.erl(asleep), "the session to end")
+    await until(lambda: there.is_held(old), "the session to end")
     for n in range(5):
         a.send_text(bob, str(n))
     await a.ping()
-    gone = f"ejabberd_sm:get_session_pid({user}, {host}, <<\"phone\">>)"
-    await until(lambda: {s.erl(gone) for s in servers} == {"none"}, "both to forget the session")
-    assert "sleep" in there.erl(asleep), "its mailbox was empty too soon"
+    there.let_go("told")
+    names = ",".join(map(erlang, (bob.partition("@")[0], there.host, "phone")))
+    known = f"ejabberd_sm:get_session_pid({names})"
+    await until(lambda: {server.erl(known) for server in servers} == {"none"}, "both to forget the session")
     for n in range(5, 10):
         a.send_text(bob, str(n))
     await a.ping()
+    there.let_go("forgotten")
     await until(lambda: fragile.node.stored(bob) == 10, "all of it in the store")
     c = await clients.online(servers[1 - ends], bob, raw=True)
     await c.inbox.reply(a.send_text(bob, "end"))

@@ -13,13 +13,6 @@ from harness.waiting import until
 pytestmark = pytest.mark.only("ejabberd", "in Prosody a session is no process")
 
 
-def process_of(server, jid, resource):
-    """The process of a session, as an expression."""
-    user, _, host = jid.partition("@")
-    names = ",".join(map(erlang, (user, host, resource)))
-    return server.erl(f"pid_to_list(ejabberd_sm:get_session_pid({names}))").join(("list_to_pid(", ")"))
-
-
 async def test_a_session_that_gives_its_state_too_late(workshop, clients):
     """What it was written and did not acknowledge, what waits in its gate, and what is in its mailbox before
     and after it was asked, comes to the next session, in order."""
@@ -47,7 +40,7 @@ async def test_a_session_that_gives_its_state_too_late(workshop, clients):
     await b.ping()
     assert len(b.inbox.bodies()) == 10
     await b.vanish()
-    old = process_of(server, bob, "phone")
+    old = server.process_of(bob, "phone")
     server.erl(f"sys:suspend({old})")
     await send(5)
     attempt = asyncio.ensure_future(clients.raw(server, bob, "phone").try_to_resume(b))
@@ -73,27 +66,23 @@ async def test_what_is_in_the_mailbox_of_a_session_that_ends(workshop, clients):
     alice, bob = server.people("alice", "bob")
     a = await clients.online(server, alice, "desk", raw=True)
     b = await clients.online(server, bob, raw=True)
-    old = process_of(server, bob, "phone")
-    # it stands still when it has told itself to end, and again when it reads that, and what is behind it
-    told = "fun(State, _) -> timer:sleep(1000), State end"
-    server.erl(f"ejabberd_hooks:add(c2s_closed, {erlang(server.host)}, {told}, 200)")
-    reads = "fun(N, {in, {_, stop}}, _) -> timer:sleep(1000), N + 1; (N, _, _) -> N end"
+    old = server.process_of(bob, "phone")
+    # it stands still when it has told itself to end, and again when it has read that, and what is behind it
+    server.hold_up("told", "c2s_closed", 200)
+    reads = f"fun(N, {{in, {{_, stop}}}}, _) -> {server.held('reads')}, N; (N, _, _) -> N end"
     server.erl(f"sys:install({old}, {{{reads}, 0}})")
-    asleep, empty = f"process_info({old}, current_function)", f"process_info({old}, message_queue_len)"
-
-    async def stands_still():
-        """Meanwhile five messages come."""
-        await until(lambda: "sleep" in server.erl(asleep), "the old process to stand still")
-        for _ in range(5):
-            a.send_text(bob, str(next(sent)))
-        await a.ping()
-        assert "sleep" in server.erl(asleep), "they are not in its mailbox"
-
-    sent = iter(range(10))
     await b.vanish()
-    await stands_still()
-    await until(lambda: server.erl(empty) == "{message_queue_len,0}", "it to read them")
-    await stands_still()
+    await until(lambda: server.is_held(old), "the session to end")
+    for n in range(5):
+        a.send_text(bob, str(n))
+    await a.ping()
+    server.let_go("told")
+    mailbox = f"process_info({old}, message_queue_len)"
+    await until(lambda: server.erl(mailbox) == "{message_queue_len,0}", "it to read them")
+    for n in range(5, 10):
+        a.send_text(bob, str(n))
+    await a.ping()
+    server.let_go("reads")
     await until(lambda: node.stored(bob) == 10, "all of it in the store")
     c = await clients.online(server, bob, raw=True)
     await c.inbox.reply(a.send_text(bob, "end"))
@@ -105,30 +94,32 @@ async def test_a_verdict_while_a_session_ends(workshop, clients, there):
     """I3: a message with rules does not pass those that are in the mailbox of a session that ends, whether
     they go to the storage or to another session."""
     server = workshop.server()
-    workshop.node(server)
+    node = workshop.node(server)
     alice, bob = server.people("alice", "bob")
     a = await clients.online(server, alice, "desk", raw=True)
     b = await clients.online(server, bob, raw=True)
     other = await clients.online(server, bob, "tablet", raw=True, priority=-1)
-    old = process_of(server, bob, "phone")
-    host, asleep = erlang(server.host), f"process_info({old}, current_function)"
-    told = "fun(State, _) -> timer:sleep(1000), State end"
-    server.erl(f"ejabberd_hooks:add(c2s_closed, {host}, {told}, 200)")
+    old = server.process_of(bob, "phone")
+    server.hold_up("told", "c2s_closed", 200)
     # behind the interceptor's handler, and before the server's
-    server.erl(f"ejabberd_hooks:add(c2s_terminated, {host}, {told}, 45)")
+    server.hold_up("ending", "c2s_terminated", 45)
     await b.vanish()
-    await until(lambda: "sleep" in server.erl(asleep), "the old process to stand still")
+    await until(lambda: server.is_held(old), "the session to end")
     for n in range(3):
         a.send_text(bob, str(n))
     await a.ping()
-    assert "sleep" in server.erl(asleep), "they are not in its mailbox"
-    await until(lambda: server.erl(f"ets:member(maps:get(pairs, mod_amphora:ctx({host})), "
-                                   f"{{{erlang(bob)}, ending}})") == "true", "the session to be ending")
+    server.let_go("told")
+    pairs = f"maps:get(pairs, mod_amphora:ctx({erlang(server.host)}))"
+    ending = f"ets:member({pairs}, {{{erlang(bob)}, ending}})"
+    await until(lambda: server.erl(ending) == "true", "the interceptor to know that it ends")
     if there:
         await other.available(0)
     a.send_xml(message(bob, "rules", payload=amp(rule("notify", "expire-at", "2004-01-01T00:00:00Z"))))
     a.send_text(bob, "end")
     await a.ping()
+    decided = 'amphora_verdicts_total{do="deliver"}'
+    await until(lambda: node.metric(decided) == 1, "the verdict")
+    server.let_go("ending")
     if not there:
         await until(lambda: server.erl(f"is_process_alive({old})") == "false", "the old process to end")
         await other.available(0)

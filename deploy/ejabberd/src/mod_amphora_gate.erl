@@ -546,8 +546,7 @@ release(#{amphora := G} = State) ->
 %% for it would have been in no order; it is not for long, and no more than comes meanwhile.
 alone(#{amphora := #g{waiting = Waiting, may_open = MayOpen, gate = Gate} = G} = State) ->
     #{opts := #{gate_messages := MaxCount, gate_bytes := MaxBytes}} = ctx(State),
-    {Placed, _} = lists:mapfoldl(fun with_place/2, 0, queue:to_list(Waiting)),
-    Sorted = [Entry || {_, Entry} <- lists:keysort(1, Placed)],
+    Sorted = in_order(queue:to_list(Waiting), fun({Message, _, _}) -> Message end),
     State1 = put_g(State, G#g{waiting = queue:from_list(Sorted)}),
     case MayOpen orelse Gate /= closed of
         true -> release(State1);
@@ -555,11 +554,18 @@ alone(#{amphora := #g{waiting = Waiting, may_open = MayOpen, gate = Gate} = G} =
         false -> State1
     end.
 
-with_place({Message, _, _} = Entry, Last) ->
-    Place = place(Message, Last),
-    {{Place, Entry}, Place}.
-
 %% In the order of arrival. One that does not say it keeps the place that it has.
+in_order(Entries, MessageOf) ->
+    {Placed, _} = lists:mapfoldl(
+        fun(Entry, Last) ->
+            Place = place(MessageOf(Entry), Last),
+            {{Place, Entry}, Place}
+        end,
+        0,
+        Entries
+    ),
+    [Entry || {_, Entry} <- lists:keysort(1, Placed)].
+
 place(#message{} = Message, Last) ->
     {_, Inner} = without_carbon(Message),
     xmpp:get_meta(Inner, amphora_ord, Last);
@@ -1423,15 +1429,7 @@ give_all_back(#{amphora := G} = State) ->
 %% p1_server reads its mailbox into a queue of its own, and at the end puts what is in that behind what has come
 %% since. Nothing comes any more but what was on its way when the session was said to end.
 put_mailbox_in_order() ->
-    {Placed, _} = lists:mapfoldl(
-        fun(Packet, Last) ->
-            Place = place(Packet, Last),
-            {{Place, Packet}, Place}
-        end,
-        0,
-        routed()
-    ),
-    [self() ! {route, Packet} || {_, Packet} <- lists:keysort(1, Placed)],
+    [self() ! {route, Packet} || Packet <- in_order(routed(), fun(Packet) -> Packet end)],
     ok.
 
 routed() ->

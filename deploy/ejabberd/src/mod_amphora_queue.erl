@@ -691,9 +691,9 @@ on_info({'DOWN', Ref, process, Pid, _}, #w{endings = Endings} = W) when is_map_k
             erlang:send_after(?PEERS_MS, self(), Ended),
             mod_amphora_seats:wait_for_peers(W, map_get(Ref, Endings), {tell, self(), Ended})
     end;
+on_info({'DOWN', Ref, process, _, _}, W) -> mod_amphora_seats:down(W, Ref);
 on_info({amphora_session_ended, Ref}, #w{endings = Endings} = W) when is_map_key(Ref, Endings) ->
     pump(session_ended(W, Ref));
-on_info({'DOWN', Ref, process, _, _}, W) -> mod_amphora_seats:down(W, Ref);
 on_info(amphora_options, W) -> W#w{ctx = mod_amphora:ctx(W#w.host)};
 on_info(restore, W) -> handle_continue_restore(W);
 on_info(sweep, W) ->

@@ -115,9 +115,9 @@ append(Host, Bare, #{key := Key} = Record) ->
 %% Not durable yet when it returns. If it can't be written, the handle is that of nothing.
 -spec append_behind(binary(), binary(), spooled()) -> handle().
 append_behind(Host, Bare, #{key := Key} = Record) ->
-    Handle = {Key, erlang:unique_integer([positive])},
-    ok = replace(Host, Bare, Handle, Record),
-    Handle.
+    Gen = erlang:unique_integer([positive]),
+    give(Host, Bare, Gen, Record),
+    {Key, Gen}.
 
 %% Waits until all is written, or could not be, that the caller gave to append_behind/3.
 -spec written(binary()) -> ok.
@@ -158,6 +158,9 @@ release(Host, _Bare, Handle) ->
 %% once more after a restart.
 -spec replace(binary(), binary(), handle(), spooled()) -> ok.
 replace(Host, Bare, {_, Gen}, Record) ->
+    give(Host, Bare, Gen, Record).
+
+give(Host, Bare, Gen, Record) ->
     element(4, shared(Host)) ! {amphora_append, prepared(Host, Bare, Gen, Record)},
     ok.
 

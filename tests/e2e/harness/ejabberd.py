@@ -339,6 +339,30 @@ class Ejabberd:
             # kill -9 is to find them on the disk
             self.erl(",".join([*calls, "ok = dets:sync(passwd)", "ok = dets:sync(roster)"]))
 
+    def process_of(self, jid, resource):
+        """The process of a session, as an expression that means it for ever."""
+        names = ",".join(map(erlang, (jid.partition("@")[0], self.host, resource)))
+        return f"list_to_pid({self.erl(f'pid_to_list(ejabberd_sm:get_session_pid({names}))')})"
+
+    def held(self, name):
+        """An expression that stands still until `let_go` of that name."""
+        free = f"persistent_term:get({{held,{name}}}, false)"
+        return f"(fun Held() -> {free} orelse begin timer:sleep(10), Held() end end)()"
+
+    def hold_up(self, name, hook, place, arguments=2):
+        """Whoever comes to that place of a hook stands still there."""
+        names = ["State", *["_"] * (arguments - 1)]
+        handler = f"fun({','.join(names)}) -> {self.held(name)}, State end"
+        self.erl(f"ejabberd_hooks:add({hook}, {erlang(self.host)}, {handler}, {place})")
+
+    def let_go(self, name):
+        """Whoever stands still for that goes on, and nobody stands still for it any more."""
+        self.erl(f"persistent_term:put({{held,{name}}}, true)")
+
+    def is_held(self, process):
+        """Does a process stand still?"""
+        return self.erl(f"process_info({process}, current_function)") == "{current_function,{timer,sleep,1}}"
+
     def gate(self, session):
         """A question to ask when that session has become available: does anything live reach it?"""
         user, _, resource = session.partition("@")[0], *session.partition("/")[1:]
