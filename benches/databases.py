@@ -50,17 +50,25 @@ ROWS = [
     ("hand-over of 5,000, store alone", "hand-over of 5,000, the store alone, ms", "ms", "{:.0f}"),
     ("node: durable appends, 1,024 waiting", "whole node: durable appends a second, 1,024 waiting", "rate", "{:,.0f}"),
     ("node: durable appends, 1,024 waiting", "as a part of the limit beside it (aim: 0.60)", "ratio", "{:.2f}"),
+    ("node: durable appends, 4,096 waiting", "whole node: durable appends a second, 4,096 waiting", "rate", "{:,.0f}"),
+    ("node: durable appends, 4,096 waiting", "as a part of the limit beside it", "ratio", "{:.2f}"),
     ("node: durable appends, 64 waiting", "whole node: p99 of a verdict with 64 waiting, ms (aim: 10)", "p99", "{:.1f}"),
     ("node: hand-over of 5,000 to one user", "whole node: hand-over of 5,000, ms (aim: 100)", "ms", "{:.0f}"),
     ("node: memory", "whole node: memory at its peak, MiB", "peak", "{:.0f}"),
     ("rows before", "rows in the table before what follows", "rows", "{:,.0f}"),
     ("appends, 1024 waiting, many rows", "durable appends a second there, 1,024 waiting", "rate", "{:,.0f}"),
     ("hand-over of 5,000, many rows", "hand-over of 5,000 there, the store alone, ms", "ms", "{:.0f}"),
+    ("node: hand-over of 5,000, many rows", "whole node: hand-over of 5,000 there, ms (aim: 100)", "ms", "{:.0f}"),
+    ("node: durable appends, many rows", "whole node: durable appends a second there, 1,024 waiting", "rate", "{:,.0f}"),
+    ("node: memory, many rows", "whole node: memory at its peak there, MiB", "peak", "{:.0f}"),
     ("count of a user's messages", "a count of a user's messages there, ms", "ms", "{:.2f}"),
     ("page of expiries", "a page of expiries there, ms", "ms", "{:.2f}"),
     ("appends, 64 waiting, without retention", "p99 with 64 waiting there, ms", "p99", "{:.1f}"),
     ("appends, 64 waiting, during retention", "the same during a round of retention, ms", "p99", "{:.1f}"),
     ("a round of retention", "that round, s", "s", "{:.0f}"),
+    ("hand-over of 5,000, after churn", "hand-over of 5,000 after the coming and going below, the store alone, ms", "ms", "{:.0f}"),
+    ("node: hand-over of 5,000, after churn", "whole node: hand-over of 5,000 after it, ms (aim: 100)", "ms", "{:.0f}"),
+    ("node: durable appends, after churn", "whole node: durable appends a second after it, 1,024 waiting", "rate", "{:,.0f}"),
 ]
 
 
@@ -70,18 +78,24 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=200_000, help="rows of each run")
     parser.add_argument("--rows-before", type=int, default=0, help="measure again with so many; 0: don't")
-    parser.add_argument("--churn", type=int, default=0, help="minutes of coming and going; 0: none")
+    parser.add_argument("--churn", type=int, default=0,
+                        help="minutes of coming and going, on all databases at the same time; 0: none")
+    parser.add_argument("--rate", type=int, default=5_000, help="messages a second of each database's churn")
+    parser.add_argument("--add", action="store_true",
+                        help="keep what store.json has of other runs, but for what is measured anew")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "figures", help="where store.md goes")
     parser.add_argument("--replot", action="store_true", help="write the page anew from store.json")
     return parser.parse_args()
 
 
 class Server:
-    """A database server of its own, or none for a file."""
+    """A database server of its own, or a file."""
 
-    def __init__(self, kind, options):
+    def __init__(self, key, folder):
+        _, kind, options, url = DATABASES[key]
         self.process = None
         if kind is None:
+            self.url = f"sqlite://{folder}/amphora.db"
             return
         environment = {**os.environ, "SERVER_OPTIONS": options}
         self.process = subprocess.Popen(
@@ -92,6 +106,7 @@ class Server:
         if word != "ready":
             raise SystemExit(f"{kind} does not start: see above")
         self.port = rest.split()[0]
+        self.url = url.format(port=self.port)
         self._make_database(kind)
 
     def _make_database(self, kind):
@@ -110,47 +125,61 @@ class Server:
             self.process.wait()
 
 
+def command(name, words, lines):
+    """What runs a bench that adds its figures to the file."""
+    return ["cargo", "bench", "--locked", "--quiet", "--bench", name, "--", "--json", str(lines), *words]
+
+
 def bench(name, words, lines):
-    """One run; it adds its figures to the file."""
-    command = ["cargo", "bench", "--locked", "--quiet", "--bench", name, "--", "--json", str(lines), *words]
-    subprocess.run(command, cwd=ROOT, check=True)
+    """One run."""
+    subprocess.run(command(name, words, lines), cwd=ROOT, check=True)
 
 
-def measure(options, lines):
+def measure(options, folder):
     """All databases, one after the other: each has the machine for itself."""
-    for key in options.databases.split(","):
-        _, kind, settings, url = DATABASES[key]
-        server = Server(kind, settings)
+    for key in options.databases.split(",") if options.rounds or options.rows_before else ():
+        server, lines = Server(key, folder), folder / "lines"
         try:
-            url = url.format(port=getattr(server, "port", ""))
-            store = ["--url", url] if url else []
-            node = ["--store", url] if url else []
-            rows = str(options.rows)
-            bench("store", [*store, "--rows", rows, "--rounds", str(options.rounds)], lines)
+            store, node, rows = ["--url", server.url], ["--store", server.url], str(options.rows)
+            if options.rounds:
+                bench("store", [*store, "--rows", rows, "--rounds", str(options.rounds)], lines)
             for _ in range(options.rounds):
                 bench("load", [*node, "--messages", rows, "--waiting", "10000"], lines)
             if options.rows_before:
-                many = ["--rows-before", str(options.rows_before)]
-                bench("store", [*store, *many, "--rows", rows], lines)
-            if options.churn:
-                bench("store", [*store, "--churn", str(options.churn)], lines)
+                bench("store", [*store, "--rows-before", str(options.rows_before), "--rows", rows], lines)
+                bench("load", [*node, "--beside", "many rows", "--messages", rows], lines)
         finally:
+            server.stop()
+
+
+def churn(options, folder):
+    """All databases at the same time, each at its steady rate; then, one after the other, a node on what
+    that has left."""
+    servers = {key: Server(key, folder) for key in options.databases.split(",")}
+    try:
+        # Some twelve lines a database, however long.
+        words = ["--churn", str(options.churn), "--rate", str(options.rate), "--interval", str(5 * options.churn)]
+        runs = []
+        for key, server in servers.items():
+            run = command("store", ["--url", server.url, *words], folder / f"lines-{key}")
+            runs.append(subprocess.Popen(run, cwd=ROOT))
+        if any([run.wait() for run in runs]):
+            raise SystemExit("a run of coming and going failed: see above")
+        for key, server in servers.items():
+            bench("load", ["--store", server.url, "--beside", "after churn"], folder / f"lines-{key}")
+    finally:
+        for server in servers.values():
             server.stop()
 
 
 def medians(lines):
     """By database and what was measured: each number's median. Runs of churn stay as they are."""
     found, churn = {}, {}
-    many = set()
     for line in lines:
         database, what, numbers = line["database"], line["what"], line["numbers"]
-        if what == "rows before":
-            many.add(database)
         if what.startswith("churn, minute"):
             churn.setdefault(database, []).append(numbers)
             continue
-        if what == "hand-over of 5,000, store alone" and database in many:
-            what = "hand-over of 5,000, many rows"
         for name, number in numbers.items():
             found.setdefault((what, name, database), []).append(number)
     return {key: statistics.median(numbers) for key, numbers in found.items()}, churn
@@ -208,7 +237,8 @@ def _churn(churn):
         "",
         "## Coming and going",
         "",
-        "Messages come at a steady rate and go by pages of 50, at a steady number of rows.",
+        "Messages come at a steady rate and go by pages of 50, at a steady number of rows, on all of these"
+        " databases at the same time.",
         "",
         "| database, minute | rows/s | append p99, ms | page p99, ms | table, MB | bench, MiB | server, MiB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -232,6 +262,20 @@ def _machine(about):
     )
 
 
+def add(data, former):
+    """Adds what a former run has measured and this one has not."""
+    about = former["machine"]
+    anew = {(line["database"], line["what"].partition(", minute")[0]) for line in data["lines"]}
+    kept = [line for line in former["lines"]
+            if (line["database"], line["what"].partition(", minute")[0]) not in anew]
+    data["lines"] = kept + data["lines"]
+    names = sorted({what.partition(" (")[0] for _, what in anew})
+    note = f"Measured later than the rest, on {data['machine']['date']} at a load of" \
+           f" {data['machine']['load']:g}: {'; '.join(names)}."
+    data["settings"] = {**former["settings"], "note": " ".join(filter(None, [former["settings"].get("note"), note]))}
+    data["machine"] = about
+
+
 def main():
     options = arguments()
     saved = options.out / "store.json"
@@ -244,10 +288,13 @@ def main():
                            cwd=ROOT, check=True)
             about = machine.describe(folder, "true")
             about["versions"]["amphora"] = machine._commit()
-            lines = Path(folder) / "lines"
-            measure(options, lines)
-            found = [json.loads(line) for line in lines.read_text().splitlines()]
-        data = {"machine": about, "settings": {"rounds": options.rounds}, "lines": found}
+            measure(options, Path(folder))
+            if options.churn:
+                churn(options, Path(folder))
+            lines = [line for file in Path(folder).glob("lines*") for line in file.read_text().splitlines()]
+        data = {"machine": about, "settings": {"rounds": options.rounds}, "lines": list(map(json.loads, lines))}
+        if options.add:
+            add(data, json.loads(saved.read_text()))
         options.out.mkdir(parents=True, exist_ok=True)
         saved.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     figures, churn = medians(data["lines"])

@@ -40,6 +40,10 @@ struct Args {
     /// Rows that are in the table before.
     #[arg(long, default_value_t = 0)]
     rows_before: usize,
+    /// Instead: leaves the rows that are in the database of the URL, and measures a hand-over and
+    /// appends beside them. What is said of the rows, in the names of the figures.
+    #[arg(long, requires = "store", value_name = "WHAT")]
+    beside: Option<String>,
     /// A file that figures are added to, a line of JSON each.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -79,6 +83,9 @@ fn main() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime");
+    if let Some(what) = &args.beside {
+        return beside(&args, what, dir.path());
+    }
     let limit = (!args.rules_only && !args.expiries_only && args.nodes == 0).then(|| {
         runtime.block_on(limit::measure(args.store.as_deref(), rows(&args, args.messages)))
     });
@@ -109,7 +116,7 @@ fn main() {
         return peer.expiries(args.waiting);
     }
     run(&args, &mut peer, limit, &report);
-    memory(&peer, &place, &report);
+    memory("node: memory", &peer, &place, &report);
     let size = runtime.block_on(place.size()) as f64 / 1e6;
     report.line("node: table", &format!("{size:>9.0} MB"), &[("mb", size)]);
 }
@@ -128,6 +135,8 @@ fn run(args: &Args, peer: &mut Peer, limit: Option<(f64, limit::Form)>, report: 
         let limit = Some(limit);
         let figures = peer.run(args, 1_024, Kind::Offline);
         figures.report("node: durable appends, 1,024 waiting", limit, report);
+        let figures = peer.run(args, 4_096, Kind::Offline);
+        figures.report("node: durable appends, 4,096 waiting", limit, report);
         let figures = peer.run(&few, 64, Kind::Offline);
         figures.report("node: durable appends, 64 waiting", limit, report);
     }
@@ -138,6 +147,14 @@ fn run(args: &Args, peer: &mut Peer, limit: Option<(f64, limit::Form)>, report: 
     if limit.is_none() {
         return;
     }
+    hand_overs(peer, "to one user", report);
+    if args.rows_before == 0 {
+        peer.expiries(args.waiting);
+    }
+}
+
+/// Stores messages for one user and lets him fetch them, again and again.
+fn hand_overs(peer: &mut Peer, what: &str, report: &Report) {
     let mut times = Vec::new();
     for n in 1..=5 {
         peer.fill(5_000);
@@ -147,10 +164,18 @@ fn run(args: &Args, peer: &mut Peer, limit: Option<(f64, limit::Form)>, report: 
     }
     let time = median(times);
     let text = format!("{time:>9.0} ms, taken and deleted (median of 5)");
-    report.line("node: hand-over of 5,000 to one user", &text, &[("ms", time)]);
-    if args.rows_before == 0 {
-        peer.expiries(args.waiting);
-    }
+    report.line(&format!("node: hand-over of 5,000 {what}"), &text, &[("ms", time)]);
+}
+
+/// A node on a database that has rows of others.
+fn beside(args: &Args, what: &str, dir: &Path) {
+    let place = Place::left_by_another(args.store.as_deref().expect("clap asks for it"));
+    let report = Report { database: place.name(), json: args.json.clone() };
+    let mut peer = Peer::start(dir, "amphora", &place.url, "");
+    hand_overs(&mut peer, what, &report);
+    let figures = peer.run(args, 1_024, Kind::Offline);
+    figures.report(&format!("node: durable appends, {what}"), None, &report);
+    memory(&format!("node: memory, {what}"), &peer, &place, &report);
 }
 
 /// How long a cluster is left alone before the messages, and how long its idle cost is measured.
@@ -233,13 +258,13 @@ fn several(args: &Args, dir: &Path, place: &Place, report: &Report) {
     }
 }
 
-fn memory(peer: &Peer, place: &Place, report: &Report) {
+fn memory(what: &str, peer: &Peer, place: &Place, report: &Report) {
     let node = Family::of(peer.node.id());
     let (now, peak) = (node.memory() / 1024, peak(peer.node.id()) / 1024);
     let server = Family::behind(&place.url).map_or(0, |server| server.memory() / 1024);
     let idle = peer.idle / 1024;
     report.line(
-        "node: memory",
+        what,
         &format!(
             "{idle:>9} MiB idle, {now} MiB now, {peak} MiB at its peak; {server} MiB the server"
         ),

@@ -125,7 +125,7 @@ async fn round(args: &Args, report: &Report) {
     let bare = reads::bare(&place, args.users.min(500)).await;
     let store = open(&place).await;
     reads::pages_and_deletes(&store, args.users.min(500), bare, report).await;
-    reads::hand_overs(&store, args.size, report).await;
+    reads::hand_overs(&store, args.size, "store alone", report).await;
     store.close().await;
 }
 

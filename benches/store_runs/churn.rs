@@ -1,4 +1,4 @@
-//! Messages come and go, at a steady number of rows: what drifts shows.
+//! Messages come and go, at a steady number of rows: what drifts shows. The rows stay.
 
 use std::collections::VecDeque;
 use std::sync::mpsc;
@@ -9,7 +9,7 @@ use amphora::words::{Bare, MessageId};
 use bytes::Bytes;
 
 use super::appends::message;
-use super::reads::PAGE;
+use super::reads::{self, PAGE};
 use crate::open;
 use crate::support::database::Place;
 use crate::support::limit::Rows;
@@ -84,6 +84,7 @@ pub async fn run(place: &Place, plan: &Plan, report: &Report) {
         }
     }
     let peak = peak(std::process::id()) / 1024;
+    reads::hand_overs(&store, plan.size, "after churn", report).await;
     report.line("peak of memory here", &format!("{peak:>8} MiB"), &[("mib", peak as f64)]);
     store.close().await;
 }

@@ -45,7 +45,7 @@ pub async fn run(place: &Place, count: usize, rows: &Rows, report: &Report) {
         figures.report(&format!("{waiting} waiting, many rows"), None, report);
         first += 2 * count;
     }
-    reads::hand_overs(&store, rows.size, report).await;
+    reads::hand_overs(&store, rows.size, "many rows", report).await;
     look_ups(&store, &before, report).await;
     let load = Load { waiting: 64, together: 1, rows: Rows { first, ..before }, server };
     retention(&store, load, report).await;

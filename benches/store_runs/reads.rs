@@ -67,8 +67,9 @@ pub async fn pages_and_deletes(
 }
 
 /// Stores messages for one user, then reads them page by page and deletes each page that was
-/// read, two pages ahead, as the shard does. The median of some times.
-pub async fn hand_overs(store: &SeaStore, size: usize, report: &Report) {
+/// read, two pages ahead, as the shard does. The median of some times. `where_to`: what is said of
+/// the table.
+pub async fn hand_overs(store: &SeaStore, size: usize, where_to: &str, report: &Report) {
     let mut times = Vec::new();
     for time in 0..5 {
         let first = 1_000_000_000 + time * MANY;
@@ -98,7 +99,7 @@ pub async fn hand_overs(store: &SeaStore, size: usize, report: &Report) {
     }
     let time = median(times);
     let text = format!("{time:>8.0} ms (median of 5)");
-    report.line("hand-over of 5,000, store alone", &text, &[("ms", time)]);
+    report.line(&format!("hand-over of 5,000, {where_to}"), &text, &[("ms", time)]);
 }
 
 /// Reads and deletes all that one user has.

@@ -195,16 +195,20 @@ pub(super) fn remedy_of(code: &str) -> &'static str {
 
 /// Any conflict is an error, and ends the transaction. The driver takes no nulls in arrays: a rule
 /// below zero is none.
+///
+/// The lists are in the select list, where they are read in step. In FROM each would be copied to a
+/// table of its own first, which is an eighth of the work.
 pub(super) const INSERT: &str = "\
     INSERT INTO offline_message (recipient, id, \"key\", sender, kind, size, stored_at, \
     appended_at, archived, expires_at, expire_rule, met_rule, stanza) \
     SELECT recipient, id, \"key\", sender, kind, size, stored_at, $13, archived, \
     CASE WHEN expire_rule >= 0 THEN expires_at END, nullif(expire_rule, -1), \
     nullif(met_rule, -1), stanza \
-    FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::int[], $6::bigint[], \
-    $7::bigint[], $8::bool[], $9::bigint[], $10::int[], $11::int[], $12::bytea[]) \
-    AS v (recipient, id, \"key\", sender, kind, size, stored_at, archived, expires_at, \
-    expire_rule, met_rule, stanza)";
+    FROM (SELECT unnest($1::text[]) AS recipient, unnest($2::bigint[]) AS id, \
+    unnest($3::text[]) AS \"key\", unnest($4::text[]) AS sender, unnest($5::int[]) AS kind, \
+    unnest($6::bigint[]) AS size, unnest($7::bigint[]) AS stored_at, unnest($8::bool[]) AS archived, \
+    unnest($9::bigint[]) AS expires_at, unnest($10::int[]) AS expire_rule, \
+    unnest($11::int[]) AS met_rule, unnest($12::bytea[]) AS stanza) AS v";
 
 /// What turns that into one that leaves out what conflicts on the key. It costs the server more, for
 /// it looks at the index twice.
