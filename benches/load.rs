@@ -147,7 +147,7 @@ fn run(args: &Args, peer: &mut Peer, limit: Option<(f64, limit::Form)>, report: 
     if limit.is_none() {
         return;
     }
-    hand_overs(peer, "to one user", report);
+    hand_overs(peer, " to one user", report);
     if args.rows_before == 0 {
         peer.expiries(args.waiting);
     }
@@ -164,7 +164,7 @@ fn hand_overs(peer: &mut Peer, what: &str, report: &Report) {
     }
     let time = median(times);
     let text = format!("{time:>9.0} ms, taken and deleted (median of 5)");
-    report.line(&format!("node: hand-over of 5,000 {what}"), &text, &[("ms", time)]);
+    report.line(&format!("node: hand-over of 5,000{what}"), &text, &[("ms", time)]);
 }
 
 /// A node on a database that has rows of others.
@@ -172,7 +172,7 @@ fn beside(args: &Args, what: &str, dir: &Path) {
     let place = Place::left_by_another(args.store.as_deref().expect("clap asks for it"));
     let report = Report { database: place.name(), json: args.json.clone() };
     let mut peer = Peer::start(dir, "amphora", &place.url, "");
-    hand_overs(&mut peer, what, &report);
+    hand_overs(&mut peer, &format!(", {what}"), &report);
     let figures = peer.run(args, 1_024, Kind::Offline);
     figures.report(&format!("node: durable appends, {what}"), None, &report);
     memory(&format!("node: memory, {what}"), &peer, &place, &report);
