@@ -152,7 +152,7 @@ def measure(options, folder):
             server.stop()
 
 
-def churn(options, folder):
+def come_and_go(options, folder):
     """All databases at the same time, each at its steady rate; then, one after the other, a node on what
     that has left."""
     servers = {key: Server(key, folder) for key in options.databases.split(",")}
@@ -290,7 +290,7 @@ def main():
             about["versions"]["amphora"] = machine._commit()
             measure(options, Path(folder))
             if options.churn:
-                churn(options, Path(folder))
+                come_and_go(options, Path(folder))
             lines = [line for file in Path(folder).glob("lines*") for line in file.read_text().splitlines()]
         data = {"machine": about, "settings": {"rounds": options.rounds}, "lines": list(map(json.loads, lines))}
         if options.add:

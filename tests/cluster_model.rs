@@ -252,7 +252,8 @@ impl Small {
         for effect in effects {
             match effect {
                 presence::Effect::Publish(key) => self.publish(state, node, Some(key)),
-                presence::Effect::Watch => {
+                // There is one server.
+                presence::Effect::Watch | presence::Effect::Elsewhere => {
                     // From the last of each key; nothing else is heard.
                     let keys: VecDeque<_> = state
                         .keys

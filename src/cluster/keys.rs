@@ -1,14 +1,16 @@
 //! The bucket with the keys of nodes: written and watched, each by a task of its own.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
 use async_nats::jetstream::kv::{Operation, Store};
-use async_nats::jetstream::{self, stream};
+use async_nats::jetstream::{self, ErrorCode, stream};
 use futures::StreamExt;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::member::{self, Says};
 use super::nats::Nats;
@@ -25,13 +27,8 @@ const WAITING: usize = 1024;
 /// Copies of the bucket, where NATS has so many servers.
 const COPIES: usize = 3;
 
-/// What is heard over a watch.
-pub(super) enum Heard {
-    /// A key: the node, its number, and what it says; none: it was taken back.
-    Key(Arc<str>, u64, Option<Key<Says>>),
-    /// The watch has ended, and says nothing any more.
-    End,
-}
+/// A key that is heard: the node, its number, and what it says; none: it was taken back.
+pub(super) type Heard = (Arc<str>, u64, Option<Key<Says>>);
 
 /// Who writes the own key.
 pub(super) struct Keys {
@@ -42,15 +39,19 @@ pub(super) struct Keys {
     publish: watch::Sender<Option<Vec<u8>>>,
     /// The number of the last own key.
     own: Arc<Mutex<Option<u64>>>,
+    /// Whether NATS has taken the last own key.
+    taken: Arc<AtomicBool>,
 }
 
 impl Keys {
     /// `servers`: how many NATS servers the settings name.
     pub(super) fn new(nats: Nats, node: Arc<str>, lease: Duration, servers: usize) -> Self {
         let (publish, published) = watch::channel(None);
-        let own = Arc::new(Mutex::new(None));
-        let keys = Keys { nats, node, lease, servers, publish, own };
-        keys.nats.spawn(write_all(keys.bucket(), keys.node.clone(), published, keys.own.clone()));
+        let (own, taken) = (Arc::new(Mutex::new(None)), Arc::new(AtomicBool::new(false)));
+        let keys = Keys { nats, node, lease, servers, publish, own, taken };
+        let (own, taken) = (keys.own.clone(), keys.taken.clone());
+        let writing = Writing { bucket: keys.bucket(), node: keys.node.clone(), own, taken };
+        keys.nats.spawn(writing.write_all(published));
         keys
     }
 
@@ -59,18 +60,33 @@ impl Keys {
         self.publish.send_replace(Some(member::to_bytes(key)));
     }
 
-    /// Begins to watch, from the last of each key.
+    /// Begins to watch, from the last of each key. A watch that ends, or can't begin, is begun again: the
+    /// server of NATS that is to serve it may be parted from the rest.
     pub(super) fn watch(&self) -> (mpsc::Receiver<Heard>, JoinHandle<()>) {
         let (tell, heard) = mpsc::channel(WAITING);
         let bucket = self.bucket();
         let task = self.nats.spawn(async move {
-            if let Err(error) = watch_all(&bucket, &tell).await {
-                tracing::debug!("cannot watch the keys of the nodes: {error}");
+            while !tell.is_closed() {
+                if let Err(error) = watch_all(&bucket, &tell).await {
+                    tracing::debug!("cannot watch the keys of the nodes: {error}");
+                }
+                sleep(bucket.patience()).await;
             }
-            // Whoever watched may be gone.
-            let _ = tell.send(Heard::End).await;
         });
         (heard, task)
+    }
+
+    /// Connects to another server of NATS; false: there is no other.
+    pub(super) fn elsewhere(&self) -> bool {
+        let another = self.bucket().servers() > 1;
+        if another {
+            tracing::warn!(
+                "NATS does not bring the key of this node back; trying another server of it"
+            );
+            let nats = self.nats.clone();
+            self.nats.spawn(async move { nats.elsewhere().await });
+        }
+        another
     }
 
     /// Takes the own key back, unless a successor has written it.
@@ -106,6 +122,16 @@ struct Bucket {
 }
 
 impl Bucket {
+    /// How long a watch may take to begin, and rests before it is begun again.
+    fn patience(&self) -> Duration {
+        self.lease / 6
+    }
+
+    /// How many servers NATS has, as far as is known.
+    fn servers(&self) -> usize {
+        self.servers.max(self.nats.client().server_info().connect_urls.len())
+    }
+
     /// The bucket; made if it is not there, with as many copies as NATS has servers for.
     async fn open(&self) -> Result<Store, async_nats::Error> {
         let client = self.nats.client().clone();
@@ -115,8 +141,7 @@ impl Bucket {
         if let Ok(store) = context.get_key_value(&name).await {
             return Ok(store);
         }
-        let servers = self.servers.max(self.nats.client().server_info().connect_urls.len());
-        let copies = if servers >= COPIES { COPIES } else { 1 };
+        let copies = if self.servers() >= COPIES { COPIES } else { 1 };
         // What `create_key_value` makes; that asks old servers what they can't answer.
         let config = stream::Config {
             name: format!("KV_{name}"),
@@ -135,49 +160,85 @@ impl Bucket {
             max_consumers: -1,
             ..stream::Config::default()
         };
-        let made = context.create_stream(config.clone()).await;
-        if let Err(error) = made
-            && copies > 1
-        {
-            tracing::warn!(%error, "NATS keeps the nodes' keys on one server only, not on three");
-            context.create_stream(stream::Config { num_replicas: 1, ..config }).await?;
+        match context.create_stream(config.clone()).await {
+            Err(error) if copies > 1 && is_too_small(&error) => {
+                tracing::warn!(%error, "NATS keeps the nodes' keys on one server only, not on three");
+                context.create_stream(stream::Config { num_replicas: 1, ..config }).await?;
+            }
+            // Another node may have made it at the same moment.
+            Err(error) => tracing::debug!(%error, "cannot make the bucket for the nodes' keys"),
+            Ok(_) => {}
         }
         Ok(context.get_key_value(&name).await?)
     }
 }
 
-/// Writes what is to be published, until nobody has anything to publish.
-async fn write_all(
+/// Whether NATS has not the servers for so many copies: not that they don't answer now.
+fn is_too_small(error: &CreateStreamError) -> bool {
+    let small = [
+        ErrorCode::CLUSTER_NO_PEERS,
+        ErrorCode::INSUFFICIENT_RESOURCES,
+        ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED,
+    ];
+    match error.kind() {
+        CreateStreamErrorKind::JetStream(error) => small.contains(&error.error_code()),
+        _ => false,
+    }
+}
+
+/// What it takes to write the own key.
+struct Writing {
     bucket: Bucket,
     node: Arc<str>,
-    mut published: watch::Receiver<Option<Vec<u8>>>,
     own: Arc<Mutex<Option<u64>>>,
-) {
-    let mut store = None;
-    while published.changed().await.is_ok() {
-        let Some(bytes) = published.borrow_and_update().clone() else { continue };
-        let write = async {
-            let open = match store.take() {
-                Some(open) => open,
-                None => bucket.open().await?,
+    taken: Arc<AtomicBool>,
+}
+
+impl Writing {
+    /// Writes what is to be published, until nobody has anything to publish.
+    async fn write_all(self, mut published: watch::Receiver<Option<Vec<u8>>>) {
+        let mut store = None;
+        while published.changed().await.is_ok() {
+            let Some(bytes) = published.borrow_and_update().clone() else { continue };
+            self.taken.store(false, Ordering::Relaxed);
+            let write = async {
+                let open = match store.take() {
+                    Some(open) => open,
+                    None => self.bucket.open().await?,
+                };
+                let number = open.put(&*self.node, bytes.into()).await?;
+                Ok::<_, async_nats::Error>((open, number))
             };
-            let number = open.put(&*node, bytes.into()).await?;
-            Ok::<_, async_nats::Error>((open, number))
-        };
-        match timeout(bucket.lease, write).await {
-            Ok(Ok((open, number))) => {
-                store = Some(open);
-                *own.lock().unwrap_or_else(PoisonError::into_inner) = Some(number);
+            let written = tokio::select! {
+                biased;
+                written = timeout(self.bucket.lease, write) => written,
+                // What is not answered by now is not worth waiting for: the connection may be another.
+                Ok(()) = published.changed() => {
+                    published.mark_changed();
+                    tracing::debug!("NATS has not answered to the last key of this node");
+                    continue;
+                }
+            };
+            match written {
+                Ok(Ok((open, number))) => {
+                    store = Some(open);
+                    self.taken.store(true, Ordering::Relaxed);
+                    *self.own.lock().unwrap_or_else(PoisonError::into_inner) = Some(number);
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "cannot write the key of this node to NATS");
+                }
+                Err(_) => {
+                    tracing::warn!("NATS does not answer; the key of this node is not written");
+                }
             }
-            Ok(Err(error)) => tracing::warn!(%error, "cannot write the key of this node to NATS"),
-            Err(_) => tracing::warn!("NATS does not answer; the key of this node is not written"),
         }
     }
 }
 
 async fn watch_all(bucket: &Bucket, tell: &mpsc::Sender<Heard>) -> Result<(), async_nats::Error> {
     let store = timeout(bucket.lease, bucket.open()).await??;
-    let mut keys = timeout(bucket.lease, store.watch_with_history(">")).await??;
+    let mut keys = timeout(bucket.patience(), store.watch_with_history(">")).await??;
     while let Some(entry) = keys.next().await {
         let entry = entry?;
         let key = match entry.operation {
@@ -190,8 +251,7 @@ async fn watch_all(bucket: &Bucket, tell: &mpsc::Sender<Heard>) -> Result<(), as
             },
             Operation::Delete | Operation::Purge => None,
         };
-        let heard = Heard::Key(entry.key.as_str().into(), entry.revision, key);
-        if tell.send(heard).await.is_err() {
+        if tell.send((entry.key.as_str().into(), entry.revision, key)).await.is_err() {
             return Ok(());
         }
     }

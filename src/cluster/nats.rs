@@ -5,11 +5,15 @@
 
 use std::fmt;
 use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
+use async_nats::{
+    Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer, Server,
+    ServerAddr,
+};
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -139,6 +143,12 @@ impl Nats {
         self.up.clone()
     }
 
+    /// Leaves this server for another, if there is one. What is under way may be lost.
+    pub async fn elsewhere(&self) {
+        // An error: the connection is closed, for the process ends.
+        let _ = self.client.force_reconnect().await;
+    }
+
     /// `amphora.CLUSTER.rest`.
     pub fn subject(&self, rest: &str) -> String {
         format!("amphora.{}.{rest}", self.cluster)
@@ -213,10 +223,29 @@ fn options(settings: &NatsSettings, up: watch::Sender<bool>) -> std::io::Result<
             0 | 1 => Duration::ZERO,
             n => (FIRST_PAUSE * 2u32.saturating_pow(n.min(8) as u32 - 2)).min(LONGEST_PAUSE),
         })
+        .reconnect_to_server_callback({
+            let last = Arc::new(Mutex::new(None));
+            move |servers, _| {
+                let next = next(&servers, &last);
+                async move { next }
+            }
+        })
         .event_callback(move |event| {
             let up = up.clone();
             async move { hear(&event, &up) }
         }))
+}
+
+/// Another server than the last, if there is one: of those that failed the least often, any.
+fn next(servers: &[Server], last: &Mutex<Option<ServerAddr>>) -> Option<ReconnectToServer> {
+    let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+    let others = servers.iter().filter(|server| Some(&server.addr) != last.as_ref());
+    // Each process begins with one of its own, so that not all are at the same.
+    let any = RandomState::new();
+    let next = others.min_by_key(|server| (server.failed_attempts, any.hash_one(&server.addr)));
+    let addr = next.or(servers.first())?.addr.clone();
+    *last = Some(addr.clone());
+    Some(ReconnectToServer { addr, delay: None })
 }
 
 /// With user and password, or a token, of the first URL that has any. Credentials come over them.

@@ -73,6 +73,9 @@ pub enum Effect<T> {
     Publish(Key<T>),
     /// Watch the keys from the beginning: what was watched says nothing any more.
     Watch,
+    /// The own key does not come back over this watch. Connect to another server of NATS: this one may
+    /// be parted from the rest. If there is no other, `Watch`.
+    Elsewhere,
     /// A node that was there before, and lives, has other terms: this one must not join.
     Refused(Arc<str>, Terms),
     /// A node with other terms is there, and not heeded.
@@ -259,10 +262,14 @@ impl<T: Clone> Presence<T> {
         let over = |since: Option<Moment>, time: Duration| {
             since.is_none_or(|since| now.saturating_sub(since) >= time)
         };
-        let deaf = over(self.heard, self.own.lease);
-        if self.watched.is_none() || (deaf && over(self.watched, self.own.lease)) {
+        // A third of the lease is left, for being heard again before others think this node dead.
+        let too_long = self.own.lease * 2 / 3;
+        if self.watched.is_none() {
             self.watched = Some(now);
             effects.push(Effect::Watch);
+        } else if over(self.heard, too_long) && over(self.watched, too_long) {
+            self.watched = Some(now);
+            effects.push(Effect::Elsewhere);
         }
         if over(self.published, self.own.lease / 3) {
             self.published = Some(now);
@@ -364,11 +371,11 @@ mod tests {
     }
 
     #[test]
-    fn a_watch_over_which_the_own_key_does_not_come_is_begun_anew() {
+    fn a_watch_over_which_the_own_key_does_not_come_is_begun_elsewhere() {
         let mut presence = up();
-        assert_eq!(presence.handle(at(29), Input::Tick), [Effect::Publish(key(1, 8))]);
-        assert_eq!(presence.handle(at(30), Input::Tick), [Effect::Watch]);
-        assert_eq!(presence.handle(at(31), Input::Tick), []);
+        assert_eq!(presence.handle(at(19), Input::Tick), [Effect::Publish(key(1, 8))]);
+        assert_eq!(presence.handle(at(20), Input::Tick), [Effect::Elsewhere]);
+        assert_eq!(presence.handle(at(21), Input::Tick), []);
         presence.handle(at(32), Input::Lost);
         let again = presence.handle(at(33), Input::Up);
         assert_eq!(again, [Effect::Watch, Effect::Publish(key(1, 8))]);

@@ -295,13 +295,15 @@ impl Task {
             tokio::select! {
                 biased;
                 Ok(()) = up.changed() => {
-                    let input = match *up.borrow_and_update() {
-                        true => presence::Input::Up,
-                        false => presence::Input::Lost,
-                    };
-                    self.present(input);
+                    // A connection that came at once after one that was lost is not the same.
+                    self.present(presence::Input::Lost);
+                    if *up.borrow_and_update() {
+                        self.present(presence::Input::Up);
+                    }
                 }
-                heard = next(&mut self.heard) => self.hear(heard),
+                (node, number, key) = next(&mut self.heard) => {
+                    self.present(presence::Input::Heard(node, number, key));
+                }
                 Some(outcome) = ended.recv() => self.learn(outcome),
                 command = commands.recv() => match command {
                     Some(Command::Leave(told)) => {
@@ -376,16 +378,6 @@ impl Task {
         self.say();
     }
 
-    fn hear(&mut self, heard: Heard) {
-        match heard {
-            Heard::Key(node, number, key) => {
-                self.present(presence::Input::Heard(node, number, key));
-            }
-            // Begun anew when this node does not hear itself for a while.
-            Heard::End => self.heard = None,
-        }
-    }
-
     fn present(&mut self, input: presence::Input<Says>) {
         let before = self.who();
         let now = self.now();
@@ -398,11 +390,12 @@ impl Task {
                         keys.publish(&key);
                     }
                 }
-                presence::Effect::Watch => {
-                    if let Some((_, task)) = self.heard.take() {
-                        task.abort();
+                presence::Effect::Watch => self.watch(),
+                presence::Effect::Elsewhere => {
+                    // The loss of the connection, and a new one, are told as any other.
+                    if !self.keys.as_ref().is_some_and(Keys::elsewhere) {
+                        self.watch();
                     }
-                    self.heard = self.keys.as_ref().map(Keys::watch);
                 }
                 presence::Effect::Refused(node, terms) => self.refuse(&node, &terms),
                 presence::Effect::Stranger(node, terms) => {
@@ -417,6 +410,14 @@ impl Task {
         self.note(heard, &before);
         self.tell_all(&machine::Input::Nodes(Nodes::default()));
         self.report();
+    }
+
+    /// Watches the keys from the beginning.
+    fn watch(&mut self) {
+        if let Some((_, task)) = self.heard.take() {
+            task.abort();
+        }
+        self.heard = self.keys.as_ref().map(Keys::watch);
     }
 
     /// The nodes that live, but this one.
@@ -649,7 +650,11 @@ fn difference(own: &Terms, theirs: &Terms) -> String {
 
 async fn next(heard: &mut Option<(mpsc::Receiver<Heard>, JoinHandle<()>)>) -> Heard {
     match heard {
-        Some((heard, _)) => heard.recv().await.unwrap_or(Heard::End),
+        Some((heard, _)) => match heard.recv().await {
+            Some(heard) => heard,
+            // The thread of NATS has ended: with it the process.
+            None => std::future::pending().await,
+        },
         None => std::future::pending().await,
     }
 }

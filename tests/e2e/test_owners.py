@@ -71,6 +71,73 @@ async def pour_through(prosody, clients, database, change):
     assert all(s.inbox.messages() == [] for s in senders), "a bounce although it was kept"
 
 
+PARTS = """
+[[store.part]]
+name = "low"
+shards = "0-3"
+url = "{low}"
+
+[[store.part]]
+name = "high"
+shards = "4-7"
+url = "{high}"
+"""
+
+
+@pytest.fixture
+def halves(server):
+    """Two databases of different kinds, each of half of the shards."""
+    high = Database("mariadb")
+    yield server.empty(), high
+    high.stop()
+
+
+def owners_of(half):
+    """Who owns the shards that this database holds: the others are nobody's there."""
+    found = owners(half)
+    assert found.pop(None, 0) == SHARDS // 2
+    return found
+
+
+def shared_both(halves):
+    """Whether both nodes have shards of each."""
+    return all(set(owners_of(half)) == {"near", "far"} for half in halves)
+
+
+@pytest.mark.parametrize("fault", ["owner killed", "owner drained", "a database killed"])
+async def test_several_databases(workshop, prosody, halves, clients, fault):
+    """`[[store.part]]` in a cluster: both nodes own shards of each, and each moves in its own database."""
+    parts = PARTS.format(low=halves[0].url, high=halves[1].url)
+    far = workshop.member(halves[0], workshop.nats(), "far", shards=SHARDS, parts=parts)
+    near = workshop.near(prosody, far, parts=parts)
+    await until(lambda: shared_both(halves), "both to have shards of each")
+    senders, recipients, names = await crowd(prosody, clients)
+    pouring = asyncio.create_task(pour(senders, recipients, 0, EACH))
+    await until(lambda: all(half.rows() > 100 for half in halves), "the first hundreds in each")
+    if fault == "owner killed":
+        far.kill()
+        await until(
+            lambda: all(owners_of(half) == {"near": SHARDS // 2} for half in halves), "shards to be taken", 60
+        )
+    elif fault == "owner drained":
+        code, output = await asyncio.to_thread(far.drain)
+        assert code == 0, output
+        assert all(owners_of(half) == {"near": SHARDS // 2} for half in halves)
+    else:
+        await asyncio.to_thread(halves[1].kill)
+        away = 'part="high"'
+        await until(lambda: near.metric(f"amphora_store_healthy{{{away}}}") == 0, "the node to notice")
+        assert near.metric('amphora_store_healthy{part="low"}') == 1
+        await asyncio.to_thread(halves[1].start)
+    await pouring
+    for sender in senders:
+        await sender.ping()
+    await check_everybody(prosody, clients, recipients, names, EACH)
+    assert all(s.inbox.messages() == [] for s in senders), "a bounce although it was kept"
+    far.stop()
+    near.stop()
+
+
 async def test_owner_killed(prosody, database, far, near, clients):
     """kill -9: the others take what it had."""
 

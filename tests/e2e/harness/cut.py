@@ -13,14 +13,15 @@ from .namespace import Namespace, allowed
 
 
 class Ways:
-    """Cables by name, passing on in a thread of their own, whatever the test waits for."""
+    """Cables by name, passing on in a thread of their own, whatever the test waits for. `apart`: from a
+    network of its own, if that may be."""
 
-    def __init__(self, ports):
+    def __init__(self, ports, apart=True):
         self._hushed = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._space = Namespace(ports) if allowed() else None
+        self._space = Namespace(ports) if apart and allowed() else None
         hosts = self._space.outside if self._space else dict.fromkeys(ports, "127.0.0.1")
         self._cables = {name: Cable(None, port, hosts[name]) for name, port in ports.items()}
         #: the address of the node itself, and what goes before its command
