@@ -1,7 +1,10 @@
 """Shards that change their owner while messages pour in over the link of another node: what was
-accepted is kept, once and in order, and nobody is refused. I1, I2, I3, I4."""
+accepted is kept, once and in order, and nobody is refused. I1, I2, I3, I4.
+
+With AMPHORA_CHAOS in the environment over each server and database."""
 
 import asyncio
+import os
 
 import pytest
 
@@ -12,13 +15,16 @@ from test_crash import EACH, check_everybody, crowd, pour
 
 SHARDS = 8
 
-pytestmark = pytest.mark.once("what moves is the nodes' doing")
+ALL = "AMPHORA_CHAOS" in os.environ
+DATABASES = ["postgres", "mariadb"] if ALL else ["postgres"]
+
+pytestmark = [] if ALL else pytest.mark.once("what moves is the nodes' doing")
 
 
-@pytest.fixture(scope="module")
-def server():
+@pytest.fixture(scope="module", params=DATABASES)
+def server(request):
     """A database server for the module."""
-    server = Database("postgres")
+    server = Database(request.param)
     yield server
     server.stop()
 
