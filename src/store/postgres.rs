@@ -23,7 +23,9 @@ const OLDEST: i32 = 12;
 ///
 /// An operator's stronger `synchronous_commit` stays. A node that stands still within a
 /// transaction, or whose machine is gone, must not hold its locks for long. Every statement
-/// finds its rows by an index; without statistics the planner may believe otherwise.
+/// finds its rows by an index; without statistics the planner may believe otherwise. A table that is read
+/// whole all the same (`lane`) is then so dear to it that it would compile the statement each time (`jit`),
+/// which takes tens of milliseconds.
 const WRITER: &str = "\
     SELECT set_config('synchronous_commit', 'on', false) \
     WHERE current_setting('synchronous_commit') IN ('off', 'local'); \
@@ -33,14 +35,14 @@ const WRITER: &str = "\
     SET statement_timeout = 0; \
     SET idle_in_transaction_session_timeout = '30s'; \
     SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; \
-    SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
+    SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off; \
     SET amphora.writer = 'yes'";
 
 /// The settings of sessions that read.
 const READER: &str = "\
     SET default_transaction_isolation = 'read committed'; \
     SET default_transaction_read_only = on; \
-    SET enable_seqscan = off";
+    SET enable_seqscan = off; SET jit = off";
 
 fn port(server: &Server) -> u16 {
     server.port.unwrap_or(5432)
