@@ -76,17 +76,16 @@ impl Keys {
         (heard, task)
     }
 
-    /// Connects to another server of NATS; false: there is no other.
+    /// Connects to another server of NATS, if this one has not taken the last own key and there is
+    /// another; whether it does so.
     pub(super) fn elsewhere(&self) -> bool {
-        let another = self.bucket().servers() > 1;
-        if another {
-            tracing::warn!(
-                "NATS does not bring the key of this node back; trying another server of it"
-            );
+        let leaves = !self.taken.load(Ordering::Relaxed) && self.bucket().servers() > 1;
+        if leaves {
+            tracing::warn!("NATS does not take the key of this node; trying another server of it");
             let nats = self.nats.clone();
             self.nats.spawn(async move { nats.elsewhere().await });
         }
-        another
+        leaves
     }
 
     /// Takes the own key back, unless a successor has written it.

@@ -73,8 +73,8 @@ pub enum Effect<T> {
     Publish(Key<T>),
     /// Watch the keys from the beginning: what was watched says nothing any more.
     Watch,
-    /// The own key does not come back over this watch. Connect to another server of NATS: this one may
-    /// be parted from the rest. If there is no other, `Watch`.
+    /// The own key does not come back over this watch. Connect to another server of NATS, if this one does
+    /// not take the key either: it may be parted from the rest. Else `Watch`.
     Elsewhere,
     /// A node that was there before, and lives, has other terms: this one must not join.
     Refused(Arc<str>, Terms),
