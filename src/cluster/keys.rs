@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
 use async_nats::jetstream::kv::{Operation, Store};
 use async_nats::jetstream::{self, ErrorCode, stream};
+use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -196,17 +197,21 @@ struct Writing {
 impl Writing {
     /// Writes what is to be published, until nobody has anything to publish.
     async fn write_all(self, mut published: watch::Receiver<Option<Vec<u8>>>) {
-        let mut store = None;
+        let mut store: Option<Store> = None;
         while published.changed().await.is_ok() {
             let Some(bytes) = published.borrow_and_update().clone() else { continue };
             self.taken.store(false, Ordering::Relaxed);
             let write = async {
-                let open = match store.take() {
-                    Some(open) => open,
-                    None => self.bucket.open().await?,
-                };
-                let number = open.put(&*self.node, bytes.into()).await?;
-                Ok::<_, async_nats::Error>((open, number))
+                let bytes = Bytes::from(bytes);
+                if let Some(open) = &store {
+                    match open.put(&*self.node, bytes.clone()).await {
+                        Ok(number) => return Ok((None, number)),
+                        Err(error) => tracing::debug!(%error, "looking for the bucket again"),
+                    }
+                }
+                let open = self.bucket.open().await?;
+                let number = open.put(&*self.node, bytes).await?;
+                Ok::<_, async_nats::Error>((Some(open), number))
             };
             let written = tokio::select! {
                 biased;
@@ -220,7 +225,8 @@ impl Writing {
             };
             match written {
                 Ok(Ok((open, number))) => {
-                    store = Some(open);
+                    // What is open stays so: to look for it again, NATS must have more than a leader of it.
+                    store = open.or(store);
                     self.taken.store(true, Ordering::Relaxed);
                     *self.own.lock().unwrap_or_else(PoisonError::into_inner) = Some(number);
                 }
