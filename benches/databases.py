@@ -65,7 +65,7 @@ ROWS = [
     ("page of expiries", "a page of expiries there, ms", "ms", "{:.2f}"),
     ("appends, 64 waiting, without retention", "p99 with 64 waiting there, ms", "p99", "{:.1f}"),
     ("appends, 64 waiting, during retention", "the same during a round of retention, ms", "p99", "{:.1f}"),
-    ("a round of retention", "that round, s", "s", "{:.0f}"),
+    ("a round of retention", "that round, s (90: given up)", "s", "{:.0f}"),
     ("hand-over of 5,000, after churn", "hand-over of 5,000 after the coming and going below, the store alone, ms", "ms", "{:.0f}"),
     ("node: hand-over of 5,000, after churn", "whole node: hand-over of 5,000 after it, ms (aim: 100)", "ms", "{:.0f}"),
     ("node: durable appends, after churn", "whole node: durable appends a second after it, 1,024 waiting", "rate", "{:,.0f}"),

@@ -225,7 +225,8 @@ impl Writing {
             };
             match written {
                 Ok(Ok((open, number))) => {
-                    // What is open stays so: to look for it again, NATS must have more than a leader of it.
+                    // It stays open: while NATS chooses its leader it may take a key, but not say
+                    // where keys are.
                     store = open.or(store);
                     self.taken.store(true, Ordering::Relaxed);
                     *self.own.lock().unwrap_or_else(PoisonError::into_inner) = Some(number);

@@ -237,17 +237,20 @@ fn options(settings: &NatsSettings, up: watch::Sender<bool>) -> std::io::Result<
 }
 
 /// Another server than the last, if there is one: of those that failed the least often, any, but rather one
-/// of the settings than one that NATS has told of, which may have no address for this node.
+/// of the settings than one that NATS has told of, which may have no address for this node. None: nobody
+/// was reached yet, so all are to be tried at once.
 fn next(servers: &[Server], last: &Mutex<Option<ServerAddr>>) -> Option<ReconnectToServer> {
+    let reached = servers.iter().find(|server| server.did_connect)?;
     let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-    let others = servers.iter().filter(|server| Some(&server.addr) != last.as_ref());
-    // Each process begins with one of its own, so that not all are at the same.
+    let last = last.get_or_insert_with(|| reached.addr.clone());
+    let others = servers.iter().filter(|server| server.addr != *last);
+    // Not the same for all nodes.
     let any = RandomState::new();
     let next = others.min_by_key(|server| {
         (server.failed_attempts, server.is_discovered, any.hash_one(&server.addr))
     });
-    let addr = next.or(servers.first())?.addr.clone();
-    *last = Some(addr.clone());
+    let addr = next.unwrap_or(reached).addr.clone();
+    last.clone_from(&addr);
     Some(ReconnectToServer { addr, delay: None })
 }
 

@@ -23,9 +23,9 @@ const OLDEST: i32 = 12;
 ///
 /// An operator's stronger `synchronous_commit` stays. A node that stands still within a
 /// transaction, or whose machine is gone, must not hold its locks for long. Every statement
-/// finds its rows by an index; without statistics the planner may believe otherwise. A table that is read
-/// whole all the same (`lane`) is then so dear to it that it would compile the statement each time (`jit`),
-/// which takes tens of milliseconds.
+/// finds its rows by an index; without statistics the planner may believe otherwise. A table that is
+/// read whole all the same (`lane`) is then so dear to it that it would compile the statement each
+/// time (`jit`), which takes longer than all else.
 const WRITER: &str = "\
     SELECT set_config('synchronous_commit', 'on', false) \
     WHERE current_setting('synchronous_commit') IN ('off', 'local'); \
@@ -199,7 +199,7 @@ pub(super) fn remedy_of(code: &str) -> &'static str {
 /// below zero is none.
 ///
 /// The lists are in the select list, where they are read in step. In FROM each would be copied to a
-/// table of its own first, which is an eighth of the work.
+/// table of its own first.
 pub(super) const INSERT: &str = "\
     INSERT INTO offline_message (recipient, id, \"key\", sender, kind, size, stored_at, \
     appended_at, archived, expires_at, expire_rule, met_rule, stanza) \

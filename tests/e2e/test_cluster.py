@@ -9,6 +9,7 @@ import pytest
 from harness.database import Database
 from harness.members import Member, incarnations, owners
 from harness.nats import Nats, make_certificates
+from harness.ports import free_port
 from harness.waiting import wait_for
 
 SHARDS = 64
@@ -284,6 +285,14 @@ def test_a_node_starts_without_nats(database, nats, member):
     nats.start()
     wait_divided(database, one, two)
     assert owners(database)["n2"] == share
+
+
+def test_nats_servers_that_are_away_are_passed_over(database, nats, member):
+    """Wherever a node begins, it finds the one that is there, and does not go on alone before."""
+    both = f'nats://127.0.0.1:{free_port()}", "{nats.url}'
+    nodes = [member(f"n{n}", nats=both).start() for n in range(1, 6)]
+    wait_divided(database, *nodes)
+    assert not [node.settings["name"] for node in nodes if "no NATS server answers" in node.log]
 
 
 LINK = """

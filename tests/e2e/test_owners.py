@@ -92,7 +92,7 @@ url = "{high}"
 
 @pytest.fixture
 def halves(server):
-    """Two databases of different kinds, each of half of the shards."""
+    """Two databases on servers of their own, each of half of the shards."""
     high = Database("mariadb")
     yield server.empty(), high
     high.stop()
