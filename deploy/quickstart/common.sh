@@ -141,13 +141,16 @@ find_python() {
 }
 
 # make_venv REQUIREMENTS [MODULE]: an environment with exactly these, made once and whole if the
-# module is in it; prints its python.
+# module is in it; prints its python. One that another makes at the moment is waited for.
 make_venv() {
     local requirements=$1 module=${2:-slixmpp} python version stamp folder
     python=$(find_python)
     version=$("$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
     stamp=$( (printf '%s\n' "$python" "$version" && cat "$requirements") | sha256sum | cut -c 1-12)
     folder=$(cache_folder)/python-$stamp
+    mkdir -p "${folder%/*}"
+    exec 9>"$folder.lock"
+    flock 9
     if [ ! -e "$folder/.complete" ] || ! "$folder/bin/python" -c "import $module" 2>/dev/null; then
         say "Making a Python environment in $folder" >&2
         rm -rf "$folder"
@@ -158,5 +161,6 @@ make_venv() {
             die "pip could not install $requirements" "is the network there?"
         touch "$folder/.complete"
     fi
+    exec 9>&-
     printf '%s\n' "$folder/bin/python"
 }

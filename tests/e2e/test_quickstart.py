@@ -44,9 +44,11 @@ def check_scene(text):
     assert "\x1b" not in text, "colours where there is no terminal"
 
 
-def test_two_at_a_time(kind, tmp_path):
-    """Each has its own folder and ports, and leaves neither files nor processes."""
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUTF8": "1"}
+def test_two_at_a_time(kind, tmp_path, tmp_path_factory):
+    """Each has its own folder and ports, and leaves neither files nor processes; what both need first, one
+    makes."""
+    cache = tmp_path_factory.mktemp("cache")
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "AMPHORA_CACHE": str(cache), "PYTHONUTF8": "1"}
     plays = [run(kind, env=environment) for _ in range(2)]
     for play in plays:
         text, _ = play.communicate(timeout=300)
