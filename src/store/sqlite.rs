@@ -140,6 +140,7 @@ pub(super) const WORDS: Words = Words {
         ") AS v CROSS JOIN offline_message AS m ON m.recipient = v.column1 AND m.id = v.column2) \
          RETURNING recipient, id, \"key\", met_rule, appended_at",
     ),
+    of_one: None,
     purge_marks: "DELETE FROM mark WHERE \"key\" IN \
                   (SELECT \"key\" FROM mark WHERE until < ? LIMIT ?)",
 };

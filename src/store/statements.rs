@@ -1,5 +1,7 @@
 //! The statements that writes are made of, in the words of each database.
 
+use std::iter;
+
 use sea_orm::{DbBackend, Statement, Value};
 
 use super::job::NewMessage;
@@ -96,6 +98,9 @@ impl Statements {
     pub(super) fn delete(&self, pairs: &[Pair<'_>]) -> (Deletion, usize) {
         match self {
             Statements::Rows { backend, texts, .. } => {
+                if let Some(done) = of_one(*backend, texts, pairs) {
+                    return done;
+                }
                 let text = at_most(texts, pairs.len());
                 let pairs = &pairs[..text.rows.min(pairs.len())];
                 let statement = |text: &str| {
@@ -127,6 +132,24 @@ impl Statements {
     }
 }
 
+/// Deletes the first messages if they are many of one recipient, where there are words for that.
+fn of_one(backend: DbBackend, texts: &[Text], pairs: &[Pair<'_>]) -> Option<(Deletion, usize)> {
+    let (_, recipient, _) = *pairs.first()?;
+    let same = pairs.iter().take_while(|(_, other, _)| *other == recipient).count();
+    let Text { rows, of_one: Some((find, delete)), .. } = at_most(texts, same) else {
+        return None;
+    };
+    if *rows < MANY_OF_ONE {
+        return None;
+    }
+    let statement = |text: &str| {
+        let ids = pairs[..*rows].iter().map(|(_, _, id)| id.0.into());
+        Statement::from_sql_and_values(backend, text, iter::once(recipient.into()).chain(ids))
+    };
+    let deletion = Deletion { find: Some(statement(find)), delete: statement(delete) };
+    Some((deletion, *rows))
+}
+
 fn arrays(text: &str, values: impl IntoIterator<Item = Value>) -> Statement {
     Statement::from_sql_and_values(DbBackend::Postgres, text, values)
 }
@@ -141,9 +164,20 @@ pub(super) struct Words {
     /// None: `delete` tells itself.
     pub(super) find: Option<Frame>,
     pub(super) delete: Frame,
+    /// Other words for many rows of one recipient.
+    pub(super) of_one: Option<OfOne>,
     /// Parameters: time, limit.
     pub(super) purge_marks: &'static str,
 }
+
+/// Words for rows of one recipient, who is the first parameter; the others are ids.
+pub(super) struct OfOne {
+    pub(super) find: Frame,
+    pub(super) delete: Frame,
+}
+
+/// How many rows of one recipient are worth a statement of their own.
+const MANY_OF_ONE: usize = 16;
 
 /// Statements written out for a fixed number of rows. Their texts stay the same, so that the
 /// database prepares each once; building them anew cost more than the insert.
@@ -153,6 +187,8 @@ pub(super) struct Text {
     mark: String,
     find: Option<String>,
     delete: String,
+    /// Finds, and deletes.
+    of_one: Option<(String, String)>,
 }
 
 impl Text {
@@ -163,12 +199,14 @@ impl Text {
     fn new(words: &Words, rows: usize) -> Self {
         let framed =
             |frame: Frame, columns| format!("{}{}{}", frame.0, tuples(rows, columns), frame.1);
+        let list = |frame: Frame| format!("{}{}{}", frame.0, vec!["?"; rows].join(","), frame.1);
         Text {
             rows,
             insert: framed(words.insert, 13),
             mark: framed(words.mark, 3),
             find: words.find.map(|find| framed(find, 2)),
             delete: framed(words.delete, 2),
+            of_one: words.of_one.as_ref().map(|one| (list(one.find), list(one.delete))),
         }
     }
 }
