@@ -267,7 +267,8 @@ pub(super) const WORDS: Words = Words {
             ")",
         ),
     }),
-    purge_marks: "DELETE FROM mark WHERE until < ? ORDER BY until LIMIT ?",
+    purge_marks: "DELETE m FROM mark AS m FORCE INDEX (mark_until) \
+                  WHERE m.until >= ? AND m.until <= ?",
 };
 
 #[cfg(test)]

@@ -283,6 +283,5 @@ pub(super) fn pair_values(pairs: &[Pair<'_>]) -> [Value; 2] {
     [array(ArrayType::String, recipients.collect()), array(ArrayType::BigInt, ids.collect())]
 }
 
-/// Parameters: time, limit.
-pub(super) const PURGE_MARKS: &str = "DELETE FROM mark WHERE \"key\" IN \
-                                      (SELECT \"key\" FROM mark WHERE until < $1 LIMIT $2)";
+/// Parameters: the first and the last time.
+pub(super) const PURGE_MARKS: &str = "DELETE FROM mark WHERE until >= $1 AND until <= $2";

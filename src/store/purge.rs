@@ -17,7 +17,8 @@ use super::sea::Inlet;
 use crate::time::Timestamp;
 use crate::words::{Bare, MessageId};
 
-/// Marks that are removed in one step: they leave as fast as messages come, and each is small.
+/// Marks that are removed in one step, and those that end at the same moment as the last: they leave
+/// as fast as messages come, and each is small.
 const MARKS: u64 = 500;
 
 /// The rest after some marks were removed, in times of that step.
@@ -37,7 +38,7 @@ pub(super) async fn purge(
     stored_before: Option<Timestamp>,
     marks_before: Timestamp,
 ) -> Result<Purged, StoreError> {
-    let marks = purge_marks(inlet, marks_before).await?;
+    let marks = purge_marks(inlet, readers, marks_before).await?;
     let messages = match stored_before {
         Some(before) => purge_messages(inlet, readers, held, before).await?,
         None => 0,
@@ -45,15 +46,24 @@ pub(super) async fn purge(
     Ok(Purged { messages, marks })
 }
 
-async fn purge_marks(inlet: &Inlet, before: Timestamp) -> Result<u64, StoreError> {
-    let mut removed = 0;
+/// A reader looks for them first. Where rows that were removed stay for as long as somebody may
+/// see them, as during a backup, whoever looks for the first goes past all of these: that must not
+/// be the connection that writes.
+async fn purge_marks(
+    inlet: &Inlet,
+    readers: &Readers,
+    before: Timestamp,
+) -> Result<u64, StoreError> {
+    let (mut removed, mut from) = (0, i64::MIN);
     loop {
         let began = Instant::now();
-        let rows = inlet.run(vec![Task::PurgeMarks { before, limit: MARKS }]).await?;
-        removed += rows;
-        if rows < MARKS {
+        let marks = move |database| pages::marks(database, from, before, MARKS);
+        let ends = readers.read(marks).await?;
+        let (Some(&first), Some(&last)) = (ends.first(), ends.last()) else {
             return Ok(removed);
-        }
+        };
+        removed += inlet.run(vec![Task::PurgeMarks { first, last, rows: ends.len() }]).await?;
+        from = last.saturating_add(1);
         rest(began, REST_OF_MARKS).await;
     }
 }

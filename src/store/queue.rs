@@ -13,7 +13,6 @@ use tokio::time::Instant;
 use super::broadcast::BroadcastChange;
 use super::job::{Done, NewMessage, Outcome, Write};
 use super::metrics::Metrics;
-use crate::time::Timestamp;
 use crate::words::{Bare, Expiry, MessageId};
 
 /// Appends that may wait: what the full windows of 16 links amount to, half a second of work
@@ -91,10 +90,12 @@ pub(super) enum Task {
     },
     /// A change to a broadcast.
     Broadcast(BroadcastChange),
-    /// Removes up to `limit` marks that ended before `before`.
+    /// Removes the marks that end from `first` to `last`, microseconds since the Unix epoch: about so
+    /// many `rows`.
     PurgeMarks {
-        before: Timestamp,
-        limit: u64,
+        first: i64,
+        last: i64,
+        rows: usize,
     },
 }
 
@@ -116,7 +117,7 @@ impl Task {
             Task::Delete { ids, .. } => (ids.len(), 0),
             Task::SetExpiry { .. } | Task::RemoveAccount { .. } => (1, 0),
             Task::Broadcast(change) => (change.rows(), 0),
-            Task::PurgeMarks { limit, .. } => (usize::try_from(*limit).unwrap_or(usize::MAX), 0),
+            Task::PurgeMarks { rows, .. } => (*rows, 0),
         }
     }
 
@@ -365,6 +366,7 @@ mod tests {
     use super::*;
     use crate::stanza::MessageType;
     use crate::store::Run;
+    use crate::time::Timestamp;
 
     const LIMIT: Duration = Duration::from_secs(5);
 

@@ -141,8 +141,7 @@ pub(super) const WORDS: Words = Words {
          RETURNING recipient, id, \"key\", met_rule, appended_at",
     ),
     of_one: None,
-    purge_marks: "DELETE FROM mark WHERE \"key\" IN \
-                  (SELECT \"key\" FROM mark WHERE until < ? LIMIT ?)",
+    purge_marks: "DELETE FROM mark WHERE until >= ? AND until <= ?",
 };
 
 /// What to do about a database that can't be opened.

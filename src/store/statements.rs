@@ -119,10 +119,9 @@ impl Statements {
         }
     }
 
-    /// Removes up to `limit` marks that ended before `before`.
-    pub(super) fn purge_marks(&self, before: Timestamp, limit: u64) -> Statement {
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let values = [before.as_micros().into(), limit.into()];
+    /// Removes the marks that end from `first` to `last`.
+    pub(super) fn purge_marks(&self, first: i64, last: i64) -> Statement {
+        let values = [first.into(), last.into()];
         match self {
             Statements::Rows { backend, words, .. } => {
                 Statement::from_sql_and_values(*backend, words.purge_marks, values)
@@ -166,7 +165,7 @@ pub(super) struct Words {
     pub(super) delete: Frame,
     /// Other words for many rows of one recipient.
     pub(super) of_one: Option<OfOne>,
-    /// Parameters: time, limit.
+    /// Parameters: the first and the last time.
     pub(super) purge_marks: &'static str,
 }
 

@@ -77,8 +77,8 @@ impl Transaction<'_> {
             }
         }
         for &place in &round.marks {
-            if let Task::PurgeMarks { before, limit } = batch[place] {
-                let purge = self.statements.purge_marks(*before, *limit);
+            if let Task::PurgeMarks { first, last, .. } = batch[place] {
+                let purge = self.statements.purge_marks(*first, *last);
                 outcomes[place] = Outcome::Done { rows: self.execute(purge).await? };
             }
         }
