@@ -30,7 +30,7 @@ impl Way {
     fn words(self) -> &'static str {
         match self {
             Way::Inserts => "inserts, all of it",
-            Way::NoLane => "inserts without the update of the lane",
+            Way::NoLane => "inserts without the fence",
             Way::NoKey => "inserts without the unique key",
             Way::Deletes => "deletes, all of it",
             Way::NoMarks => "deletes without marks",
@@ -157,9 +157,9 @@ impl Bench {
         let raise = match self.backend {
             DbBackend::Sqlite => "UPDATE epoch SET beat = beat + 1 WHERE value > 0",
             DbBackend::Postgres => {
-                "UPDATE lane SET beat = beat + 1, \
-                 seen_at = (extract(epoch FROM clock_timestamp()) * 1000000)::bigint \
-                 WHERE node = 'amphora' AND incarnation > 0 AND term = 0 AND NOT fenced"
+                "INSERT INTO beat (node, slot, beat) SELECT node, floor(random() * 1024)::int, 1 \
+                 FROM lane WHERE node = 'amphora' AND incarnation > 0 AND term = 0 AND NOT fenced \
+                 FOR UPDATE ON CONFLICT (node, slot) DO UPDATE SET beat = beat.beat + 1"
             }
             _ => {
                 "UPDATE lane SET beat = beat + 1, \

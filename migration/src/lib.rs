@@ -12,6 +12,7 @@ mod m20261122_000001_messages;
 mod m20261125_000001_broadcast;
 mod m20261125_000002_shard;
 mod m20261125_000003_layout;
+mod m20261126_000001_beat;
 
 /// All migrations, in order.
 pub struct Migrator;
@@ -24,6 +25,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000001_broadcast::Migration),
             Box::new(m20261125_000002_shard::Migration),
             Box::new(m20261125_000003_layout::Migration),
+            Box::new(m20261126_000001_beat::Migration),
         ]
     }
 }

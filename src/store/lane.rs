@@ -1,12 +1,18 @@
 //! The fence: who may write to the database of a server.
 //!
-//! A node has a row of the table `lane`. Each transaction that writes updates it first, and
+//! A node has a row of the table `lane`. Each transaction that writes locks it first, and
 //! goes on only if it is still the row of this process, and of the term that it knows. Whoever
 //! takes its shards changes the row; the lock of the row makes it wait for what the other still
 //! has under way, and after that nothing of the other can be committed, however long it stood
 //! still. It is one row a transaction, however many shards that writes to.
+//!
+//! Each transaction leaves its number, the beat, so that one whose commit was not answered can be
+//! asked about: in MySQL in that row. PostgreSQL keeps every version of a row for as long as a dump
+//! may see it, and whoever looks for the row goes past them all: there the row is locked only, and
+//! changed once a second, and the beat is in the table `beat`, in one of many rows in turn.
 
-use std::time::Duration;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, QueryResult,
@@ -26,12 +32,30 @@ pub(super) const BEAT: Duration = Duration::from_secs(3);
 /// is not.
 pub(super) const LEASE: Duration = Duration::from_secs(15);
 
+/// PostgreSQL: how often a node that writes shows that it lives.
+const SHOW: Duration = Duration::from_secs(1);
+
+/// PostgreSQL: rows of beats of a node. A dump of ten hours beside a hundred transactions a second
+/// finds some thousand versions of each.
+const SLOTS: i64 = 1024;
+
 /// The right to write, as this process has it.
 pub(super) struct Lane {
     backend: DbBackend,
     pub(super) incarnation: Incarnation,
-    raise: String,
+    words: Words,
+    /// PostgreSQL: when it was last shown that this process lives.
+    shown: Cell<Option<Instant>>,
+}
+
+/// Statements of which each transaction has one or more.
+struct Words {
+    /// Shows that this process lives. MySQL: and raises the beat.
+    show: String,
+    /// The same, and raises the term.
     raise_term: String,
+    /// PostgreSQL: locks the row and writes the beat.
+    lock: String,
 }
 
 /// What a lane says of the last transaction.
@@ -42,43 +66,113 @@ pub(super) struct Beat {
 
 impl Lane {
     pub(super) fn new(backend: DbBackend, incarnation: Incarnation) -> Self {
-        let raise = |more: &str| {
-            let raise = format!(
-                "UPDATE lane SET beat = beat + 1, {more}seen_at = {} WHERE node = ? \
-                 AND incarnation = ? AND beat = ? AND term = ? AND NOT fenced AND {}",
-                now(backend),
-                set_up(backend),
-            );
-            numbered(backend, &raise)
+        let (now, set_up) = (now(backend), set_up(backend));
+        let text = |text: &str| numbered(backend, text);
+        let is_own =
+            format!("node = ? AND incarnation = ? AND term = ? AND NOT fenced AND {set_up}");
+        let (beat, as_known) = match backend {
+            DbBackend::Postgres => ("", ""),
+            _ => ("beat = beat + 1, ", " AND beat = ?"),
         };
-        let (raise, raise_term) = (raise(""), raise("term = term + 1, "));
-        Lane { backend, incarnation, raise, raise_term }
+        let change = |more: &str| {
+            text(&format!("UPDATE lane SET {beat}{more}seen_at = {now} WHERE {is_own}{as_known}"))
+        };
+        let words = Words {
+            show: change(""),
+            raise_term: change("term = term + 1, "),
+            lock: text(&format!(
+                "INSERT INTO beat (node, slot, beat) SELECT node, ?::int, ?::bigint FROM lane \
+                 WHERE {is_own} FOR UPDATE \
+                 ON CONFLICT (node, slot) DO UPDATE SET beat = excluded.beat \
+                 WHERE beat.beat < excluded.beat"
+            )),
+        };
+        Lane { backend, incarnation, words, shown: Cell::new(None) }
     }
 
-    /// Raises the beat after this one. No row: this process, or this session, may not write, or
+    /// Raises the beat after this one. False: this process, or this session, may not write, or
     /// what it holds has changed.
-    pub(super) fn raise(&self, beat: &Beat) -> Statement {
-        self.raised(&self.raise, beat)
+    pub(super) async fn raise(
+        &self,
+        begun: &DatabaseTransaction,
+        beat: &Beat,
+    ) -> Result<bool, DbErr> {
+        if self.backend != DbBackend::Postgres {
+            return self.change(begun, &self.words.show, beat).await;
+        }
+        if self.shown.get().is_none_or(|shown| shown.elapsed() >= SHOW) {
+            if !self.change(begun, &self.words.show, beat).await? {
+                return Ok(false);
+            }
+            self.shown.set(Some(Instant::now()));
+        }
+        self.lock(begun, beat).await
     }
 
     /// The same, and the term: what this process holds changes with it.
-    pub(super) fn raise_term(&self, beat: &Beat) -> Statement {
-        self.raised(&self.raise_term, beat)
+    pub(super) async fn raise_term(
+        &self,
+        begun: &DatabaseTransaction,
+        beat: &Beat,
+    ) -> Result<bool, DbErr> {
+        let changed = self.change(begun, &self.words.raise_term, beat).await?;
+        if !changed || self.backend != DbBackend::Postgres {
+            return Ok(changed);
+        }
+        self.lock(begun, &Beat { term: beat.term + 1, ..*beat }).await
     }
 
-    fn raised(&self, text: &str, beat: &Beat) -> Statement {
+    async fn change(
+        &self,
+        begun: &DatabaseTransaction,
+        text: &str,
+        beat: &Beat,
+    ) -> Result<bool, DbErr> {
         let [node, incarnation] = own(&self.incarnation);
-        let values = [node, incarnation, beat.beat.into(), beat.term.into()];
-        Statement::from_sql_and_values(self.backend, text, values)
+        let mut values = vec![node, incarnation, beat.term.into()];
+        if self.backend != DbBackend::Postgres {
+            values.push(beat.beat.into());
+        }
+        let change = Statement::from_sql_and_values(self.backend, text, values);
+        Ok(begun.execute_raw(change).await?.rows_affected() == 1)
     }
 
-    /// The beat, when what a former session had under way has ended; none if this process was
-    /// fenced.
-    pub(super) async fn beat(&self, database: &DatabaseConnection) -> Result<Option<i64>, DbErr> {
-        const BEAT: &str = "SELECT beat FROM lane WHERE node = ? AND incarnation = ? AND NOT fenced \
+    async fn lock(&self, begun: &DatabaseTransaction, beat: &Beat) -> Result<bool, DbErr> {
+        let [node, incarnation] = own(&self.incarnation);
+        let next = beat.beat + 1;
+        let values = [slot(next), next.into(), node, incarnation, beat.term.into()];
+        let lock = Statement::from_sql_and_values(self.backend, &self.words.lock, values);
+        Ok(begun.execute_raw(lock).await?.rows_affected() == 1)
+    }
+
+    /// Whether the transaction after this beat was committed, when what a former session had under
+    /// way has ended; none if this process was fenced.
+    pub(super) async fn is_committed(
+        &self,
+        database: &DatabaseConnection,
+        beat: i64,
+    ) -> Result<Option<bool>, DbErr> {
+        const LOCK: &str = "SELECT beat FROM lane WHERE node = ? AND incarnation = ? AND NOT fenced \
                             FOR UPDATE";
-        let row = database.query_one_raw(self.statement(BEAT)).await?;
-        row.map(|row| row.try_get_by_index(0)).transpose()
+        const NEXT: &str = "SELECT beat FROM beat WHERE node = ? AND slot = ?";
+        let Some(locked) = database.query_one_raw(self.statement(LOCK)).await? else {
+            return Ok(None);
+        };
+        let last: i64 = match self.backend {
+            // Only now: it sees what was committed before the lock was had.
+            DbBackend::Postgres => {
+                let [node, _] = own(&self.incarnation);
+                let next = statement(self.backend, NEXT, [node, slot(beat + 1)]);
+                match database.query_one_raw(next).await? {
+                    Some(row) if row.try_get_by_index::<i64>(0)? > beat => {
+                        row.try_get_by_index(0)?
+                    }
+                    _ => beat,
+                }
+            }
+            _ => locked.try_get_by_index(0)?,
+        };
+        Ok(is_next(last, beat))
     }
 
     /// Says which session writes, so that a taker can end it. False: this process was fenced.
@@ -207,8 +301,12 @@ pub(super) async fn replace(
 ) -> Result<(), DbErr> {
     let backend = begun.get_database_backend();
     let [node, number] = own(incarnation);
-    let delete = statement(backend, "DELETE FROM lane WHERE node = ?", [node.clone()]);
-    begun.execute_raw(delete).await?;
+    let tables: &[&str] =
+        if backend == DbBackend::Postgres { &["lane", "beat"] } else { &["lane"] };
+    for table in tables {
+        let delete = format!("DELETE FROM {table} WHERE node = ?");
+        begun.execute_raw(statement(backend, &delete, [node.clone()])).await?;
+    }
     let insert = format!(
         "INSERT INTO lane (node, incarnation, fenced, beat, term, seen_at, session, since) \
          VALUES (?, ?, FALSE, 0, 0, {}, ?, ?)",
@@ -216,6 +314,16 @@ pub(super) async fn replace(
     );
     let values = [node, number, session.id.into(), session.since.as_str().into()];
     begun.execute_raw(statement(backend, &insert, values)).await.map(|_| ())
+}
+
+/// Whether the beat found is the one after that, or still that; none: neither.
+pub(super) fn is_next(found: i64, beat: i64) -> Option<bool> {
+    (found == beat || found == beat + 1).then_some(found > beat)
+}
+
+/// Where the beat is.
+fn slot(beat: i64) -> Value {
+    beat.rem_euclid(SLOTS).into()
 }
 
 /// The columns that say whose a row is.

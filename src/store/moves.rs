@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr};
+use sea_orm::{DatabaseTransaction, DbErr};
 use tokio::sync::oneshot;
 
 use super::lane::{self, Beat, Lane};
@@ -81,7 +81,7 @@ impl Move {
         lanes.insert(&own.incarnation);
         for lane in lanes {
             if *lane == own.incarnation {
-                if begun.execute_raw(own.raise_term(beat)).await?.rows_affected() != 1 {
+                if !own.raise_term(begun, beat).await? {
                     return Ok(Moved::Stale);
                 }
             } else if !self.change_lane(begun, lane).await? {

@@ -218,14 +218,12 @@ impl Writer {
 
     /// False: another process has taken the right to write, or what is held is not that.
     async fn raise_beat(&self, begun: &DatabaseTransaction, held: &Held) -> Result<bool, DbErr> {
-        let raise = match &self.server {
-            Some(on) => on.lane.raise(&Beat { beat: self.beat, term: held.term }),
-            None => {
-                let values = [self.beat.into(), i64::from(self.epoch).into()];
-                let backend = begun.get_database_backend();
-                Statement::from_sql_and_values(backend, sqlite::RAISE_BEAT, values)
-            }
-        };
+        if let Some(on) = &self.server {
+            return on.lane.raise(begun, &Beat { beat: self.beat, term: held.term }).await;
+        }
+        let values = [self.beat.into(), i64::from(self.epoch).into()];
+        let backend = begun.get_database_backend();
+        let raise = Statement::from_sql_and_values(backend, sqlite::RAISE_BEAT, values);
         Ok(begun.execute_raw(raise).await?.rows_affected() == 1)
     }
 
@@ -322,20 +320,20 @@ impl Writer {
         let Some(database) = &self.database else {
             return Err(taken_over());
         };
-        let beat = match &self.server {
-            Some(on) => server::answered(on.lane.beat(database)).await?,
+        let committed = match &self.server {
+            Some(on) => server::answered(on.lane.is_committed(database, self.beat)).await?,
             None => {
                 let row = epoch::Entity::find().one(database).await?;
-                row.filter(|row| row.value == epoch).map(|row| row.beat)
+                let row = row.filter(|row| row.value == epoch);
+                row.and_then(|row| lane::is_next(row.beat, self.beat))
             }
         };
-        match beat {
-            Some(beat) if beat == self.beat + 1 => {
-                self.beat = beat;
-                Ok(true)
+        match committed {
+            Some(committed) => {
+                self.beat += i64::from(committed);
+                Ok(committed)
             }
-            Some(beat) if beat == self.beat => Ok(false),
-            _ => {
+            None => {
                 self.fenced = self.server.is_some();
                 Err(taken_over())
             }

@@ -332,3 +332,31 @@ async fn a_database_of_another_encoding() {
     let text = refusal(StoreSettings::new(server.url("latin"))).await;
     says(&text, &["LATIN1", "ENCODING 'UTF8'"]);
 }
+
+/// PostgreSQL keeps every version of a row for as long as a dump may see it. Of the row that each
+/// transaction and each reader looks for there must be few, however many transactions there are.
+#[tokio::test]
+async fn the_fence_is_not_dearer_beside_a_dump() {
+    const TRANSACTIONS: i64 = 1_000;
+    let at = ServerBed::new(Kind::Postgres).await;
+    let store = at.bed.open().await;
+    let dump = at.raw().await;
+    execute(&dump, "BEGIN ISOLATION LEVEL REPEATABLE READ").await;
+    assert_eq!(value::<i64>(&dump, "SELECT count(*) FROM offline_message").await, 0);
+    let raw = at.raw().await;
+    let size = "SELECT pg_relation_size('lane')";
+    for id in 1..=TRANSACTIONS {
+        assert_eq!(run(&*store, vec![append("bob", id)]).await, [Outcome::Stored]);
+    }
+    // A page of 8,192 bytes holds less than a hundred versions; there is a new one each second.
+    let lanes = value::<i64>(&raw, size).await;
+    assert!(lanes <= 5 * 8192, "{lanes} bytes");
+    // The dump is what keeps them: it would have kept more.
+    let more = "DO $$ BEGIN FOR n IN 1..1000 LOOP UPDATE lane SET seen_at = seen_at; COMMIT; \
+                END LOOP; END $$";
+    execute(&raw, more).await;
+    assert!(value::<i64>(&raw, size).await > 5 * 8192);
+    execute(&dump, "ROLLBACK").await;
+    assert_eq!(run(&*store, vec![append("bob", 2_000)]).await, [Outcome::Stored]);
+    store.close().await;
+}

@@ -91,9 +91,12 @@ async fn a_node_that_was_not_seen_for_a_while_is_taken_over(at: ServerBed) {
 async fn an_idle_node_shows_that_it_lives(at: ServerBed) {
     let store = at.bed.open().await;
     let raw = at.raw().await;
-    let before: i64 = value(&raw, "SELECT beat FROM lane").await;
-    while value::<i64>(&raw, "SELECT beat FROM lane").await < before + 2 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    let seen = "SELECT seen_at FROM lane";
+    for _ in 0..2 {
+        let before: i64 = value(&raw, seen).await;
+        while value::<i64>(&raw, seen).await == before {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
     store.close().await;
 }
