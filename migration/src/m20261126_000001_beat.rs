@@ -20,17 +20,17 @@ impl MigrationTrait for Migration {
         }
         let mut table = Table::create();
         table
-            .table(Beat::Table)
+            .table(Beats::Table)
             .extra("WITH (fillfactor = 50)")
-            .col(text(backend, Beat::Node, NAME).not_null())
-            .col(ColumnDef::new(Beat::Slot).integer().not_null())
-            .col(ColumnDef::new(Beat::Beat).big_integer().not_null())
-            .primary_key(Index::create().col(Beat::Node).col(Beat::Slot));
+            .col(text(backend, Beats::Node, NAME).not_null())
+            .col(ColumnDef::new(Beats::Slot).integer().not_null())
+            .col(ColumnDef::new(Beats::Beat).big_integer().not_null())
+            .primary_key(Index::create().col(Beats::Node).col(Beats::Slot));
         create(manager, table, Vec::new()).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_table(Table::drop().table(Beat::Table).if_exists().take()).await
+        manager.drop_table(Table::drop().table(Beats::Table).if_exists().take()).await
     }
 
     fn use_transaction(&self) -> Option<bool> {
@@ -42,7 +42,8 @@ impl MigrationTrait for Migration {
 /// hours, and whoever looks for the row goes past all of them. So a transaction locks its node's row
 /// of `lane`, which leaves no version, and writes its number to one row of many.
 #[derive(DeriveIden)]
-enum Beat {
+enum Beats {
+    #[sea_orm(iden = "beat")]
     Table,
     Node,
     Slot,
