@@ -3,6 +3,9 @@
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::DbBackend;
 
+/// Bytes of a node's name at most (64, and what is added to it), and of a time as text.
+pub(crate) const NAME: u32 = 80;
+
 /// Makes a table and its indexes. MySQL commits each statement by itself: there a migration that
 /// was cut short must be able to go on, so a table brings its indexes with it.
 pub(crate) async fn create(

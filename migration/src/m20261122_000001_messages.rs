@@ -3,7 +3,7 @@
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::DbBackend;
 
-use crate::columns::{create, long_bytes, text};
+use crate::columns::{NAME, create, long_bytes, text};
 
 #[derive(DeriveMigrationName)]
 pub struct Migration;
@@ -14,8 +14,6 @@ const BARE_JID: u32 = 2047;
 const FULL_JID: u32 = 3071;
 /// Bytes of a key at most.
 const KEY: u32 = 255;
-/// Bytes of a node's name at most (64, and what is added to it), and of a time as text.
-const NAME: u32 = 80;
 
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {

@@ -3,13 +3,10 @@
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::DbBackend;
 
-use crate::columns::{create, text};
+use crate::columns::{NAME, create, text};
 
 #[derive(DeriveMigrationName)]
 pub struct Migration;
-
-/// Bytes of a node's name at most (64, and what is added to it).
-const NAME: u32 = 80;
 
 /// A file has one owner, and a lock beside it: nothing of this is there.
 ///

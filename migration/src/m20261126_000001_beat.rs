@@ -3,13 +3,10 @@
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::DbBackend;
 
-use crate::columns::{create, text};
+use crate::columns::{NAME, create, text};
 
 #[derive(DeriveMigrationName)]
 pub struct Migration;
-
-/// Bytes of a node's name at most (64, and what is added to it).
-const NAME: u32 = 80;
 
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {

@@ -1,7 +1,6 @@
 //! Reads: which rows first, then the rows, so that no more is read than was asked for. Small rows
 //! are read at once.
 
-use entities::mark;
 use entities::offline_message::{Column as C, Entity, Model};
 use sea_orm::sea_query::{Expr, ExprTrait, SimpleExpr};
 use sea_orm::{
@@ -308,27 +307,6 @@ pub(super) async fn older(
     let next = rows.last().map(place);
     let old = rows.iter().filter(|(_, _, stored_at)| *stored_at < before.as_micros());
     Ok((old.map(place).collect(), next))
-}
-
-/// When the next marks end, from a time on and before another, in their order: microseconds since the
-/// Unix epoch.
-pub(super) async fn marks(
-    database: DatabaseConnection,
-    from: i64,
-    before: Timestamp,
-    limit: u64,
-) -> Result<Vec<i64>, StoreError> {
-    mark::Entity::find()
-        .select_only()
-        .column(mark::Column::Until)
-        .filter(mark::Column::Until.gte(from))
-        .filter(mark::Column::Until.lt(before.as_micros()))
-        .order_by_asc(mark::Column::Until)
-        .limit(limit)
-        .into_tuple()
-        .all(&database)
-        .await
-        .map_err(failed)
 }
 
 /// The rows after a place, and when each was stored.

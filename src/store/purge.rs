@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use entities::mark;
+use sea_orm::{ColumnTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 use tokio::time::{Instant, sleep};
 
 use super::error::StoreError;
@@ -57,8 +59,7 @@ async fn purge_marks(
     let (mut removed, mut from) = (0, i64::MIN);
     loop {
         let began = Instant::now();
-        let marks = move |database| pages::marks(database, from, before, MARKS);
-        let ends = readers.read(marks).await?;
+        let ends = readers.read(move |database| marks(database, from, before)).await?;
         let (Some(&first), Some(&last)) = (ends.first(), ends.last()) else {
             return Ok(removed);
         };
@@ -66,6 +67,26 @@ async fn purge_marks(
         from = last.saturating_add(1);
         rest(began, REST_OF_MARKS).await;
     }
+}
+
+/// When the next marks end, from a time on and before another, in their order: microseconds since the
+/// Unix epoch.
+async fn marks(
+    database: DatabaseConnection,
+    from: i64,
+    before: Timestamp,
+) -> Result<Vec<i64>, StoreError> {
+    mark::Entity::find()
+        .select_only()
+        .column(mark::Column::Until)
+        .filter(mark::Column::Until.gte(from))
+        .filter(mark::Column::Until.lt(before.as_micros()))
+        .order_by_asc(mark::Column::Until)
+        .limit(MARKS)
+        .into_tuple()
+        .all(&database)
+        .await
+        .map_err(pages::failed)
 }
 
 /// Looks at every row, in the order of the primary key: an index for the retention would have to

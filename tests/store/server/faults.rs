@@ -16,6 +16,7 @@ use crate::bed::*;
 on_each_server!(
     a_commit_that_never_arrived_is_answered_retry,
     a_commit_whose_answer_is_lost_is_answered_stored,
+    an_outcome_is_found_after_many_transactions,
     a_table_that_others_hold_makes_appends_wait_and_come_again,
     a_transaction_that_meets_another_is_tried_again,
     a_deadlock_is_survived,
@@ -60,6 +61,24 @@ async fn a_commit_whose_answer_is_lost_is_answered_stored(at: ServerBed) {
     assert!(store.healthy() || !proxy.is_idle());
     assert_eq!(ids(&*store, "bob").await, [2, 3]);
     until("healthy", || store.healthy()).await;
+    store.close().await;
+}
+
+/// More than PostgreSQL has rows for: their numbers stand where others did.
+async fn an_outcome_is_found_after_many_transactions(at: ServerBed) {
+    const MANY: i64 = 1_100;
+    let (store, proxy) = through_proxy(&at).await;
+    for id in 1..=MANY {
+        assert_eq!(run(&*store, vec![append("bob", id)]).await, [Outcome::Stored]);
+    }
+    proxy.next_commit(Fate::IsLost);
+    assert_eq!(run(&*store, vec![append("eve", 1)]).await, [Outcome::Retry]);
+    until("healthy", || store.healthy()).await;
+    proxy.next_commit(Fate::IsNotAnswered);
+    assert_eq!(run(&*store, vec![append("eve", 2)]).await, [Outcome::Stored]);
+    assert!(proxy.is_idle());
+    assert_eq!(ids(&*store, "eve").await, [2]);
+    assert_eq!(count(&*store, bare("bob")).await, MANY as u64);
     store.close().await;
 }
 

@@ -92,12 +92,15 @@ async fn an_idle_node_shows_that_it_lives(at: ServerBed) {
     let store = at.bed.open().await;
     let raw = at.raw().await;
     let seen = "SELECT seen_at FROM lane";
-    for _ in 0..2 {
-        let before: i64 = value(&raw, seen).await;
-        while value::<i64>(&raw, seen).await == before {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+    let twice = async {
+        for _ in 0..2 {
+            let before: i64 = value(&raw, seen).await;
+            while value::<i64>(&raw, seen).await == before {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
         }
-    }
+    };
+    tokio::time::timeout(Duration::from_secs(60), twice).await.expect("it is seen again");
     store.close().await;
 }
 
