@@ -13,6 +13,7 @@ mod m20261125_000001_broadcast;
 mod m20261125_000002_shard;
 mod m20261125_000003_layout;
 mod m20261126_000001_beat;
+mod m20261126_000002_writer;
 
 /// All migrations, in order.
 pub struct Migrator;
@@ -26,6 +27,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000002_shard::Migration),
             Box::new(m20261125_000003_layout::Migration),
             Box::new(m20261126_000001_beat::Migration),
+            Box::new(m20261126_000002_writer::Migration),
         ]
     }
 }

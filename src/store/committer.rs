@@ -1,5 +1,8 @@
 //! Group commit: one task, one connection, one transaction after the other.
 //!
+//! Where a database has several, each has the writes of some recipients, and they know of each other
+//! only that another process has taken the database over.
+//!
 //! It runs on a thread of its own: the actors' threads are busy with decisions, and a commit
 //! that waited for them would make every append of the node wait.
 
@@ -20,6 +23,7 @@ use tokio::time::{Instant, sleep};
 use super::error::StoreError;
 use super::fault::{self, Fault};
 use super::job::Outcome;
+use super::lock::Lock;
 use super::metrics::Metrics;
 use super::moves::{Move, Moving};
 use super::open::{Opened, Ready, open};
@@ -45,72 +49,119 @@ const MEETINGS: u32 = 8;
 /// What all parts of a store see.
 pub(super) struct Shared {
     pub(super) load: Arc<Load>,
-    pub(super) healthy: AtomicBool,
+    /// Of each committer.
+    healthy: Vec<AtomicBool>,
     /// Another process has taken the database over.
-    pub(super) fenced: AtomicBool,
+    fenced: watch::Sender<bool>,
 }
 
 impl Shared {
-    pub(super) fn new(metrics: Metrics) -> Self {
-        let (healthy, fenced) = (AtomicBool::new(false), AtomicBool::new(false));
+    pub(super) fn new(metrics: Metrics, committers: usize) -> Self {
+        let healthy = (0..committers).map(|_| AtomicBool::new(false)).collect();
+        let fenced = watch::channel(false).0;
         Shared { load: Arc::new(Load::new(metrics)), healthy, fenced }
+    }
+
+    /// Whether all that is written can be.
+    pub(super) fn is_healthy(&self) -> bool {
+        self.healthy.iter().all(|healthy| healthy.load(Ordering::Relaxed))
+    }
+
+    fn set_healthy(&self, committer: usize, healthy: bool) {
+        self.healthy[committer].store(healthy, Ordering::Relaxed);
+        self.load.metrics.healthy(self.is_healthy());
+    }
+
+    pub(super) fn is_fenced(&self) -> bool {
+        *self.fenced.borrow()
+    }
+
+    async fn until_fenced(&self) {
+        // The sender is here.
+        let _ = self.fenced.subscribe().wait_for(|fenced| *fenced).await;
     }
 }
 
-/// Owns the connection that writes, from its opening to its end.
+/// Owns a connection that writes, from its opening to its end.
 pub(super) struct Committer {
-    pub(super) settings: StoreSettings,
+    /// Which one of the store.
+    pub(super) number: usize,
     pub(super) shared: Arc<Shared>,
+    pub(super) append_limit: Duration,
     /// Closed: carry out what waits, then end.
     pub(super) jobs: UnboundedReceiver<Submitted>,
-    /// Shards that are to move, between the other transactions.
+    /// Shards that are to move, between the other transactions. Closed: by another committer.
     pub(super) moves: Receiver<Moving>,
-    /// Set to true at the end.
-    pub(super) ending: watch::Sender<bool>,
+    /// Dropped at the end.
+    pub(super) ending: watch::Sender<()>,
 }
 
 impl Committer {
-    /// Runs on a new thread; tells when the database is open.
-    pub(super) fn spawn(self, ready: oneshot::Sender<Result<Ready, StoreError>>) -> io::Result<()> {
+    /// Opens the database on a new thread; tells when it is open, and which writers it has
+    /// beside the one of this committer.
+    pub(super) fn open(
+        self,
+        settings: StoreSettings,
+        ready: oneshot::Sender<Result<(Ready, Vec<Writer>), StoreError>>,
+    ) -> io::Result<()> {
+        // Whoever asked may be gone.
+        self.spawn(move |this| async move {
+            match open(&settings).await {
+                Ok(Opened { writer, others, ready: opened, lock }) => {
+                    let tell = || drop(ready.send(Ok((opened, others))));
+                    this.run(writer, lock, tell).await;
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            }
+        })
+    }
+
+    /// Writes to a database that is open, on a new thread; tells when the connection is there.
+    pub(super) fn join(
+        self,
+        mut writer: Writer,
+        ready: oneshot::Sender<Result<(), DbErr>>,
+    ) -> io::Result<()> {
+        self.spawn(move |this| async move {
+            match writer.connect().await {
+                Ok(()) => this.run(writer, None, || drop(ready.send(Ok(())))).await,
+                Err(error) => drop(ready.send(Err(error))),
+            }
+        })
+    }
+
+    fn spawn<F: Future<Output = ()>>(
+        self,
+        work: impl FnOnce(Self) -> F + Send + 'static,
+    ) -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("amphora-store".to_owned());
-        thread.spawn(move || runtime.block_on(self.run(ready)))?;
+        thread.spawn(move || runtime.block_on(work(self)))?;
         Ok(())
     }
 
-    async fn run(self, ready: oneshot::Sender<Result<Ready, StoreError>>) {
-        let Committer { settings, shared, jobs, moves, ending } = self;
-        let Opened { writer, ready: opened, lock } = match open(&settings).await {
-            Ok(opened) => opened,
-            Err(error) => {
-                // Whoever asked may be gone.
-                let _ = ready.send(Err(error));
-                return;
-            }
-        };
-        shared.healthy.store(true, Ordering::Relaxed);
-        shared.load.metrics.healthy(true);
+    async fn run(self, writer: Writer, lock: Option<Lock>, tell: impl FnOnce()) {
+        let Committer { number, shared, append_limit, jobs, moves, ending } = self;
         // Also when this thread panics, nobody is told that all is well.
-        let unhealthy = Unhealthy(shared.clone());
-        let _ = ready.send(Ok(opened));
-        let append_limit = settings.append_limit;
+        let unhealthy = Unhealthy(shared.clone(), number);
+        shared.set_healthy(number, true);
+        tell();
         let queue = Queue::new(shared.load.clone(), append_limit);
         let inbox = Inbox { jobs, queue, open: true };
-        let pause = FIRST_PAUSE;
-        let mut run = Run { writer, shared, inbox, moves, append_limit, pause, met: 0, end: None };
+        let (pause, met, end) = (FIRST_PAUSE, 0, None);
+        let mut run = Run { number, writer, shared, inbox, moves, append_limit, pause, met, end };
         run.until_closed().await;
         run.writer.close().await;
-        drop((lock, unhealthy));
-        ending.send_replace(true);
+        drop((lock, unhealthy, ending));
     }
 }
 
 /// Marks the store as unhealthy when it ends.
-struct Unhealthy(Arc<Shared>);
+struct Unhealthy(Arc<Shared>, usize);
 
 impl Drop for Unhealthy {
     fn drop(&mut self) {
-        self.0.healthy.store(false, Ordering::Relaxed);
+        self.0.healthy[self.1].store(false, Ordering::Relaxed);
     }
 }
 
@@ -158,6 +209,7 @@ fn concerns_rows(error: &DbErr) -> bool {
 }
 
 struct Run {
+    number: usize,
     writer: Writer,
     shared: Arc<Shared>,
     inbox: Inbox,
@@ -173,7 +225,7 @@ struct Run {
 impl Run {
     async fn until_closed(&mut self) {
         loop {
-            if self.writer.is_fenced() {
+            if self.writer.is_fenced() || self.shared.is_fenced() {
                 return self.fenced();
             }
             while let Ok(moving) = self.moves.try_recv() {
@@ -211,6 +263,7 @@ impl Run {
                 None => self.inbox.open = false,
             },
             Some(moving) = self.moves.recv() => self.carry_out(moving).await,
+            () = self.shared.until_fenced() => {}
             () = sleep(rest.unwrap_or_default()), if rest.is_some() => self.transact().await,
         }
     }
@@ -256,8 +309,9 @@ impl Run {
     /// Another process has the right to write, for good: answers `Retry` to all. What this one
     /// still holds, the interceptors send to the other.
     fn fenced(&mut self) {
-        tracing::error!("another process has taken the database over; this one writes no more");
-        self.shared.fenced.store(true, Ordering::Relaxed);
+        if !self.shared.fenced.send_replace(true) {
+            tracing::error!("another process has taken the database over; this one writes no more");
+        }
         self.set_healthy(false);
         self.inbox.jobs.close();
         self.inbox.push_all();
@@ -443,11 +497,10 @@ impl Run {
     }
 
     fn is_healthy(&self) -> bool {
-        self.shared.healthy.load(Ordering::Relaxed)
+        self.shared.healthy[self.number].load(Ordering::Relaxed)
     }
 
     fn set_healthy(&self, healthy: bool) {
-        self.shared.healthy.store(healthy, Ordering::Relaxed);
-        self.shared.load.metrics.healthy(healthy);
+        self.shared.set_healthy(self.number, healthy);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::job::{Done, Job, Outcome, Write};
+use super::job::{Done, Outcome};
 
 /// The outcomes of a job as they come in from those who carry out its pieces.
 struct Joint {
@@ -11,20 +11,20 @@ struct Joint {
     done: Option<Done>,
 }
 
-/// Divides a job: writes with the same mark go into one piece, in their order. `done` of the
-/// job is called when the last piece is answered.
-pub(super) fn divide<M: PartialEq>(
-    job: Job,
-    mark: impl Fn(&Write) -> M,
-) -> impl Iterator<Item = (M, Job)> {
-    let Job { writes, done } = job;
+/// Divides what a job consists of: writes with the same mark go into one piece, in their order.
+/// `done` of the job is called when the last piece is answered.
+pub(super) fn divide<W, M: PartialEq>(
+    writes: Vec<W>,
+    done: Done,
+    mark: impl Fn(&W) -> M,
+) -> impl Iterator<Item = (M, Vec<W>, Done)> {
     let joint = Joint {
         outcomes: writes.iter().map(|_| None).collect(),
         missing: writes.len(),
         done: Some(done),
     };
     let joint = Arc::new(Mutex::new(joint));
-    let mut pieces: Vec<(M, Vec<usize>, Vec<Write>)> = Vec::new();
+    let mut pieces: Vec<(M, Vec<usize>, Vec<W>)> = Vec::new();
     for (place, write) in writes.into_iter().enumerate() {
         let mark = mark(&write);
         match pieces.iter_mut().find(|piece| piece.0 == mark) {
@@ -38,7 +38,7 @@ pub(super) fn divide<M: PartialEq>(
     pieces.into_iter().map(move |(mark, places, writes)| {
         let joint = joint.clone();
         let done: Done = Box::new(move |outcomes| answer(&joint, &places, outcomes));
-        (mark, Job { writes, done })
+        (mark, writes, done)
     })
 }
 
@@ -70,10 +70,6 @@ mod tests {
 
     use super::*;
 
-    fn remove(recipient: &str) -> Write {
-        Write::RemoveAccount { recipient: recipient.into() }
-    }
-
     fn is(n: u64) -> Outcome {
         Outcome::Done { rows: n }
     }
@@ -82,18 +78,17 @@ mod tests {
     fn outcomes_come_back_in_the_order_of_the_writes() {
         let (tell, told) = mpsc::channel();
         let done = Box::new(move |outcomes| tell.send(outcomes).expect("listens"));
-        let writes = ["a1", "b2", "a3", "c4", "b5"].map(remove).into();
-        let kind = |write: &Write| write.recipient()[..1].to_owned();
-        let pieces: Vec<(String, Job)> = divide(Job { writes, done }, kind).collect();
+        let writes = vec!["a1", "b2", "a3", "c4", "b5"];
+        let kind = |write: &&'static str| write[..1].to_owned();
+        let pieces: Vec<(String, Vec<&str>, Done)> = divide(writes, done, kind).collect();
         let kinds: Vec<(&str, usize)> =
-            pieces.iter().map(|(mark, job)| (mark.as_str(), job.writes.len())).collect();
+            pieces.iter().map(|(mark, writes, _)| (mark.as_str(), writes.len())).collect();
         assert_eq!(kinds, [("a", 2), ("b", 2), ("c", 1)]);
         // Answered in another order than they were given.
-        for (_, job) in pieces.into_iter().rev() {
+        for (_, writes, done) in pieces.into_iter().rev() {
             assert!(told.try_recv().is_err());
-            let number = |write: &Write| is(write.recipient()[1..].parse().expect("a number"));
-            let outcomes = job.writes.iter().map(number).collect();
-            (job.done)(outcomes);
+            let number = |write: &&str| is(write[1..].parse().expect("a number"));
+            done(writes.iter().map(number).collect());
         }
         assert_eq!(told.try_recv(), Ok((1..=5).map(is).collect()));
     }

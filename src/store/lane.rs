@@ -1,10 +1,11 @@
 //! The fence: who may write to the database of a server.
 //!
-//! A node has a row of the table `lane`. Each transaction that writes locks it first, and
-//! goes on only if it is still the row of this process, and of the term that it knows. Whoever
-//! takes its shards changes the row; the lock of the row makes it wait for what the other still
-//! has under way, and after that nothing of the other can be committed, however long it stood
-//! still. It is one row a transaction, however many shards that writes to.
+//! A node has a row of the table `lane` for each connection that writes (the first has number 0).
+//! Each transaction that writes locks its row first, and goes on only if it is still that of this
+//! process, and of the term that it knows. Whoever takes its shards changes all of its rows; the
+//! locks of the rows make it wait for what the other still has under way, and after that nothing of
+//! the other can be committed, however long it stood still. It is one row a transaction, however
+//! many shards that writes to.
 //!
 //! Each transaction leaves its number, the beat, so that one whose commit was not answered can be
 //! asked about: in MySQL in that row. PostgreSQL keeps every version of a row for as long as a dump
@@ -35,7 +36,7 @@ pub(super) const LEASE: Duration = Duration::from_secs(15);
 /// PostgreSQL: how often a node that writes shows that it lives.
 const SHOW: Duration = Duration::from_secs(1);
 
-/// PostgreSQL: rows of beats of a node. A dump of ten hours beside a hundred transactions a second
+/// PostgreSQL: rows of beats of a row of `lane`. A dump of ten hours beside a hundred transactions a second
 /// finds some thousand versions of each.
 const SLOTS: i64 = 1024;
 
@@ -43,6 +44,8 @@ const SLOTS: i64 = 1024;
 pub(super) struct Lane {
     backend: DbBackend,
     pub(super) incarnation: Incarnation,
+    /// Which of its connections this is for.
+    writer: u32,
     words: Words,
     /// PostgreSQL: when it was last shown that this process lives.
     shown: Cell<Option<Instant>>,
@@ -65,11 +68,12 @@ pub(super) struct Beat {
 }
 
 impl Lane {
-    pub(super) fn new(backend: DbBackend, incarnation: Incarnation) -> Self {
+    pub(super) fn new(backend: DbBackend, incarnation: Incarnation, writer: u32) -> Self {
         let (now, set_up) = (now(backend), set_up(backend));
         let text = |text: &str| numbered(backend, text);
-        let is_own =
-            format!("node = ? AND incarnation = ? AND term = ? AND NOT fenced AND {set_up}");
+        let is_own = format!(
+            "node = ? AND incarnation = ? AND writer = ? AND term = ? AND NOT fenced AND {set_up}"
+        );
         let (beat, as_known) = match backend {
             DbBackend::Postgres => ("", ""),
             _ => ("beat = beat + 1, ", " AND beat = ?"),
@@ -87,7 +91,7 @@ impl Lane {
                  WHERE beat.beat < excluded.beat"
             )),
         };
-        Lane { backend, incarnation, words, shown: Cell::new(None) }
+        Lane { backend, incarnation, writer, words, shown: Cell::new(None) }
     }
 
     /// Raises the beat after this one. False: this process, or this session, may not write, or
@@ -128,8 +132,8 @@ impl Lane {
         text: &str,
         beat: &Beat,
     ) -> Result<bool, DbErr> {
-        let [node, incarnation] = own(&self.incarnation);
-        let mut values = vec![node, incarnation, beat.term.into()];
+        let [node, incarnation, writer] = self.own();
+        let mut values = vec![node, incarnation, writer, beat.term.into()];
         if self.backend != DbBackend::Postgres {
             values.push(beat.beat.into());
         }
@@ -138,9 +142,9 @@ impl Lane {
     }
 
     async fn lock(&self, begun: &DatabaseTransaction, beat: &Beat) -> Result<bool, DbErr> {
-        let [node, incarnation] = own(&self.incarnation);
+        let [node, incarnation, writer] = self.own();
         let next = beat.beat + 1;
-        let values = [slot(next), next.into(), node, incarnation, beat.term.into()];
+        let values = [self.slot(next), next.into(), node, incarnation, writer, beat.term.into()];
         let lock = Statement::from_sql_and_values(self.backend, &self.words.lock, values);
         Ok(begun.execute_raw(lock).await?.rows_affected() == 1)
     }
@@ -152,8 +156,8 @@ impl Lane {
         database: &DatabaseConnection,
         beat: i64,
     ) -> Result<Option<bool>, DbErr> {
-        const LOCK: &str = "SELECT beat FROM lane WHERE node = ? AND incarnation = ? AND NOT fenced \
-                            FOR UPDATE";
+        const LOCK: &str = "SELECT beat FROM lane WHERE node = ? AND incarnation = ? AND writer = ? \
+                            AND NOT fenced FOR UPDATE";
         const NEXT: &str = "SELECT beat FROM beat WHERE node = ? AND slot = ?";
         let Some(locked) = database.query_one_raw(self.statement(LOCK)).await? else {
             return Ok(None);
@@ -161,8 +165,8 @@ impl Lane {
         let last: i64 = match self.backend {
             // Only now: it sees what was committed before the lock was had.
             DbBackend::Postgres => {
-                let [node, _] = own(&self.incarnation);
-                let next = statement(self.backend, NEXT, [node, slot(beat + 1)]);
+                let [node, ..] = self.own();
+                let next = statement(self.backend, NEXT, [node, self.slot(beat + 1)]);
                 match database.query_one_raw(next).await? {
                     Some(row) if row.try_get_by_index::<i64>(0)? > beat => {
                         row.try_get_by_index(0)?
@@ -182,21 +186,34 @@ impl Lane {
         session: &Session,
     ) -> Result<bool, DbErr> {
         const ENTER: &str = "UPDATE lane SET session = ?, since = ? \
-                             WHERE node = ? AND incarnation = ? AND NOT fenced";
-        let [node, incarnation] = own(&self.incarnation);
-        let values = [session.id.into(), session.since.as_str().into(), node, incarnation];
+                             WHERE node = ? AND incarnation = ? AND writer = ? AND NOT fenced";
+        let [node, incarnation, writer] = self.own();
+        let values = [session.id.into(), session.since.as_str().into(), node, incarnation, writer];
         let enter = statement(self.backend, ENTER, values);
         Ok(database.execute_raw(enter).await?.rows_affected() == 1)
     }
 
-    /// Gives the right up: another node need not wait.
+    /// Gives the right up, and that of connections that never came: another node need not wait, when
+    /// no connection of this one has it.
     pub(super) async fn leave(&self, database: &DatabaseConnection) -> Result<(), DbErr> {
-        const LEAVE: &str = "UPDATE lane SET fenced = TRUE WHERE node = ? AND incarnation = ?";
+        const LEAVE: &str = "UPDATE lane SET fenced = TRUE WHERE node = ? AND incarnation = ? \
+                             AND (writer = ? OR session = 0)";
         database.execute_raw(self.statement(LEAVE)).await.map(|_| ())
     }
 
     fn statement(&self, text: &str) -> Statement {
-        statement(self.backend, text, own(&self.incarnation))
+        statement(self.backend, text, self.own())
+    }
+
+    /// The columns that say whose row it is.
+    fn own(&self) -> [Value; 3] {
+        let [node, incarnation] = own(&self.incarnation);
+        [node, incarnation, i64::from(self.writer).into()]
+    }
+
+    /// PostgreSQL: where the beat is.
+    fn slot(&self, beat: i64) -> Value {
+        (i64::from(self.writer) * SLOTS + beat.rem_euclid(SLOTS)).into()
     }
 }
 
@@ -248,10 +265,12 @@ impl Found {
     }
 }
 
+/// All rows; those of a node one after the other.
 pub(super) async fn all(database: &impl ConnectionTrait) -> Result<Vec<Found>, DbErr> {
     let backend = database.get_database_backend();
     let lanes = format!(
-        "SELECT node, incarnation, fenced, session, since, {} - seen_at FROM lane ORDER BY node",
+        "SELECT node, incarnation, fenced, session, since, {} - seen_at FROM lane \
+         ORDER BY node, writer",
         now(backend)
     );
     let rows = database.query_all_raw(Statement::from_string(backend, lanes)).await?;
@@ -278,7 +297,7 @@ pub(super) async fn fence(
     const FENCE: &str =
         "UPDATE lane SET fenced = TRUE WHERE node = ? AND incarnation = ? AND NOT fenced";
     let fence = statement(begun.get_database_backend(), FENCE, own(incarnation));
-    Ok(begun.execute_raw(fence).await?.rows_affected() == 1)
+    Ok(begun.execute_raw(fence).await?.rows_affected() > 0)
 }
 
 /// Waits for what a process has under way; after that it must look what it holds. False: it is
@@ -290,14 +309,16 @@ pub(super) async fn raise_term_of(
     const RAISE: &str =
         "UPDATE lane SET term = term + 1 WHERE node = ? AND incarnation = ? AND NOT fenced";
     let raise = statement(begun.get_database_backend(), RAISE, own(incarnation));
-    Ok(begun.execute_raw(raise).await?.rows_affected() == 1)
+    Ok(begun.execute_raw(raise).await?.rows_affected() > 0)
 }
 
-/// Makes the lane of a process that starts, in the place of the one before of its name.
+/// Makes the rows of a process that starts, in the place of those of the one before of its name. The
+/// session is that of the first; the others enter when they are there.
 pub(super) async fn replace(
     begun: &DatabaseTransaction,
     incarnation: &Incarnation,
     session: &Session,
+    writers: u32,
 ) -> Result<(), DbErr> {
     let backend = begun.get_database_backend();
     let [node, number] = own(incarnation);
@@ -308,12 +329,20 @@ pub(super) async fn replace(
         begun.execute_raw(statement(backend, &delete, [node.clone()])).await?;
     }
     let insert = format!(
-        "INSERT INTO lane (node, incarnation, fenced, beat, term, seen_at, session, since) \
-         VALUES (?, ?, FALSE, 0, 0, {}, ?, ?)",
+        "INSERT INTO lane (node, incarnation, writer, fenced, beat, term, seen_at, session, since) \
+         VALUES (?, ?, ?, FALSE, 0, 0, {}, ?, ?)",
         now(backend)
     );
-    let values = [node, number, session.id.into(), session.since.as_str().into()];
-    begun.execute_raw(statement(backend, &insert, values)).await.map(|_| ())
+    for writer in 0..writers {
+        let (id, since) = match writer {
+            0 => (session.id, session.since.as_str()),
+            _ => (0, ""),
+        };
+        let writer = i64::from(writer).into();
+        let values = [node.clone(), number.clone(), writer, id.into(), since.into()];
+        begun.execute_raw(statement(backend, &insert, values)).await?;
+    }
+    Ok(())
 }
 
 /// Whether the beat found is the one after that, or still that; none: neither.
@@ -321,12 +350,7 @@ pub(super) fn is_next(found: i64, beat: i64) -> Option<bool> {
     (found == beat || found == beat + 1).then_some(found > beat)
 }
 
-/// Where the beat is.
-fn slot(beat: i64) -> Value {
-    beat.rem_euclid(SLOTS).into()
-}
-
-/// The columns that say whose a row is.
+/// The columns that say whose the rows are.
 pub(super) fn own(incarnation: &Incarnation) -> [Value; 2] {
     [incarnation.node.as_str().into(), i64::from(incarnation.number).into()]
 }

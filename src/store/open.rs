@@ -16,7 +16,7 @@ use super::lock::Lock;
 use super::metrics::Metrics;
 use super::migrating;
 use super::owner::Owner;
-use super::place::{Place, Server};
+use super::place::{Kind, Place, Server};
 use super::readers::Readers;
 use super::remedy;
 use super::server::{self, WriterSession};
@@ -30,6 +30,8 @@ use crate::words::MessageId;
 /// An open database.
 pub(super) struct Opened {
     pub(super) writer: Writer,
+    /// More of them, without a connection as yet.
+    pub(super) others: Vec<Writer>,
     pub(super) ready: Ready,
     /// Let go last. None: the database has the fence.
     pub(super) lock: Option<Lock>,
@@ -39,6 +41,18 @@ pub(super) struct Opened {
 pub(super) struct Ready {
     pub(super) readers: Readers,
     pub(super) held: Arc<HeldNow>,
+}
+
+/// How many connections write to the database.
+///
+/// One of PostgreSQL is at its server's or the disk's mercy for three quarters of its time, and
+/// another one uses that. Nodes that share a database are several already. In MySQL two transactions
+/// that insert may lock gaps against each other, and SQLite has one that writes.
+pub(super) fn writers(settings: &StoreSettings) -> u32 {
+    match Place::of(&settings.url) {
+        Ok(Place::Server(server)) if server.kind == Kind::Postgres && !settings.shared => 2,
+        _ => 1,
+    }
 }
 
 /// To be called on the runtime that will use the writer: a connection that is given back on
@@ -87,7 +101,8 @@ async fn open_file(
     let (clock, memory) = (settings.clock.clone(), settings.memory_of_keys);
     let metrics = Metrics::of(settings.part.as_ref());
     let writer = Writer::new(database, None, epoch, held.clone(), clock, memory, metrics);
-    Ok(Opened { writer, ready: Ready { readers, held }, lock: Some(lock) })
+    let (others, ready) = (Vec::new(), Ready { readers, held });
+    Ok(Opened { writer, others, ready, lock: Some(lock) })
 }
 
 async fn open_server(
@@ -98,11 +113,7 @@ async fn open_server(
     if let Some(password) = &settings.password {
         server.password = Some(password.clone());
     }
-    let failed = |source: DbErr| StoreError::Open {
-        url: url.clone(),
-        remedy: server::remedy_of(&source),
-        source,
-    };
+    let failed = |source: DbErr| failed(&url, source);
     let WriterSession { database, session } = server.connect_writer(None).await.map_err(failed)?;
     server.check(&url, &database).await?;
     migrating::begin(&database).await.map_err(failed)?;
@@ -111,7 +122,8 @@ async fn open_server(
     let unlike = is_unlike(&database, &url, settings, failed).await?;
     let shards = ShardMap::new(settings.shards).len();
     let (node, shared) = (settings.node.as_str(), settings.shared);
-    let start = Start { node, session: &session, shards, shared };
+    let writers = writers(settings);
+    let start = Start { node, session: &session, shards, writers, shared };
     let (incarnation, held) = match start.take(&server, &database).await {
         Ok(Started::Yes(incarnation, held)) => (incarnation, HeldNow::new(held)),
         Ok(Started::Alive(holder)) => return Err(StoreError::Held { url, holder }),
@@ -130,12 +142,18 @@ async fn open_server(
     let readers = readers.map_err(StoreError::Thread)?;
     let (clock, memory) = (settings.clock.clone(), settings.memory_of_keys);
     let epoch = incarnation.number;
-    let lane = Lane::new(database.get_database_backend(), incarnation);
+    let lane = Lane::new(database.get_database_backend(), incarnation, 0);
     let on_server = OnServer { server, lane, session };
     let metrics = Metrics::of(settings.part.as_ref());
     let writer =
         Writer::new(database, Some(on_server), epoch, held.clone(), clock, memory, metrics);
-    Ok(Opened { writer, ready: Ready { readers, held }, lock: None })
+    let others = (1..writers).filter_map(|number| writer.another(number)).collect();
+    Ok(Opened { writer, others, ready: Ready { readers, held }, lock: None })
+}
+
+/// A server's database can't be opened.
+pub(super) fn failed(url: &str, source: DbErr) -> StoreError {
+    StoreError::Open { url: url.to_owned(), remedy: server::remedy_of(&source), source }
 }
 
 /// Brings the tables up to date.

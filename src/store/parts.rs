@@ -390,7 +390,8 @@ impl Part {
             Write::Append(message) => early(message) || message.run.is_given_up(),
             _ => false,
         };
-        for (early, job) in divide(job, is_early) {
+        for (early, writes, done) in divide(job.writes, job.done, is_early) {
+            let job = Job { writes, done };
             match early {
                 true => self.refuse(job),
                 false => go_on(job),
@@ -446,7 +447,8 @@ impl Store for PartedStore {
         if places.all(|place| place == first) {
             return self.0.parts[first].submit(job);
         }
-        for (place, job) in divide(job, place) {
+        for (place, writes, done) in divide(job.writes, job.done, place) {
+            let job = Job { writes, done };
             self.0.parts[place].submit(job);
         }
     }

@@ -1,7 +1,7 @@
 //! The store in a database that sea-orm knows.
 
 use std::fmt;
-use std::sync::atomic::Ordering;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -16,16 +16,20 @@ use super::committer::{Committer, Shared};
 use super::error::StoreError;
 use super::held::HeldNow;
 use super::job::{Done, Job, Outcome};
+use super::joint::divide;
 use super::lane;
 use super::message::{DueMessage, DuePosition, Header, PageLimit, Purged, StoredMessage};
 use super::metrics::Metrics;
 use super::moves::{self, Move, Moving};
+use super::open;
 use super::open::Ready;
 use super::ownership::{Holding, Incarnation, Member, MoveError, Ownership};
 use super::pages;
 use super::purge;
 use super::queue::{Submitted, Task};
 use super::readers::Readers;
+use super::remedy;
+use super::server;
 use super::settings::StoreSettings;
 use super::shards;
 use super::usage::{Detail, Usage};
@@ -40,7 +44,7 @@ pub struct SeaStore {
     moves: mpsc::Sender<Moving>,
     readers: Arc<Readers>,
     held: Arc<HeldNow>,
-    ended: watch::Receiver<bool>,
+    ended: watch::Receiver<()>,
 }
 
 impl fmt::Debug for SeaStore {
@@ -53,28 +57,56 @@ impl SeaStore {
     /// Opens the database, makes it if it is not there, brings its tables up to date, and
     /// raises the epoch.
     pub async fn open(settings: StoreSettings) -> Result<SeaStore, StoreError> {
-        let shared = Arc::new(Shared::new(Metrics::of(settings.part.as_ref())));
+        let metrics = Metrics::of(settings.part.as_ref());
+        let shared = Arc::new(Shared::new(metrics, open::writers(&settings) as usize));
+        let (ending, ended) = watch::channel(());
+        let (append_limit, url) = (settings.append_limit, remedy::shown(&settings.url));
+        let committer = |number, jobs, moves| {
+            let (shared, ending) = (shared.clone(), ending.clone());
+            Committer { number, shared, append_limit, jobs, moves, ending }
+        };
         let (sender, jobs) = mpsc::unbounded_channel();
-        let (ending, ended) = watch::channel(false);
-        let (tell, told) = oneshot::channel();
         let (moves, moving) = mpsc::channel(moves::WAITING);
-        let committer = Committer { settings, shared: shared.clone(), jobs, moves: moving, ending };
-        committer.spawn(tell).map_err(StoreError::Thread)?;
-        let Ready { readers, held } = told.await.map_err(|_| StoreError::Closed)??;
-        let inlet = Inlet { sender: Arc::new(RwLock::new(Some(sender))), shared };
+        let (tell, told) = oneshot::channel();
+        committer(0, jobs, moving).open(settings, tell).map_err(StoreError::Thread)?;
+        let (Ready { readers, held }, others) = told.await.map_err(|_| StoreError::Closed)??;
+        let mut senders = vec![sender];
+        for (number, writer) in (1..).zip(others) {
+            let (sender, jobs) = mpsc::unbounded_channel();
+            let (tell, told) = oneshot::channel();
+            // It is never told to move a shard.
+            let (_, moving) = mpsc::channel(1);
+            let joined = match committer(number, jobs, moving).join(writer, tell) {
+                Ok(()) => told.await.unwrap_or_else(|_| Err(server::silent())),
+                Err(error) => return Err(StoreError::Thread(error)),
+            };
+            if let Err(error) = joined {
+                // The database is let go before it may be tried again.
+                drop((senders, ending));
+                all_ended(ended).await;
+                return Err(open::failed(&url, error));
+            }
+            senders.push(sender);
+        }
+        let inlet = Inlet { senders: Arc::new(RwLock::new(senders)), shared };
         Ok(SeaStore { inlet, moves, readers: Arc::new(readers), held, ended })
     }
+}
+
+/// Waits for the end of all committers.
+async fn all_ended(mut ended: watch::Receiver<()>) {
+    // Nothing is ever sent.
+    while ended.changed().await.is_ok() {}
 }
 
 impl SeaStore {
     /// Ends when another process has taken the database of a server over. This store is closed
     /// by then.
     pub fn superseded(&self) -> impl Future<Output = ()> + Send + use<> {
-        let (mut ended, shared) = (self.ended.clone(), self.inlet.shared.clone());
+        let (ended, shared) = (self.ended.clone(), self.inlet.shared.clone());
         async move {
-            // An error: the thread is gone already.
-            let _ = ended.wait_for(|ended| *ended).await;
-            if !shared.fenced.load(Ordering::Relaxed) {
+            all_ended(ended).await;
+            if !shared.is_fenced() {
                 std::future::pending::<()>().await;
             }
         }
@@ -97,7 +129,9 @@ impl SeaStore {
         let look = move |database| {
             let owner = owner.clone();
             async move {
-                let members = lane::all(&database).await.map_err(pages::failed)?;
+                let mut members = lane::all(&database).await.map_err(pages::failed)?;
+                // One that had the database alone may have left several rows.
+                members.dedup_by(|row, first| row.node == first.node);
                 let members = members.iter().filter_map(member).collect();
                 let shards = shards::all(&database).await.map_err(pages::failed)?;
                 // At the end: whatever is seen to be this process's is known to be.
@@ -151,7 +185,7 @@ impl SeaStore {
             return Err(MoveError::Alone);
         }
         let (tell, told) = oneshot::channel();
-        let closed = || match self.inlet.shared.fenced.load(Ordering::Relaxed) {
+        let closed = || match self.inlet.shared.is_fenced() {
             true => MoveError::Fenced,
             false => MoveError::Closed,
         };
@@ -169,7 +203,8 @@ fn member(lane: &lane::Found) -> Option<Member> {
 /// Where jobs go in, until the store closes.
 #[derive(Clone)]
 pub(super) struct Inlet {
-    sender: Arc<RwLock<Option<mpsc::UnboundedSender<Submitted>>>>,
+    /// Of each committer; none: it is closed.
+    senders: Arc<RwLock<Vec<mpsc::UnboundedSender<Submitted>>>>,
     shared: Arc<Shared>,
 }
 
@@ -181,13 +216,25 @@ impl Inlet {
     }
 
     fn send(&self, tasks: Vec<Task>, done: Done, admitted: bool) {
+        let committers = self.senders.read().unwrap_or_else(PoisonError::into_inner).len();
+        let committer = |task: &Task| committer_of(task.recipient(), committers);
+        let first = tasks.first().map_or(0, committer);
+        if tasks.iter().all(|task| committer(task) == first) {
+            return self.send_to(first, tasks, done, admitted);
+        }
+        for (committer, tasks, done) in divide(tasks, done, committer) {
+            self.send_to(committer, tasks, done, admitted);
+        }
+    }
+
+    fn send_to(&self, committer: usize, tasks: Vec<Task>, done: Done, admitted: bool) {
         let submitted = Submitted { tasks, done, admitted, since: Instant::now() };
-        let sender = self.sender.read().unwrap_or_else(PoisonError::into_inner);
-        let refused = match &*sender {
+        let senders = self.senders.read().unwrap_or_else(PoisonError::into_inner);
+        let refused = match senders.get(committer) {
             Some(sender) => sender.send(submitted).err().map(|error| error.0),
             None => Some(submitted),
         };
-        drop(sender);
+        drop(senders);
         if let Some(job) = refused {
             job.refuse(&self.shared.load);
         }
@@ -216,8 +263,19 @@ impl Inlet {
     }
 
     fn close(&self) {
-        self.sender.write().unwrap_or_else(PoisonError::into_inner).take();
+        self.senders.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
+}
+
+/// Who carries out what concerns a recipient, always the same; what concerns none, the first.
+fn committer_of(recipient: &str, committers: usize) -> usize {
+    if committers < 2 || recipient.is_empty() {
+        return 0;
+    }
+    let mut hasher = DefaultHasher::new();
+    recipient.hash(&mut hasher);
+    // Less than the number of committers.
+    (hasher.finish() % committers as u64) as usize
 }
 
 impl Store for SeaStore {
@@ -305,15 +363,14 @@ impl Store for SeaStore {
     }
 
     fn healthy(&self) -> bool {
-        self.inlet.shared.healthy.load(Ordering::Relaxed)
+        self.inlet.shared.is_healthy()
     }
 
     fn close(&self) -> BoxFuture<'static, ()> {
         self.inlet.close();
-        let (mut ended, readers) = (self.ended.clone(), self.readers.clone());
+        let (ended, readers) = (self.ended.clone(), self.readers.clone());
         Box::pin(async move {
-            // An error: the thread is gone already.
-            let _ = ended.wait_for(|ended| *ended).await;
+            all_ended(ended).await;
             readers.close().await;
         })
     }

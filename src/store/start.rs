@@ -25,6 +25,8 @@ pub(super) struct Start<'a> {
     pub(super) session: &'a Session,
     /// How many shards there are to be.
     pub(super) shards: u32,
+    /// How many connections of it are to write.
+    pub(super) writers: u32,
     /// Other nodes may have the database, too.
     pub(super) shared: bool,
 }
@@ -129,7 +131,7 @@ impl Start<'_> {
             }
         }
         let own = Incarnation { node: self.node.to_owned(), number: epoch };
-        lane::replace(&begun, &own, self.session).await?;
+        lane::replace(&begun, &own, self.session, self.writers).await?;
         counter::raise(&begun, epoch).await?;
         let held = self.move_shards(&begun, &own, everything).await?;
         begun.commit().await?;

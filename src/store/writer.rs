@@ -92,6 +92,31 @@ impl Writer {
         Writer { database, server, fenced, statements, clock, memory, metrics, epoch, held, beat }
     }
 
+    /// One more on the same server, with a connection of its own, which is not there yet.
+    pub(super) fn another(&self, number: u32) -> Option<Writer> {
+        let (on, database) = (self.server.as_ref()?, self.database.as_ref()?);
+        let (backend, incarnation) = (database.get_database_backend(), on.lane.incarnation.clone());
+        let session = Session { id: 0, since: String::new() };
+        let lane = Lane::new(backend, incarnation, number);
+        Some(Writer {
+            database: None,
+            server: Some(OnServer { server: on.server.clone(), lane, session }),
+            fenced: false,
+            statements: Statements::of(backend),
+            clock: self.clock.clone(),
+            memory: self.memory,
+            metrics: self.metrics.clone(),
+            epoch: self.epoch,
+            held: self.held.clone(),
+            beat: 0,
+        })
+    }
+
+    /// Makes the connection, if it is not there.
+    pub(super) async fn connect(&mut self) -> Result<(), DbErr> {
+        self.connected().await.map(|_| ())
+    }
+
     /// How many transactions are known to be committed.
     pub(super) fn committed(&self) -> i64 {
         self.beat

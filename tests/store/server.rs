@@ -11,6 +11,7 @@ mod random;
 mod shards;
 mod slow;
 mod unfit;
+mod writers;
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};

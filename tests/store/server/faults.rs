@@ -17,6 +17,7 @@ on_each_server!(
     a_commit_that_never_arrived_is_answered_retry,
     a_commit_whose_answer_is_lost_is_answered_stored,
     an_outcome_is_found_after_many_transactions,
+    an_outcome_is_found_for_each_recipient,
     a_table_that_others_hold_makes_appends_wait_and_come_again,
     a_transaction_that_meets_another_is_tried_again,
     a_deadlock_is_survived,
@@ -35,7 +36,7 @@ async fn through_proxy(at: &ServerBed) -> (Arc<dyn Store>, Proxy) {
 async fn a_commit_that_never_arrived_is_answered_retry(at: ServerBed) {
     let (store, proxy) = through_proxy(&at).await;
     assert_eq!(run(&*store, vec![append("bob", 1)]).await, [Outcome::Stored]);
-    proxy.next_commit(Fate::IsLost);
+    proxy.next_commit_of("bob", Fate::IsLost);
     let shared = Run::new();
     let lost = Write::Append(NewMessage { run: shared.clone(), ..message("bob", 2) });
     let deleted = submit(&*store, vec![delete("bob", &[1])]);
@@ -52,11 +53,11 @@ async fn a_commit_that_never_arrived_is_answered_retry(at: ServerBed) {
 async fn a_commit_whose_answer_is_lost_is_answered_stored(at: ServerBed) {
     let (store, proxy) = through_proxy(&at).await;
     for id in 1..=3 {
-        proxy.next_commit(Fate::IsNotAnswered);
+        proxy.next_commit_of("bob", Fate::IsNotAnswered);
         assert_eq!(run(&*store, vec![append("bob", id)]).await, [Outcome::Stored]);
         assert!(proxy.is_idle());
     }
-    proxy.next_commit(Fate::IsNotAnswered);
+    proxy.next_commit_of("bob", Fate::IsNotAnswered);
     assert_eq!(run(&*store, vec![delete("bob", &[1])]).await, [done(1)]);
     assert!(store.healthy() || !proxy.is_idle());
     assert_eq!(ids(&*store, "bob").await, [2, 3]);
@@ -71,14 +72,31 @@ async fn an_outcome_is_found_after_many_transactions(at: ServerBed) {
     for id in 1..=MANY {
         assert_eq!(run(&*store, vec![append("bob", id)]).await, [Outcome::Stored]);
     }
-    proxy.next_commit(Fate::IsLost);
-    assert_eq!(run(&*store, vec![append("eve", 1)]).await, [Outcome::Retry]);
+    proxy.next_commit_of("bob", Fate::IsLost);
+    assert_eq!(run(&*store, vec![append("bob", MANY + 1)]).await, [Outcome::Retry]);
     until("healthy", || store.healthy()).await;
-    proxy.next_commit(Fate::IsNotAnswered);
-    assert_eq!(run(&*store, vec![append("eve", 2)]).await, [Outcome::Stored]);
+    proxy.next_commit_of("bob", Fate::IsNotAnswered);
+    assert_eq!(run(&*store, vec![append("bob", MANY + 2)]).await, [Outcome::Stored]);
     assert!(proxy.is_idle());
-    assert_eq!(ids(&*store, "eve").await, [2]);
-    assert_eq!(count(&*store, bare("bob")).await, MANY as u64);
+    assert_eq!(page(&*store, "bob", MANY).await.len(), 1);
+    assert_eq!(count(&*store, bare("bob")).await, MANY as u64 + 1);
+    store.close().await;
+}
+
+/// Each recipient has one connection, all have some.
+async fn an_outcome_is_found_for_each_recipient(at: ServerBed) {
+    let (store, proxy) = through_proxy(&at).await;
+    for user in ["user0", "user1", "user2", "user3", "user4", "user5", "user6", "user7"] {
+        proxy.next_commit_of(user, Fate::IsNotAnswered);
+        assert_eq!(run(&*store, vec![append(user, 1)]).await, [Outcome::Stored]);
+        until("healthy", || store.healthy()).await;
+        proxy.next_commit_of(user, Fate::IsLost);
+        assert_eq!(run(&*store, vec![append(user, 2)]).await, [Outcome::Retry]);
+        assert!(proxy.is_idle());
+        until("healthy", || store.healthy()).await;
+        assert_eq!(run(&*store, vec![append(user, 3)]).await, [Outcome::Stored]);
+        assert_eq!(ids(&*store, user).await, [1, 3]);
+    }
     store.close().await;
 }
 

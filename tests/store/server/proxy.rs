@@ -17,10 +17,13 @@ pub enum Fate {
     IsNotAnswered,
 }
 
+/// What is to happen, and to whose transaction; empty: anybody's.
+type Plan = Arc<Mutex<(Fate, &'static [u8])>>;
+
 /// Stands between a store and a server, in plain text.
 pub struct Proxy {
     pub port: u16,
-    fate: Arc<Mutex<Fate>>,
+    plan: Plan,
     cut: Arc<Notify>,
 }
 
@@ -28,15 +31,15 @@ impl Proxy {
     pub async fn to(server: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
         let port = listener.local_addr().expect("an address").port();
-        let fate = Arc::new(Mutex::new(Fate::Passes));
+        let plan: Plan = Arc::new(Mutex::new((Fate::Passes, b"")));
         let cut = Arc::new(Notify::new());
-        let (shared, cuts) = (fate.clone(), cut.clone());
+        let (shared, cuts) = (plan.clone(), cut.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 tokio::spawn(pass(client, server, shared.clone(), cuts.clone()));
             }
         });
-        Proxy { port, fate, cut }
+        Proxy { port, plan, cut }
     }
 
     /// Breaks all connections, wherever they are.
@@ -45,21 +48,42 @@ impl Proxy {
     }
 
     pub fn next_commit(&self, fate: Fate) {
-        *self.fate.lock().expect("not poisoned") = fate;
+        *self.plan.lock().expect("not poisoned") = (fate, b"");
+    }
+
+    /// Of a transaction that names this recipient. A store may have other connections, which show
+    /// now and then that it lives.
+    pub fn next_commit_of(&self, recipient: &'static str, fate: Fate) {
+        *self.plan.lock().expect("not poisoned") = (fate, recipient.as_bytes());
     }
 
     /// Whether nothing is planned any more.
     pub fn is_idle(&self) -> bool {
-        *self.fate.lock().expect("not poisoned") == Fate::Passes
+        self.plan.lock().expect("not poisoned").0 == Fate::Passes
     }
 }
 
+/// What befalls this transaction.
+fn fate(plan: &Plan, transaction: &[u8]) -> Fate {
+    let mut plan = plan.lock().expect("not poisoned");
+    match plan.1.is_empty() || has(transaction, plan.1) {
+        true => std::mem::replace(&mut plan.0, Fate::Passes),
+        false => Fate::Passes,
+    }
+}
+
+fn has(bytes: &[u8], word: &[u8]) -> bool {
+    bytes.windows(word.len()).any(|window| window == word)
+}
+
 /// Passes bytes on until one side ends, or the fate says so.
-async fn pass(mut client: TcpStream, server: u16, fate: Arc<Mutex<Fate>>, cut: Arc<Notify>) {
+async fn pass(mut client: TcpStream, server: u16, plan: Plan, cut: Arc<Notify>) {
     let Ok(mut server) = TcpStream::connect(("127.0.0.1", server)).await else {
         return;
     };
     let (mut asked, mut answered) = (vec![0; 65536], vec![0; 65536]);
+    // What was asked since the last commit.
+    let mut transaction = Vec::new();
     let cut = cut.notified();
     tokio::pin!(cut);
     loop {
@@ -67,8 +91,9 @@ async fn pass(mut client: TcpStream, server: u16, fate: Arc<Mutex<Fate>>, cut: A
             () = &mut cut => return,
             read = client.read(&mut asked) => {
                 let Ok(count @ 1..) = read else { return };
-                let fate = match asked[..count].windows(6).any(|word| word == b"COMMIT") {
-                    true => std::mem::replace(&mut *fate.lock().expect("not poisoned"), Fate::Passes),
+                transaction.extend_from_slice(&asked[..count]);
+                let fate = match has(&asked[..count], b"COMMIT") {
+                    true => fate(&plan, &std::mem::take(&mut transaction)),
                     false => Fate::Passes,
                 };
                 if fate == Fate::IsLost || server.write_all(&asked[..count]).await.is_err() {
