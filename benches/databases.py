@@ -41,6 +41,7 @@ DATABASES = {
 #: Figures of the table: the bench's words, ours, and how a number is shown.
 ROWS = [
     ("limit", "the limit: plain bulk inserts, rows a second", "rate", "{:,.0f}"),
+    ("limit, two connections", "the same on two connections, as the store has them there", "rate", "{:,.0f}"),
     ("appends, 1024 waiting, 1 a job", "durable appends a second, 1,024 waiting", "rate", "{:,.0f}"),
     ("appends, 1024 waiting, 1 a job", "as a part of the limit (aim: 0.60)", "ratio", "{:.2f}"),
     ("appends, 1024 waiting, 1 a job", "processor time of an append, the node's part, µs", "cpu", "{:.1f}"),
@@ -219,8 +220,8 @@ def page(about, figures, churn, settings):
 def _what_is_measured():
     return [
         "The limit is the fastest of the plain forms of a bulk insert, of the same rows, by the same"
-        " driver, into the same tables of the same server, 1,024 rows a transaction, the rows made"
-        " before the clock runs. An append counts when its commit was answered. A hand-over reads"
+        " driver, on one connection, into the same tables of the same server, 1,024 rows a transaction,"
+        " the rows made before the clock runs. To PostgreSQL the store has two connections, and may pass it. An append counts when its commit was answered. A hand-over reads"
         " pages of 50 and deletes each; for the whole node the client's acknowledgements come at once."
         " The load generator runs on the same cores.",
         "",

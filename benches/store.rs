@@ -110,6 +110,11 @@ async fn round(args: &Args, report: &Report) {
     let (limit, form) = limit::measure(url, args.rows()).await;
     let what = format!("the limit: plain inserts ({form:?})");
     report.line("limit", &format!("{limit:>8.0} rows/s   {what}"), &[("rate", limit)]);
+    if report.database == "PostgreSQL" {
+        // The store writes to it on two.
+        let two = limit::measure_two(url, form, args.rows()).await;
+        report.line("limit, two connections", &format!("{two:>8.0} rows/s"), &[("rate", two)]);
+    }
     for (waiting, together) in [(1024, 1), (1024, 16), (64, 1), (1, 1)] {
         let place = Place::new(url).await;
         let store = open(&place).await;

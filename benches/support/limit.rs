@@ -3,7 +3,8 @@
 //! The rows are made before the clock runs, and nothing is looked up or answered. Each database
 //! is asked in each of the forms that may be its fastest; the fastest counts.
 
-use std::time::Instant;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
 
 use sea_orm::sqlx::{self, AssertSqlSafe, Connection, PgConnection};
 
@@ -93,12 +94,33 @@ pub async fn measure(url: Option<&str>, rows: Rows) -> (f64, Form) {
     let place = Place::new(url).await;
     for form in forms(&place.connect().await) {
         let place = Place::new(url).await;
-        let rate = insert(&mut place.connect().await, *form, rows).await;
+        let took = insert(&mut place.connect().await, *form, rows, || ()).await;
+        let rate = rows.count as f64 / took.as_secs_f64();
         if rate > best.0 {
             best = (rate, *form);
         }
     }
     best
+}
+
+/// Rows a second on two connections at the same time, half of the rows on each. (Only `store.rs`
+/// asks for it.)
+#[allow(dead_code)]
+pub async fn measure_two(url: Option<&str>, form: Form, rows: Rows) -> f64 {
+    let place = Place::new(url).await;
+    let (count, start) = (rows.count / 2, Barrier::new(2));
+    let half = |first| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let (mut raw, rows) = (place.connect().await, Rows { first, count, ..rows });
+            insert(&mut raw, form, rows, || drop(start.wait())).await
+        })
+    };
+    let took = std::thread::scope(|scope| {
+        let halves = [rows.first, rows.first + count].map(|first| scope.spawn(move || half(first)));
+        halves.map(|half| half.join().expect("a half")).into_iter().max()
+    });
+    2.0 * count as f64 / took.unwrap_or_default().as_secs_f64()
 }
 
 /// Fills a table fast.
@@ -108,7 +130,7 @@ pub async fn fill(place: &Place, rows: Rows) {
     // In parts, so that few wait in memory.
     for first in (rows.first..rows.first + rows.count).step_by(50 * TOGETHER) {
         let count = (50 * TOGETHER).min(rows.first + rows.count - first);
-        insert(&mut raw, form, Rows { first, count, ..rows }).await;
+        insert(&mut raw, form, Rows { first, count, ..rows }, || ()).await;
     }
 }
 
@@ -163,10 +185,11 @@ macro_rules! tuples {
     }};
 }
 
-/// Rows a second.
-async fn insert(raw: &mut Raw, form: Form, rows: Rows) -> f64 {
+/// How long it takes from `start` on, which is called when the rows are made.
+async fn insert(raw: &mut Raw, form: Form, rows: Rows, start: impl FnOnce()) -> Duration {
     let made = rows.make();
     let stanza = vec![b'x'; rows.size];
+    start();
     let began = Instant::now();
     let asked = |_: usize| "?".to_owned();
     match (raw, form) {
@@ -182,7 +205,7 @@ async fn insert(raw: &mut Raw, form: Form, rows: Rows) -> f64 {
         (Raw::Postgres(raw), Form::ArraysInStep) => arrays(raw, IN_STEP, &made, &stanza).await,
         (_, Form::Arrays | Form::ArraysInStep) => unreachable!("only PostgreSQL has arrays"),
     }
-    made.len() as f64 / began.elapsed().as_secs_f64()
+    began.elapsed()
 }
 
 const FROM_ARRAYS: &str = "\

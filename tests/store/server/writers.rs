@@ -59,7 +59,7 @@ async fn a_job_of_many_recipients_is_answered_once_and_in_order() {
     let appends = users.iter().map(|user| append(user, 1)).collect();
     assert_eq!(run(&*store, appends).await, vec![Outcome::Stored; 16]);
     // Of every second the message is not there.
-    let id = |place: usize| if place % 2 == 0 { 1 } else { 2 };
+    let id = |place: usize| if place.is_multiple_of(2) { 1 } else { 2 };
     let deletes = users.iter().enumerate().map(|(place, user)| delete(user, &[id(place)]));
     let expected: Vec<Outcome> = (0..16).map(|place| done((place as u64 + 1) % 2)).collect();
     assert_eq!(run(&*store, deletes.collect()).await, expected);
