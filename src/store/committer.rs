@@ -62,6 +62,11 @@ impl Shared {
         Shared { load: Arc::new(Load::new(metrics)), healthy, fenced }
     }
 
+    /// How many there are.
+    pub(super) fn committers(&self) -> usize {
+        self.healthy.len()
+    }
+
     /// Whether all that is written can be.
     pub(super) fn is_healthy(&self) -> bool {
         self.healthy.iter().all(|healthy| healthy.load(Ordering::Relaxed))

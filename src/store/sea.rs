@@ -216,10 +216,13 @@ impl Inlet {
     }
 
     fn send(&self, tasks: Vec<Task>, done: Done, admitted: bool) {
-        let committers = self.senders.read().unwrap_or_else(PoisonError::into_inner).len();
-        let committer = |task: &Task| committer_of(task.recipient(), committers);
-        let first = tasks.first().map_or(0, committer);
-        if tasks.iter().all(|task| committer(task) == first) {
+        let committer = |task: &Task| committer_of(task.recipient(), self.shared.committers());
+        let (first, rest) = match tasks.split_first() {
+            Some((first, rest)) => (committer(first), rest),
+            None => (0, &[][..]),
+        };
+        // Most have one task.
+        if rest.iter().all(|task| committer(task) == first) {
             return self.send_to(first, tasks, done, admitted);
         }
         for (committer, tasks, done) in divide(tasks, done, committer) {
