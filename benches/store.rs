@@ -56,9 +56,6 @@ struct Args {
     /// Seconds of an interval of the churn.
     #[arg(long, default_value_t = 30)]
     interval: u64,
-    /// Instead: so many stores at once, each in a database of its own beside that of the URL.
-    #[arg(long)]
-    committers: Option<usize>,
     /// Instead: what the fence, the unique key and the marks cost.
     #[arg(long)]
     costs: bool,
@@ -92,9 +89,6 @@ fn main() {
         }
         if let Some(rows) = args.rows_before {
             return crowd::run(&place, rows, &args.rows(), &report).await;
-        }
-        if let Some(committers) = args.committers {
-            return appends::several(&place, committers, &args.rows(), &report).await;
         }
         if args.costs {
             return costs::run(args.url.as_deref(), args.rows(), args.rounds).await;

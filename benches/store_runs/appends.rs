@@ -5,13 +5,11 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use amphora::stanza::MessageType;
-use amphora::store::{Job, NewMessage, Outcome, Run, SeaStore, Store, StoreSettings, Write};
+use amphora::store::{Job, NewMessage, Outcome, Run, SeaStore, Store, Write};
 use amphora::time::Timestamp;
 use amphora::words::MessageId;
 use bytes::Bytes;
-use sea_orm::ConnectionTrait;
 
-use crate::support::database::Place;
 use crate::support::limit::Rows;
 use crate::support::process::Family;
 use crate::support::report::{Report, at};
@@ -135,47 +133,4 @@ fn append(store: &SeaStore, load: Load, mut go_on: impl FnMut(usize) -> bool) ->
     let [cpu, server_cpu] = [0, 1].map(|who| (after[who] - before[who]).div_f64(stored));
     waits.sort();
     Figures { rate: rate.unwrap_or(0.0), waits, cpu, server_cpu }
-}
-
-/// Stores side by side, each with its committer and in a database of its own: what more than one
-/// committer would gain at the most.
-pub async fn several(place: &Place, committers: usize, rows: &Rows, report: &Report) {
-    for count in 1..=committers {
-        let mut stores = Vec::new();
-        for number in 0..count {
-            let url = beside(place, number).await;
-            let place = Place::new(Some(&url)).await;
-            let store = SeaStore::open(StoreSettings::new(&place.url)).await.expect("opens");
-            stores.push(Arc::new(store));
-        }
-        let (waiting, rows) = (1024 / count, Rows { count: rows.count / count, ..*rows });
-        let load = Load { waiting, together: 1, rows, server: None };
-        let runs = stores.iter().map(|store| run(store.clone(), load));
-        let figures = futures::future::join_all(runs).await;
-        let mut waits: Vec<Duration> = figures.iter().flat_map(|f| f.waits.clone()).collect();
-        waits.sort();
-        let rate = figures.iter().map(|figures| figures.rate).sum();
-        let figures = Figures { rate, waits, cpu: figures[0].cpu, server_cpu: Duration::ZERO };
-        figures.report(&format!("1024 waiting, {count} committers"), None, report);
-        for store in stores {
-            store.close().await;
-        }
-    }
-}
-
-/// The URL of the `number`th database beside that of the place, which is made if it is not there.
-async fn beside(place: &Place, number: usize) -> String {
-    if number == 0 {
-        return place.url.clone();
-    }
-    let (front, query) = place.url.split_once('?').unwrap_or((&place.url, ""));
-    let name = format!("{}_{number}", front.rsplit('/').next().unwrap_or("bench"));
-    if !front.starts_with("sqlite") {
-        let database = place.database().await;
-        // It may be there from the last time.
-        let _ = database.execute_unprepared(&format!("CREATE DATABASE {name}")).await;
-        database.close().await.expect("closes");
-    }
-    let base = front.rsplit_once('/').map_or("", |(base, _)| base);
-    format!("{base}/{name}?{query}").trim_end_matches('?').to_owned()
 }
