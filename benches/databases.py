@@ -270,9 +270,11 @@ def add(data, former):
     kept = [line for line in former["lines"]
             if (line["database"], line["what"].partition(", minute")[0]) not in anew]
     data["lines"] = kept + data["lines"]
-    names = sorted({what.partition(" (")[0] for _, what in anew})
+    names = sorted({database for database, what in anew if "churn" not in what and what != "peak of memory here"})
+    if any(what == "churn" for _, what in anew):
+        names.append("coming and going, with what was measured after it")
     note = f"Measured later than the rest, on {data['machine']['date']} at a load of" \
-           f" {data['machine']['load']:g}: {'; '.join(names)}."
+           f" {data['machine']['load']:g}, amphora {data['machine']['versions']['amphora']}: {'; '.join(names)}."
     data["settings"] = {**former["settings"], "note": " ".join(filter(None, [former["settings"].get("note"), note]))}
     data["machine"] = about
 
