@@ -221,7 +221,8 @@ def _what_is_measured():
     return [
         "The limit is the fastest of the plain forms of a bulk insert, of the same rows, by the same"
         " driver, on one connection, into the same tables of the same server, 1,024 rows a transaction,"
-        " the rows made before the clock runs. To PostgreSQL the store has two connections, and may pass it. An append counts when its commit was answered. A hand-over reads"
+        " the rows made before the clock runs. To PostgreSQL the store has two connections, and may pass it."
+        " An append counts when its commit was answered. A hand-over reads"
         " pages of 50 and deletes each; for the whole node the client's acknowledgements come at once."
         " The load generator runs on the same cores.",
         "",

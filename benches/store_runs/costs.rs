@@ -158,8 +158,8 @@ impl Bench {
             DbBackend::Sqlite => "UPDATE epoch SET beat = beat + 1 WHERE value > 0",
             DbBackend::Postgres => {
                 "INSERT INTO beat (node, slot, beat) SELECT node, floor(random() * 1024)::int, 1 \
-                 FROM lane WHERE node = 'amphora' AND incarnation > 0 AND writer = 0 AND term = 0 AND NOT fenced \
-                 FOR UPDATE ON CONFLICT (node, slot) DO UPDATE SET beat = beat.beat + 1"
+                 FROM lane WHERE node = 'amphora' AND incarnation > 0 AND writer = 0 AND term = 0 \
+                 AND NOT fenced FOR UPDATE ON CONFLICT (node, slot) DO UPDATE SET beat = beat.beat + 1"
             }
             _ => {
                 "UPDATE lane SET beat = beat + 1, \

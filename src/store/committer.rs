@@ -11,7 +11,6 @@ use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sea_orm::{DatabaseTransaction, DbErr};
@@ -24,12 +23,12 @@ use super::error::StoreError;
 use super::fault::{self, Fault};
 use super::job::Outcome;
 use super::lock::Lock;
-use super::metrics::Metrics;
 use super::moves::{Move, Moving};
 use super::open::{Opened, Ready, open};
 use super::ownership::MoveError;
-use super::queue::{Load, Queue, Submitted, Task, Waiting};
+use super::queue::{Queue, Submitted, Task, Waiting};
 use super::settings::StoreSettings;
+use super::shared::{Shared, Unhealthy};
 use super::start::{self, PAUSE};
 use super::writer::{End, MoveEnd, Writer};
 use crate::words::Bare;
@@ -45,47 +44,6 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// How often in a row a batch is tried again at once that met another transaction.
 const MEETINGS: u32 = 8;
-
-/// What all parts of a store see.
-pub(super) struct Shared {
-    pub(super) load: Arc<Load>,
-    /// Of each committer.
-    healthy: Vec<AtomicBool>,
-    /// Another process has taken the database over.
-    fenced: watch::Sender<bool>,
-}
-
-impl Shared {
-    pub(super) fn new(metrics: Metrics, committers: usize) -> Self {
-        let healthy = (0..committers).map(|_| AtomicBool::new(false)).collect();
-        let fenced = watch::channel(false).0;
-        Shared { load: Arc::new(Load::new(metrics)), healthy, fenced }
-    }
-
-    /// How many there are.
-    pub(super) fn committers(&self) -> usize {
-        self.healthy.len()
-    }
-
-    /// Whether all that is written can be.
-    pub(super) fn is_healthy(&self) -> bool {
-        self.healthy.iter().all(|healthy| healthy.load(Ordering::Relaxed))
-    }
-
-    fn set_healthy(&self, committer: usize, healthy: bool) {
-        self.healthy[committer].store(healthy, Ordering::Relaxed);
-        self.load.metrics.healthy(self.is_healthy());
-    }
-
-    pub(super) fn is_fenced(&self) -> bool {
-        *self.fenced.borrow()
-    }
-
-    async fn until_fenced(&self) {
-        // The sender is here.
-        let _ = self.fenced.subscribe().wait_for(|fenced| *fenced).await;
-    }
-}
 
 /// Owns a connection that writes, from its opening to its end.
 pub(super) struct Committer {
@@ -147,7 +105,6 @@ impl Committer {
 
     async fn run(self, writer: Writer, lock: Option<Lock>, tell: impl FnOnce()) {
         let Committer { number, shared, append_limit, jobs, moves, ending } = self;
-        // Also when this thread panics, nobody is told that all is well.
         let unhealthy = Unhealthy(shared.clone(), number);
         shared.set_healthy(number, true);
         tell();
@@ -158,15 +115,6 @@ impl Committer {
         run.until_closed().await;
         run.writer.close().await;
         drop((lock, unhealthy, ending));
-    }
-}
-
-/// Marks the store as unhealthy when it ends.
-struct Unhealthy(Arc<Shared>, usize);
-
-impl Drop for Unhealthy {
-    fn drop(&mut self) {
-        self.0.healthy[self.1].store(false, Ordering::Relaxed);
     }
 }
 
@@ -314,7 +262,7 @@ impl Run {
     /// Another process has the right to write, for good: answers `Retry` to all. What this one
     /// still holds, the interceptors send to the other.
     fn fenced(&mut self) {
-        if !self.shared.fenced.send_replace(true) {
+        if self.shared.fence() {
             tracing::error!("another process has taken the database over; this one writes no more");
         }
         self.set_healthy(false);
@@ -502,7 +450,7 @@ impl Run {
     }
 
     fn is_healthy(&self) -> bool {
-        self.shared.healthy[self.number].load(Ordering::Relaxed)
+        self.shared.can_write(self.number)
     }
 
     fn set_healthy(&self, healthy: bool) {

@@ -36,8 +36,8 @@ pub(super) const LEASE: Duration = Duration::from_secs(15);
 /// PostgreSQL: how often a node that writes shows that it lives.
 const SHOW: Duration = Duration::from_secs(1);
 
-/// PostgreSQL: rows of beats of a row of `lane`. A dump of ten hours beside a hundred transactions a second
-/// finds some thousand versions of each.
+/// PostgreSQL: rows of beats of a row of `lane`. A dump of ten hours beside a hundred transactions a
+/// second finds some thousand versions of each.
 const SLOTS: i64 = 1024;
 
 /// The right to write, as this process has it.

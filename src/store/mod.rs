@@ -41,6 +41,7 @@ mod sea;
 mod server;
 mod settings;
 mod shards;
+mod shared;
 mod sql;
 mod sqlite;
 mod start;

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Store;
 use super::broadcast::{Broadcast, BroadcastChange, BroadcastStore, Recipient};
 use super::broadcast_rows;
-use super::committer::{Committer, Shared};
+use super::committer::Committer;
 use super::error::StoreError;
 use super::held::HeldNow;
 use super::job::{Done, Job, Outcome};
@@ -29,9 +29,9 @@ use super::purge;
 use super::queue::{Submitted, Task};
 use super::readers::Readers;
 use super::remedy;
-use super::server;
 use super::settings::StoreSettings;
 use super::shards;
+use super::shared::Shared;
 use super::usage::{Detail, Usage};
 use crate::time::Timestamp;
 use crate::words::{Bare, Key, MessageId, ShardId};
@@ -57,8 +57,8 @@ impl SeaStore {
     /// Opens the database, makes it if it is not there, brings its tables up to date, and
     /// raises the epoch.
     pub async fn open(settings: StoreSettings) -> Result<SeaStore, StoreError> {
-        let metrics = Metrics::of(settings.part.as_ref());
-        let shared = Arc::new(Shared::new(metrics, open::writers(&settings) as usize));
+        let (metrics, committers) = (Metrics::of(settings.part.as_ref()), open::writers(&settings));
+        let shared = Arc::new(Shared::new(metrics, committers as usize));
         let (ending, ended) = watch::channel(());
         let (append_limit, url) = (settings.append_limit, remedy::shown(&settings.url));
         let committer = |number, jobs, moves| {
@@ -77,18 +77,19 @@ impl SeaStore {
             // It is never told to move a shard.
             let (_, moving) = mpsc::channel(1);
             let joined = match committer(number, jobs, moving).join(writer, tell) {
-                Ok(()) => told.await.unwrap_or_else(|_| Err(server::silent())),
-                Err(error) => return Err(StoreError::Thread(error)),
+                Ok(()) => told.await.map_err(|_| StoreError::Closed),
+                Err(error) => Err(StoreError::Thread(error)),
             };
+            let joined = joined.and_then(|joined| joined.map_err(|e| open::failed(&url, e)));
             if let Err(error) = joined {
                 // The database is let go before it may be tried again.
                 drop((senders, ending));
                 all_ended(ended).await;
-                return Err(open::failed(&url, error));
+                return Err(error);
             }
             senders.push(sender);
         }
-        let inlet = Inlet { senders: Arc::new(RwLock::new(senders)), shared };
+        let inlet = Inlet { senders: Arc::new(RwLock::new(senders)), committers, shared };
         Ok(SeaStore { inlet, moves, readers: Arc::new(readers), held, ended })
     }
 }
@@ -205,6 +206,8 @@ fn member(lane: &lane::Found) -> Option<Member> {
 pub(super) struct Inlet {
     /// Of each committer; none: it is closed.
     senders: Arc<RwLock<Vec<mpsc::UnboundedSender<Submitted>>>>,
+    /// How many there were.
+    committers: u32,
     shared: Arc<Shared>,
 }
 
@@ -216,7 +219,7 @@ impl Inlet {
     }
 
     fn send(&self, tasks: Vec<Task>, done: Done, admitted: bool) {
-        let committer = |task: &Task| committer_of(task.recipient(), self.shared.committers());
+        let committer = |task: &Task| committer_of(task.recipient(), self.committers);
         let (first, rest) = match tasks.split_first() {
             Some((first, rest)) => (committer(first), rest),
             None => (0, &[][..]),
@@ -271,14 +274,14 @@ impl Inlet {
 }
 
 /// Who carries out what concerns a recipient, always the same; what concerns none, the first.
-fn committer_of(recipient: &str, committers: usize) -> usize {
+fn committer_of(recipient: &str, committers: u32) -> usize {
     if committers < 2 || recipient.is_empty() {
         return 0;
     }
     let mut hasher = DefaultHasher::new();
     recipient.hash(&mut hasher);
     // Less than the number of committers.
-    (hasher.finish() % committers as u64) as usize
+    (hasher.finish() % u64::from(committers)) as usize
 }
 
 impl Store for SeaStore {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use amphora::store::{Outcome, SeaStore, Store, StoreError, StoreSettings};
+use amphora::store::{NewMessage, Outcome, SeaStore, Store, StoreError, StoreSettings, Write};
 use sea_orm::ConnectionTrait;
 
 use super::{Kind, ServerBed, TestServer, execute, value};
@@ -71,6 +71,29 @@ fn retry(count: usize) -> Vec<Outcome> {
     vec![Outcome::Retry; count]
 }
 
+/// Whichever of the two has done before leaves, and the other may still write.
+#[tokio::test]
+async fn what_is_queued_is_stored_before_the_end() {
+    let at = ServerBed::new(Kind::Postgres).await;
+    let store = at.bed.open().await;
+    // Large ones for one of them.
+    let busy = |id| {
+        let stanza = vec![b'x'; 100_000].into();
+        Write::Append(NewMessage { stanza, ..message("user0", id) })
+    };
+    let mut told: Vec<_> = (1..=200).map(|id| submit(&*store, vec![busy(id)])).collect();
+    for user in (1..16).map(|n| format!("user{n}")) {
+        told.push(submit(&*store, vec![append(&user, 1)]));
+    }
+    store.close().await;
+    for told in told {
+        assert_eq!(told.await.unwrap(), [Outcome::Stored]);
+    }
+    let store = at.bed.open().await;
+    assert_eq!(count(&*store, bare("user0")).await, 200);
+    store.close().await;
+}
+
 #[tokio::test]
 async fn both_are_superseded_though_one_has_nothing_to_do() {
     let at = ServerBed::new(Kind::Postgres).await;
@@ -135,7 +158,10 @@ async fn a_second_connection_that_is_refused_is_told_and_nothing_stays_held() {
     // One of the two is ours.
     limit(2).await;
     // The first connection, too, may find one that is just ending.
+    let mut tries = 0;
     while value::<i64>(&raw, "SELECT count(*) FROM lane").await == 0 {
+        tries += 1;
+        assert!(tries < 1_000, "the first connection is always refused");
         let error = SeaStore::open(at.bed.settings.clone()).await.unwrap_err();
         assert!(matches!(error, StoreError::Open { .. }), "{error:?}");
         assert!(error.to_string().contains("raise max_connections"), "{error}");
