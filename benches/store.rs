@@ -41,7 +41,8 @@ struct Args {
     /// How often everything is measured.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Instead: with so many rows in the table, appends, a hand-over, the look-ups, and retention.
+    /// Instead: with so many rows in the table, appends and the limit, a hand-over, the look-ups, and
+    /// retention.
     #[arg(long)]
     rows_before: Option<usize>,
     /// Instead: appends and deletes for so many minutes, and what they cost in each interval.
@@ -56,7 +57,8 @@ struct Args {
     /// Seconds of an interval of the churn.
     #[arg(long, default_value_t = 30)]
     interval: u64,
-    /// Instead: what the fence, the unique key and the marks cost.
+    /// Instead: what the fence, the unique key and the marks cost, of transactions of 1,024 rows, the
+    /// fence of 64 and of one, too.
     #[arg(long)]
     costs: bool,
     /// A file that figures are added to, a line of JSON each.
@@ -91,7 +93,7 @@ fn main() {
             return crowd::run(&place, rows, &args.rows(), &report).await;
         }
         if args.costs {
-            return costs::run(args.url.as_deref(), args.rows(), args.rounds).await;
+            return costs::run(args.url.as_deref(), args.rows(), args.rounds, &report).await;
         }
         for _ in 0..args.rounds {
             round(&args, &report).await;

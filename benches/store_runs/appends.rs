@@ -43,6 +43,14 @@ impl Figures {
         let beside = ratio.map(|ratio| format!(", {ratio:.2} of the limit")).unwrap_or_default();
         let (p50, p99) = (at(&self.waits, 0.5), at(&self.waits, 0.99));
         let [cpu, server] = [self.cpu, self.server_cpu].map(|cpu| cpu.as_secs_f64() * 1e6);
+        let mut numbers = vec![
+            ("rate", self.rate),
+            ("p50", p50),
+            ("p99", p99),
+            ("cpu", cpu),
+            ("server_cpu", server),
+        ];
+        numbers.extend(ratio.map(|ratio| ("ratio", ratio)));
         report.line(
             &format!("appends, {what}"),
             &format!(
@@ -50,14 +58,7 @@ impl Figures {
                  {server:.1} us the server{beside}",
                 self.rate
             ),
-            &[
-                ("rate", self.rate),
-                ("p50", p50),
-                ("p99", p99),
-                ("ratio", ratio.unwrap_or(0.0)),
-                ("cpu", cpu),
-                ("server_cpu", server),
-            ],
+            &numbers,
         );
     }
 }

@@ -32,7 +32,7 @@ pub async fn run(place: &Place, count: usize, rows: &Rows, report: &Report) {
     let before = Rows { count, users, expiring: EXPIRING, old: OLD, ..*rows };
     let began = Instant::now();
     limit::fill(place, before).await;
-    place.analyze().await;
+    place.settle().await;
     let (took, size) = (began.elapsed().as_secs_f64(), place.size().await as f64 / 1e9);
     let text = format!("{count:>8} rows in {took:.0} s, {size:.1} GB");
     report.line("rows before", &text, &[("rows", count as f64), ("gb", size)]);
@@ -42,18 +42,31 @@ pub async fn run(place: &Place, count: usize, rows: &Rows, report: &Report) {
     for (waiting, count) in [(1024, rows.count), (64, rows.count / 4)] {
         let load = Load { waiting, together: 1, rows: Rows { first, count, ..before }, server };
         let figures = appends::run(store.clone(), load).await;
-        figures.report(&format!("{waiting} waiting, many rows"), None, report);
         first += 2 * count;
+        let limit = match waiting {
+            1024 => Some(limit_there(place, Rows { first, count, ..before }, report).await),
+            _ => None,
+        };
+        figures.report(&format!("{waiting} waiting, many rows"), limit, report);
     }
     reads::hand_overs(&store, rows.size, "many rows", report).await;
     look_ups(&store, &before, report).await;
     let load = Load { waiting: 64, together: 1, rows: Rows { first, ..before }, server };
-    retention(&store, load, report).await;
+    retention(place, &store, load, report).await;
     let server = server.map_or(0, |server| server.memory() / 1024);
     let node = Family::of(std::process::id()).memory() / 1024;
     let text = format!("{node} MiB here, {server} MiB the server");
     report.line("memory", &text, &[("node", node as f64), ("server", server as f64)]);
     store.close().await;
+}
+
+/// The limit beside the rows that are there, of rows like those that the store appends. After them,
+/// so that it finds the server as warm.
+async fn limit_there(place: &Place, rows: Rows, report: &Report) -> f64 {
+    let (limit, form) = limit::measure_beside(place, Rows { expiring: 0, old: 0, ..rows }).await;
+    let text = format!("{limit:>8.0} rows/s   the limit there: plain inserts ({form:?})");
+    report.line("limit, many rows", &text, &[("rate", limit)]);
+    limit
 }
 
 /// Counts, and what is due.
@@ -83,7 +96,7 @@ async fn look_ups(store: &SeaStore, rows: &Rows, report: &Report) {
 }
 
 /// Appends at 64 waiting, without and with a round of retention beside them.
-async fn retention(store: &Arc<SeaStore>, load: Load, report: &Report) {
+async fn retention(place: &Place, store: &Arc<SeaStore>, load: Load, report: &Report) {
     let rows = load.rows;
     let ends = Instant::now() + WITHOUT;
     let without = appends::while_(store.clone(), load, move |_| Instant::now() < ends).await;
@@ -93,19 +106,23 @@ async fn retention(store: &Arc<SeaStore>, load: Load, report: &Report) {
     let seen = over.clone();
     let load = Load { rows: Rows { first, ..rows }, ..load };
     let appending = appends::while_(store.clone(), load, move |_| !seen.load(Ordering::Relaxed));
-    let began = Instant::now();
     let before = Timestamp::from_micros(now().as_micros() - 86_400_000_000);
+    let there = rows.count.div_ceil(OLD);
+    let began = Instant::now();
     let purging = async {
         let purged = tokio::time::timeout(LONGEST, store.purge(Some(before), before)).await;
         over.store(true, Ordering::Relaxed);
-        purged.ok().map(|purged| purged.expect("purges").messages)
+        let given_up = purged.map(|purged| purged.expect("purges")).is_err();
+        (given_up, began.elapsed().as_secs_f64())
     };
-    let (with, removed): (Figures, _) = futures::join!(appending, purging);
+    let (with, (given_up, took)): (Figures, _) = futures::join!(appending, purging);
     with.report("64 waiting, during retention", None, report);
-    let took = began.elapsed().as_secs_f64();
-    let text = match removed {
-        Some(rows) => format!("{rows:>8} rows removed in {took:.0} s"),
-        None => format!("given up after {took:.0} s"),
-    };
-    report.line("a round of retention", &text, &[("s", took)]);
+    let removed = there as f64 - place.number(TOO_OLD).await as f64;
+    let how = if given_up { ", then given up" } else { "" };
+    let text = format!("{removed:>8} of {there} old rows removed in {took:.0} s{how}");
+    let numbers = [("s", took), ("rows", removed), ("rate", removed / took)];
+    report.line("a round of retention", &text, &numbers);
 }
+
+/// How many rows are past the retention.
+const TOO_OLD: &str = "SELECT count(*) FROM offline_message WHERE stored_at = 0";

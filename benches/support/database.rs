@@ -1,10 +1,19 @@
 //! A database for a run: empty, with the store's tables.
 
+use std::time::{Duration, Instant};
+
 use amphora::store::{SeaStore, Store, StoreSettings};
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sea_orm::sqlx::{Connection, MySqlConnection, PgConnection, SqliteConnection};
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
 use tempfile::TempDir;
+
+/// Transactions of MariaDB whose removed rows are still there.
+const UNCLEARED: &str = "SELECT CAST(variable_value AS SIGNED) FROM information_schema.global_status \
+                         WHERE variable_name = 'INNODB_HISTORY_LIST_LENGTH'";
+
+/// How long that is waited for.
+const CLEARED_BY: Duration = Duration::from_secs(300);
 
 /// An empty database with the store's tables.
 pub struct Place {
@@ -93,16 +102,23 @@ impl Place {
         Raw::Sqlite(SqliteConnection::connect_with(&options).await.expect("connects"))
     }
 
-    /// Brings the statistics up to date, as a server does by itself in time.
-    pub async fn analyze(&self) {
-        let analyze = match self.url.split(':').next() {
+    /// Brings the statistics up to date and waits until removed rows are cleared away, as a server
+    /// does by itself in time.
+    pub async fn settle(&self) {
+        let words = match self.url.split(':').next() {
             Some("postgres") => "VACUUM ANALYZE offline_message",
             Some("mysql") => "ANALYZE TABLE offline_message",
             _ => "PRAGMA wal_checkpoint(TRUNCATE)",
         };
         let database = self.database().await;
-        database.execute_unprepared(analyze).await.expect("analyzes");
+        database.execute_unprepared(words).await.expect("settles");
         database.close().await.expect("closes");
+        if self.url.starts_with("mysql") {
+            let ends = Instant::now() + CLEARED_BY;
+            while self.number(UNCLEARED).await > 10 && Instant::now() < ends {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
     }
 
     /// Bytes of the table of messages with its indexes; of a file all of it, with its log.
@@ -118,12 +134,17 @@ impl Place {
                  WHERE NAME = CONCAT(DATABASE(), '/offline_message')"
             }
         };
+        self.number(size).await.unsigned_abs()
+    }
+
+    /// The number that answers a question.
+    pub async fn number(&self, question: &str) -> i64 {
         let database = self.database().await;
         let statement =
-            sea_orm::Statement::from_string(database.get_database_backend(), size.to_owned());
+            sea_orm::Statement::from_string(database.get_database_backend(), question.to_owned());
         let row = database.query_one_raw(statement).await.expect("answers").expect("a row");
-        let bytes: i64 = row.try_get_by_index(0).expect("a number");
+        let number = row.try_get_by_index(0).expect("a number");
         database.close().await.expect("closes");
-        bytes.unsigned_abs()
+        number
     }
 }

@@ -6,6 +6,7 @@
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
+use sea_orm::ConnectionTrait;
 use sea_orm::sqlx::{self, AssertSqlSafe, Connection, PgConnection};
 
 use super::database::{Place, Raw};
@@ -101,6 +102,38 @@ pub async fn measure(url: Option<&str>, rows: Rows) -> (f64, Form) {
         }
     }
     best
+}
+
+/// The same beside the rows that are there. The rows are removed again, and leave nothing to be done.
+/// (Only `store.rs` asks for it.)
+#[allow(dead_code)]
+pub async fn measure_beside(place: &Place, rows: Rows) -> (f64, Form) {
+    let mut best = (0.0, Form::Arrays);
+    for form in forms(&place.connect().await) {
+        let took = insert(&mut place.connect().await, *form, rows, || ()).await;
+        let rate = rows.count as f64 / took.as_secs_f64();
+        if rate > best.0 {
+            best = (rate, *form);
+        }
+        remove(place, rows).await;
+        place.settle().await;
+    }
+    best
+}
+
+#[allow(dead_code)]
+async fn remove(place: &Place, rows: Rows) {
+    let database = place.database().await;
+    let column = if place.url.starts_with("mysql") { "`key`" } else { "\"key\"" };
+    let ends = rows.first + rows.count;
+    for first in (rows.first..ends).step_by(TOGETHER) {
+        let keys = (first..ends.min(first + TOGETHER)).map(|n| format!("'{}'", Rows::key(n)));
+        let (count, keys) = (keys.len(), keys.collect::<Vec<_>>().join(","));
+        let words = format!("DELETE FROM offline_message WHERE {column} IN ({keys})");
+        let done = database.execute_unprepared(&words).await.expect("removes");
+        assert_eq!(done.rows_affected(), count as u64);
+    }
+    database.close().await.expect("closes");
 }
 
 /// Rows a second on two connections at the same time, half of the rows on each. (Only `store.rs`
