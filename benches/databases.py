@@ -57,7 +57,9 @@ ROWS = [
     ("node: hand-over of 5,000 to one user", "whole node: hand-over of 5,000, ms (aim: 100)", "ms", "{:.0f}"),
     ("node: memory", "whole node: memory at its peak, MiB", "peak", "{:.0f}"),
     ("rows before", "rows in the table before what follows", "rows", "{:,.0f}"),
+    ("limit, many rows", "the limit there: plain bulk inserts, rows a second", "rate", "{:,.0f}"),
     ("appends, 1024 waiting, many rows", "durable appends a second there, 1,024 waiting", "rate", "{:,.0f}"),
+    ("appends, 1024 waiting, many rows", "as a part of the limit there", "ratio", "{:.2f}"),
     ("hand-over of 5,000, many rows", "hand-over of 5,000 there, the store alone, ms", "ms", "{:.0f}"),
     ("node: hand-over of 5,000, many rows", "whole node: hand-over of 5,000 there, ms (aim: 100)", "ms", "{:.0f}"),
     ("node: durable appends, many rows", "whole node: durable appends a second there, 1,024 waiting", "rate", "{:,.0f}"),
@@ -67,9 +69,35 @@ ROWS = [
     ("appends, 64 waiting, without retention", "p99 with 64 waiting there, ms", "p99", "{:.1f}"),
     ("appends, 64 waiting, during retention", "the same during a round of retention, ms", "p99", "{:.1f}"),
     ("a round of retention", "that round, s (90: given up)", "s", "{:.0f}"),
+    ("a round of retention", "rows that it removed a second, of one old row in 100", "rate", "{:,.0f}"),
     ("hand-over of 5,000, after churn", "hand-over of 5,000 after the coming and going below, the store alone, ms", "ms", "{:.0f}"),
     ("node: hand-over of 5,000, after churn", "whole node: hand-over of 5,000 after it, ms (aim: 100)", "ms", "{:.0f}"),
     ("node: durable appends, after churn", "whole node: durable appends a second after it, 1,024 waiting", "rate", "{:,.0f}"),
+]
+
+RULES = [
+    ("node: three rules evaluated, no store", "three rules evaluated a second, nothing stored, 1,024 waiting", "rate",
+     "{:,.0f}"),
+    ("node: three rules evaluated, no store", "p50, ms", "p50", "{:.1f}"),
+    ("node: three rules evaluated, no store", "p99, ms", "p99", "{:.1f}"),
+    ("node: three rules evaluated, 64 waiting", "the same, 64 waiting", "rate", "{:,.0f}"),
+    ("node: three rules evaluated, 64 waiting", "p50, ms", "p50", "{:.1f}"),
+    ("node: three rules evaluated, 64 waiting", "p99, ms", "p99", "{:.1f}"),
+    ("node: expiries, 200 a second", "messages that wait for another time in what follows", "waiting", "{:,.0f}"),
+    ("node: expiries, 200 a second", "200 expiries a second: late by, p50, ms", "p50", "{:.1f}"),
+    ("node: expiries, 200 a second", "p99, ms", "p99", "{:.1f}"),
+    ("node: expiries, 20,000 at once", "20,000 expiries at one moment: notices a second", "rate", "{:,.0f}"),
+    ("node: expiries, 20,000 at once", "the last late by, ms", "max", "{:,.0f}"),
+]
+
+COSTS = [
+    ("inserts without the fence, 1024 a transaction", "inserts without the fence, 1,024 rows a transaction", "times",
+     "{:.2f}"),
+    ("inserts without the fence, 64 a transaction", "the same, 64 rows a transaction", "times", "{:.2f}"),
+    ("inserts without the fence, 1 a transaction", "the same, one row a transaction", "times", "{:.2f}"),
+    ("inserts without the unique key, 1024 a transaction", "inserts without the unique key, 1,024 rows a transaction",
+     "times", "{:.2f}"),
+    ("deletes without marks, 1024 a transaction", "deletes without marks, 1,024 rows a transaction", "times", "{:.2f}"),
 ]
 
 
@@ -82,11 +110,28 @@ def arguments():
     parser.add_argument("--churn", type=int, default=0,
                         help="minutes of coming and going, on all databases at the same time; 0: none")
     parser.add_argument("--rate", type=int, default=5_000, help="messages a second of each database's churn")
+    parser.add_argument("--costs", type=int, default=0,
+                        help="rounds of what the fence, the unique key and the marks cost; 0: none")
     parser.add_argument("--add", action="store_true",
                         help="keep what store.json has of other runs, but for what is measured anew")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "figures", help="where store.md goes")
     parser.add_argument("--replot", action="store_true", help="write the page anew from store.json")
     return parser.parse_args()
+
+
+def said(options):
+    """The arguments that say what is measured, those that are not used left out."""
+    names = ["databases", "rounds", "rows"]
+    names += ["rows_before"] if options.rows_before else []
+    names += ["churn", "rate"] if options.churn else []
+    names += ["costs"] if options.costs else []
+    return {name: getattr(options, name) for name in names}
+
+
+def command_line(arguments):
+    """What is typed for them."""
+    words = [f"--{name.replace('_', '-')} {value}" for name, value in arguments.items()]
+    return " ".join(["benches/databases.py", *words])
 
 
 class Server:
@@ -138,7 +183,9 @@ def bench(name, words, lines):
 
 def measure(options, folder):
     """All databases, one after the other: each has the machine for itself."""
-    for key in options.databases.split(",") if options.rounds or options.rows_before else ():
+    if not (options.rounds or options.rows_before or options.costs):
+        return
+    for key in options.databases.split(","):
         server, lines = Server(key, folder), folder / "lines"
         try:
             store, node, rows = ["--url", server.url], ["--store", server.url], str(options.rows)
@@ -149,6 +196,8 @@ def measure(options, folder):
             if options.rows_before:
                 bench("store", [*store, "--rows-before", str(options.rows_before), "--rows", rows], lines)
                 bench("load", [*node, "--beside", "many rows", "--messages", rows], lines)
+            if options.costs:
+                bench("store", [*store, "--costs", "--rows", rows, "--rounds", str(options.costs)], lines)
         finally:
             server.stop()
 
@@ -182,6 +231,9 @@ def medians(lines):
             churn.setdefault(database, []).append(numbers)
             continue
         for name, number in numbers.items():
+            if name == "ratio" and not number:
+                # So it was written where there was no limit.
+                continue
             found.setdefault((what, name, database), []).append(number)
     return {key: statistics.median(numbers) for key, numbers in found.items()}, churn
 
@@ -199,22 +251,53 @@ def page(about, figures, churn, settings):
     text = [
         "# The store on each database",
         "",
-        f"Written by `benches/databases.py` on {about['date']}; medians of {settings['rounds']} round(s)."
-        f"{note}",
+        f"Written by `benches/databases.py` on {about['date']}. Medians of {settings['rounds']} round(s), but for"
+        " what is said of a place 'there', of the retention and of the coming and going: these are of a"
+        f" single run.{note}",
         *(["", settings["note"]] if settings.get("note") else []),
+        *_runs(settings.get("runs", [])),
         "",
         "![Durable appends a second, by database, beside the limit](store.svg)",
         "",
-        "| | " + " | ".join(names) + " |",
-        "| --- |" + " --- |" * len(names),
+        *_table(names, ROWS, figures),
+        "",
+        *_what_is_measured(),
+        *_more("Rules and expiries", "Of a whole node, with the same messages.", names, RULES, figures),
+        *_more("What the fence, the unique key and the marks cost",
+               "How many times as fast it is without, in transactions like the store's.", names, COSTS, figures),
+        *_churn(churn),
+        "",
+        _machine(about),
     ]
-    for what, ours, name, form in ROWS:
+    return "\n".join(text) + "\n"
+
+
+def _runs(runs):
+    """The commands, each with when and of what it was run."""
+    if not runs:
+        return []
+    text = ["", "Measured by these, as far as it was recorded; what two of them measured is of the later one.", ""]
+    for run in runs:
+        text.append(f"- {run['date']}, amphora {run['amphora']}, at a load of {run['load']:g}:"
+                    f" `{command_line(run['arguments'])}`")
+    return text
+
+
+def _table(names, rows, figures):
+    """A column a database, a row a figure that any of them has."""
+    text = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    for what, ours, name, form in rows:
         values = [figures.get((what, name, database)) for database in names]
         if any(value is not None for value in values):
             cells = ["–" if value is None else form.format(value) for value in values]
             text.append(f"| {ours} | " + " | ".join(cells) + " |")
-    text += ["", *_what_is_measured(), *_churn(churn), "", _machine(about)]
-    return "\n".join(text) + "\n"
+    return text
+
+
+def _more(title, words, names, rows, figures):
+    """A section with a table, if there is something to tell."""
+    table = _table(names, rows, figures)
+    return ["", f"## {title}", "", words, "", *table] if len(table) > 2 else []
 
 
 def _what_is_measured():
@@ -225,6 +308,10 @@ def _what_is_measured():
         " An append counts when its commit was answered. A hand-over reads"
         " pages of 50 and deletes each; for the whole node the client's acknowledgements come at once."
         " The load generator runs on the same cores.",
+        "",
+        "'There' is beside the rows before, which are of 50 to a user. The limit there is of the same users as"
+        " the store's appends there, right after these, and its rows are removed before anything else is measured."
+        " The whole node's appends go to 1,000 users there as elsewhere.",
         "",
         "Every server syncs each commit. Memory and log are what [store.md](../store.md) advises"
         " (`shared_buffers` and `innodb_buffer_pool_size` 1 GiB, `max_wal_size` 4 GiB,"
@@ -265,19 +352,12 @@ def _machine(about):
 
 
 def add(data, former):
-    """Adds what a former run has measured and this one has not."""
-    about = former["machine"]
+    """What a former run has measured, and this one instead of it where both have."""
     anew = {(line["database"], line["what"].partition(", minute")[0]) for line in data["lines"]}
     kept = [line for line in former["lines"]
             if (line["database"], line["what"].partition(", minute")[0]) not in anew]
-    data["lines"] = kept + data["lines"]
-    names = sorted({database for database, what in anew if "churn" not in what and what != "peak of memory here"})
-    if any(what == "churn" for _, what in anew):
-        names.append("coming and going, with what was measured after it")
-    note = f"Measured later than the rest, on {data['machine']['date']} at a load of" \
-           f" {data['machine']['load']:g}, amphora {data['machine']['versions']['amphora']}: {'; '.join(names)}."
-    data["settings"] = {**former["settings"], "note": " ".join(filter(None, [former["settings"].get("note"), note]))}
-    data["machine"] = about
+    runs = former["settings"].get("runs", []) + data["settings"]["runs"]
+    return {**former, "settings": {**former["settings"], "runs": runs}, "lines": kept + data["lines"]}
 
 
 def main():
@@ -296,9 +376,12 @@ def main():
             if options.churn:
                 come_and_go(options, Path(folder))
             lines = [line for file in Path(folder).glob("lines*") for line in file.read_text().splitlines()]
-        data = {"machine": about, "settings": {"rounds": options.rounds}, "lines": list(map(json.loads, lines))}
+        run = {"date": about["date"], "load": about["load"], "amphora": about["versions"]["amphora"],
+               "arguments": said(options)}
+        data = {"machine": about, "settings": {"rounds": options.rounds, "runs": [run]},
+                "lines": list(map(json.loads, lines))}
         if options.add:
-            add(data, json.loads(saved.read_text()))
+            data = add(data, json.loads(saved.read_text()))
         options.out.mkdir(parents=True, exist_ok=True)
         saved.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     figures, churn = medians(data["lines"])
