@@ -69,7 +69,7 @@ ROWS = [
     ("appends, 64 waiting, without retention", "p99 with 64 waiting there, ms", "p99", "{:.1f}"),
     ("appends, 64 waiting, during retention", "the same during a round of retention, ms", "p99", "{:.1f}"),
     ("a round of retention", "that round, s (90: given up)", "s", "{:.0f}"),
-    ("a round of retention", "rows that it removed a second, of one old row in 100", "rate", "{:,.0f}"),
+    ("a round of retention", "old rows that it removed a second (one in 100 is old)", "rate", "{:,.0f}"),
     ("hand-over of 5,000, after churn", "hand-over of 5,000 after the coming and going below, the store alone, ms", "ms", "{:.0f}"),
     ("node: hand-over of 5,000, after churn", "whole node: hand-over of 5,000 after it, ms (aim: 100)", "ms", "{:.0f}"),
     ("node: durable appends, after churn", "whole node: durable appends a second after it, 1,024 waiting", "rate", "{:,.0f}"),
@@ -278,7 +278,7 @@ def _runs(runs):
         return []
     text = ["", "Measured by these, as far as it was recorded; what two of them measured is of the later one.", ""]
     for run in runs:
-        text.append(f"- {run['date']}, amphora {run['amphora']}, at a load of {run['load']:g}:"
+        text.append(f"- {run['date']}, amphora {run['amphora']}, {run['processor']}, at a load of {run['load']:g}:"
                     f" `{command_line(run['arguments'])}`")
     return text
 
@@ -376,8 +376,8 @@ def main():
             if options.churn:
                 come_and_go(options, Path(folder))
             lines = [line for file in Path(folder).glob("lines*") for line in file.read_text().splitlines()]
-        run = {"date": about["date"], "load": about["load"], "amphora": about["versions"]["amphora"],
-               "arguments": said(options)}
+        run = {"date": about["date"], "load": about["load"], "processor": about["processor"],
+               "amphora": about["versions"]["amphora"], "arguments": said(options)}
         data = {"machine": about, "settings": {"rounds": options.rounds, "runs": [run]},
                 "lines": list(map(json.loads, lines))}
         if options.add:
