@@ -39,8 +39,10 @@ fn port(server: &Server) -> u16 {
 }
 
 pub(super) fn options(server: &Server) -> MySqlConnectOptions {
+    // Under TLS it must have a name, at a socket, too.
+    let host = if server.host.is_empty() { "localhost" } else { &server.host };
     let mut options = MySqlConnectOptions::new()
-        .host(&server.host)
+        .host(host)
         .port(port(server))
         .username(&server.user)
         .database(&server.database)
