@@ -16,8 +16,9 @@
 # '--innodb-buffer-pool-size=1G', or '-c shared_buffers=1GB'.
 #
 # The servers sync as in earnest. Users: 'amphora' may make databases; 'postgres' or 'root' may
-# do all. Each has the password 'secret'. FOLDER/ca.pem signed the server's certificate, which
-# is for 'localhost'.
+# do all; 'certified' is let in under TLS, with a certificate: FOLDER/client.pem, FOLDER/client.key.
+# Each has the password 'secret'. FOLDER/ca.pem signed that certificate and the server's, which is
+# for 'localhost'; FOLDER/other-ca.pem signed none. Unix sockets are in FOLDER: of MariaDB 'socket'.
 set -euo pipefail
 
 kind=$1
@@ -99,11 +100,18 @@ run() { "${as_user[@]}" env -i PATH="$PATH:/usr/sbin" LC_ALL=C.UTF-8 HOME="$fold
 cd "$folder"
 
 certificates() {
+    local quick=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1)
     run openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test-ca -keyout ca.key -out ca.pem
     run openssl req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server.key -out server.csr
     printf 'subjectAltName=DNS:localhost\n' >names
     run openssl x509 -req -days 2 -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial \
         -extfile names -out server.pem
+    run openssl req "${quick[@]}" -nodes -subj /CN=certified -keyout client.key -out client.csr
+    printf 'extendedKeyUsage=clientAuth\n' >use
+    run openssl x509 -req -days 2 -in client.csr -CA ca.pem -CAkey ca.key -CAcreateserial \
+        -extfile use -out client.pem
+    run openssl req -x509 "${quick[@]}" -nodes -days 2 -subj /CN=test-ca -keyout other-ca.key \
+        -out other-ca.pem
     run chmod 600 server.key
 } >>"$log" 2>&1
 
@@ -111,14 +119,18 @@ make_postgres() {
     run sh -c "printf '%s' $password > password"
     run "$bin/initdb" -D data -U postgres -A scram-sha-256 --pwfile=password --encoding=UTF8 \
         --locale=C.UTF-8 --no-sync >>"$log" 2>&1
+    run sed -i -e '1i hostssl all certified all scram-sha-256 clientcert=verify-ca' \
+        -e '1i host all certified all reject' data/pg_hba.conf
 }
 
 start_postgres() {
-    # It ends with this script, however that ends.
+    # It ends with this script, however that ends. Its socket is above its data: the whole path may be
+    # longer than that of a socket can be.
     "${as_user[@]}" setpriv --pdeathsig QUIT "$bin/postgres" -D data -p "$port" \
-        -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=300 \
+        -c listen_addresses=127.0.0.1 -c unix_socket_directories=.. -c max_connections=300 \
         -c shared_buffers=64MB -c fsync=on -c ssl=on -c ssl_cert_file="$folder/server.pem" \
-        -c ssl_key_file="$folder/server.key" -c log_min_messages=warning "${options[@]}" \
+        -c ssl_key_file="$folder/server.key" -c ssl_ca_file="$folder/ca.pem" \
+        -c log_min_messages=warning "${options[@]}" \
         </dev/null >>"$log" 2>&1 &
     server=$!
 }
@@ -130,7 +142,10 @@ sql_postgres() {
         -d postgres -c "$1" >>"$log" 2>&1
 }
 
-users_postgres() { sql_postgres "CREATE ROLE amphora LOGIN CREATEDB PASSWORD '$password'"; }
+users_postgres() {
+    sql_postgres "CREATE ROLE amphora LOGIN CREATEDB PASSWORD '$password'"
+    sql_postgres "CREATE ROLE certified LOGIN PASSWORD '$password' IN ROLE amphora"
+}
 
 make_mariadb() {
     local option page=()
@@ -159,6 +174,10 @@ users_mariadb() {
     mariadb --no-defaults --socket="$folder/socket" -u root >>"$log" 2>&1 <<SQL
 CREATE USER 'amphora'@'127.0.0.1' IDENTIFIED BY '$password';
 GRANT ALL ON *.* TO 'amphora'@'127.0.0.1';
+CREATE USER 'amphora'@'localhost' IDENTIFIED BY '$password';
+GRANT ALL ON *.* TO 'amphora'@'localhost';
+CREATE USER 'certified'@'127.0.0.1' IDENTIFIED BY '$password' REQUIRE X509;
+GRANT ALL ON *.* TO 'certified'@'127.0.0.1';
 CREATE OR REPLACE USER 'root'@'127.0.0.1' IDENTIFIED BY '$password';
 GRANT ALL ON *.* TO 'root'@'127.0.0.1' WITH GRANT OPTION;
 SQL

@@ -11,6 +11,7 @@ mod random;
 mod shards;
 mod slow;
 mod unfit;
+mod ways;
 mod writers;
 
 use std::io::{BufRead, BufReader, Write as _};

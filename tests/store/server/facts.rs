@@ -135,15 +135,8 @@ async fn what_cannot_be_opened_says_what_to_do_and_no_password(at: ServerBed) {
     says(&open(&at.name, "no_such_database").await, &["no_such_database'", "make it: CREATE"]);
     let port = TestServer::shared(at.kind).port.to_string();
     says(&open(&port, "1").await, &["127.0.0.1:1/", "start the database server"]);
-    let folder = &TestServer::shared(at.kind).folder;
-    let no_tls = format!("sslmode=verify-full&sslrootcert={folder}/ca.pem");
-    // The certificate is for another name.
-    says(&open("sslmode=disable", &no_tls).await, &["certificate"]);
     let text = open("sslmode=disable", "sslmode=disable&pasword=secret").await;
     says(&text, &["'pasword' is not known"]);
-    // With the right name it opens, and what it opens is protected.
-    let by_name = url.replace("127.0.0.1", "localhost").replace("sslmode=disable", &no_tls);
-    SeaStore::open(StoreSettings::new(by_name)).await.unwrap().close().await;
 }
 
 async fn the_password_of_the_settings_comes_over_the_one_in_the_url(at: ServerBed) {
