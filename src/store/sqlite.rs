@@ -161,7 +161,24 @@ pub(super) fn remedy_of(code: Option<i32>, path: &Path) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use super::super::server::one;
     use super::*;
+
+    /// Each connection says for itself whether it syncs (2: FULL), so this one has to be asked, and
+    /// the one that takes its place after an error.
+    #[tokio::test]
+    async fn what_is_committed_is_synced() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = DatabaseFile::of(&format!("{}/a.db", dir.path().display())).expect("a file");
+        let writer = file.connect_writer().await.expect("connects");
+        for _ in 0..2 {
+            let synced = one(&writer, "PRAGMA synchronous").await.expect("an answer");
+            assert_eq!(synced.try_get_by_index::<i64>(0).expect("a number"), 2);
+            let journal = one(&writer, "PRAGMA journal_mode").await.expect("an answer");
+            assert_eq!(journal.try_get_by_index::<String>(0).expect("a text"), "wal");
+            drop_connection(&writer).await;
+        }
+    }
 
     #[test]
     fn urls() {
