@@ -71,7 +71,7 @@ async fn purge_marks(
 
 /// When the next marks end, from a time on and before another, in their order: microseconds since the
 /// Unix epoch.
-async fn marks(
+pub(super) async fn marks(
     database: DatabaseConnection,
     from: i64,
     before: Timestamp,

@@ -411,3 +411,6 @@ impl Writer {
 fn taken_over() -> DbErr {
     DbErr::Custom("another process has taken the database over".to_owned())
 }
+
+#[cfg(test)]
+mod tests;

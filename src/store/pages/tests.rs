@@ -1,4 +1,5 @@
-//! How SQLite finds rows. What servers do is asked of them, in tests/store/server/plans.rs.
+//! How SQLite finds the rows that are read. How it finds those that are changed is asked in `writer`,
+//! what servers do in tests/store/server/plans.rs.
 
 use sea_orm::{Database, Statement};
 

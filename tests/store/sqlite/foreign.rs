@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use amphora::store::{NewMessage, Outcome, Run, SeaStore, Store, StoreSettings, Write};
 
-use super::{dir, execute, raw, settings, value};
+use super::{dir, execute, raw, settings};
 use crate::bed::*;
 
 #[tokio::test]
@@ -81,39 +81,4 @@ async fn another_amphora_without_the_lock_file_ends_this_ones_writes() {
     assert_eq!(run(&second, vec![append("bob", 3)]).await, [Outcome::Stored]);
     assert_eq!(ids(&second, "bob").await, [1, 3]);
     second.close().await;
-}
-
-#[tokio::test]
-async fn many_rows_are_found_by_an_index() {
-    let dir = dir();
-    let store = SeaStore::open(settings(dir.path())).await.unwrap();
-    store.close().await;
-    let database = raw(dir.path()).await;
-    let plan = async |sql: &str| {
-        let statement = sea_orm::Statement::from_string(
-            sea_orm::DbBackend::Sqlite,
-            format!("EXPLAIN QUERY PLAN {sql}"),
-        );
-        let rows = sea_orm::ConnectionTrait::query_all_raw(&database, statement).await.unwrap();
-        rows.iter().map(|row| row.try_get::<String>("", "detail").unwrap()).collect::<Vec<_>>()
-    };
-    // The table itself is never looked through from its beginning.
-    for sql in [
-        "DELETE FROM offline_message WHERE rowid IN (SELECT m.rowid FROM (VALUES (1,2),(3,4)) AS v \
-         CROSS JOIN offline_message AS m ON m.recipient = v.column1 AND m.id = v.column2)",
-        "SELECT * FROM offline_message WHERE recipient = 'a' AND id > 1 ORDER BY id",
-        "SELECT count(*) FROM offline_message WHERE recipient = 'a'",
-        "SELECT * FROM offline_message WHERE expires_at IS NOT NULL AND expires_at >= 1 AND \
-         (expires_at, recipient, id) > (1, 'a', 2) ORDER BY expires_at, recipient, id",
-        "SELECT * FROM offline_message WHERE (recipient, id) > ('a', 2) ORDER BY recipient, id",
-    ] {
-        let plan = plan(sql).await;
-        let bad = plan.iter().any(|step| {
-            step.starts_with("SCAN offline_message")
-                || step == "SCAN m"
-                || step.contains("TEMP B-TREE")
-        });
-        assert!(!bad, "{sql}: {plan:?}");
-    }
-    assert_eq!(value::<i64>(&database, "SELECT count(*) FROM offline_message").await, 0);
 }
