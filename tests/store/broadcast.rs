@@ -44,7 +44,7 @@ macro_rules! broadcasts {
     };
 }
 
-fn new(id: i64) -> Broadcast {
+pub fn new(id: i64) -> Broadcast {
     Broadcast {
         id,
         token: format!("t{id}"),
@@ -62,7 +62,7 @@ fn new(id: i64) -> Broadcast {
     }
 }
 
-fn recipients(places: std::ops::Range<u64>) -> Vec<Recipient> {
+pub fn recipients(places: std::ops::Range<u64>) -> Vec<Recipient> {
     places.map(|n| Recipient { n, bare: format!("u{n}@example.org").into() }).collect()
 }
 

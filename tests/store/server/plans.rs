@@ -5,12 +5,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use amphora::store::{
-    Detail, DuePosition, NewMessage, Outcome, PageLimit, Store, StoreSettings, Write,
+    BroadcastChange, BroadcastState, BroadcastStore, Detail, DuePosition, Fate, NewMessage,
+    Outcome, PageLimit, SeaStore, Store, StoreSettings, Write,
 };
-use amphora::words::{Bare, Expiry, MessageId};
+use amphora::words::{Bare, Expiry, MessageId, ShardId};
 
+use super::load::{SHARDS, node, take, user_of};
 use super::{Kind, ServerBed, TestServer, execute};
 use crate::bed::*;
+use crate::broadcast::{new, recipients};
+
+/// Whose statements are looked at. (In MariaDB the beat is a column.)
+const TABLES: [&str; 7] =
+    ["offline_message", "mark", "lane", "beat", "shard", "broadcast", "broadcast_recipient"];
 
 /// A server that writes down how it carries statements out.
 async fn server(kind: Kind) -> TestServer {
@@ -87,6 +94,43 @@ impl Said {
         let begins = |word: &str| self.statement.starts_with(word);
         self.statement.contains("offline_message")
             && (begins("SELECT") || begins("DELETE") || begins("UPDATE"))
+    }
+
+    fn names(&self, table: &str) -> bool {
+        let is_part = |letter: char| letter.is_alphanumeric() || letter == '_';
+        self.statement.split(|letter| !is_part(letter)).any(|word| word == table)
+    }
+
+    /// About rows of the store that it looks for, and not about all that are there.
+    fn finds_rows(&self) -> bool {
+        let begins = |word: &&str| self.statement.starts_with(word);
+        ["SELECT", "DELETE", "UPDATE", "INSERT INTO beat"].iter().any(begins)
+            && self.statement.contains(" WHERE ")
+            && TABLES.iter().any(|table| self.names(table))
+    }
+
+    /// The tables that were gone through from the beginning, or an index of theirs.
+    fn whole(&self, kind: Kind) -> Vec<&str> {
+        let steps = self.plan.lines();
+        match kind {
+            Kind::Postgres => {
+                let next = self.plan.lines().skip(1).chain([""]);
+                let is_whole = |(step, next): &(&str, &str)| {
+                    step.contains("Seq Scan on ")
+                        || step.contains("Index")
+                            && step.contains(" Scan ")
+                            && !next.contains("Index Cond:")
+                };
+                let whole = steps.zip(next).filter(is_whole);
+                let names = whole.filter_map(|(step, _)| step.split_once(" on "));
+                names.filter_map(|(_, name)| name.split(' ').next()).collect()
+            }
+            Kind::MariaDb => {
+                let columns = steps.skip(1).map(|step| step.split('\t').collect::<Vec<_>>());
+                let whole = columns.filter(|step| matches!(step.get(3), Some(&("ALL" | "index"))));
+                whole.map(|step| step[2]).collect()
+            }
+        }
     }
 
     /// Whether only an index was gone through, from a place in it.
@@ -179,6 +223,89 @@ async fn every_question_is_answered_by_an_index(kind: Kind) {
     assert!(!scan.is_by_index(kind), "{}", scan.plan);
 }
 
+/// Of the other tables each statement is looked at, whichever of them it is.
+async fn what_is_kept_beside_messages_is_found_by_an_index(kind: Kind) {
+    let server = server(kind).await;
+    let at = ServerBed::in_server(&server).await;
+    node(&at, "a").await.close().await;
+    // The tables are made.
+    let (_, from) = said(&server, 0);
+    let (a, b) = (node(&at, "a").await, node(&at, "b").await);
+    take(&a, 0..SHARDS).await;
+    let user = user_of(1);
+    marks_come_and_go(&at, &a, &user).await;
+    broadcasts_come_and_go(&at, &a).await;
+    a.give(vec![ShardId(1)], b.incarnation().unwrap()).await.unwrap();
+    assert_eq!(run(&*a, vec![append(&user, 1)]).await, [Outcome::NotMine]);
+    assert!(ids(&*b, &user).await.is_empty());
+    b.usage(bare(&user), Detail::Bytes).await.unwrap();
+    assert!(b.due(DuePosition::start(), at_second(1), ALL).await.unwrap().is_empty());
+    a.close().await;
+    b.close().await;
+    // A statement that no index helps is told from these.
+    execute(&at.raw().await, "SELECT until FROM mark WHERE met_rule = 1").await;
+    let is_last = |said: &Said| said.statement.contains("met_rule = 1");
+    let (mut all, _) = said_at_last(&server, from, is_last).await;
+    all.retain(Said::finds_rows);
+    let scan = all.pop().filter(is_last).expect("it is told");
+    assert_eq!(scan.whole(kind), ["mark"], "{}", scan.plan);
+    for table in TABLES {
+        assert!(all.iter().any(|said| said.names(table)), "nothing was said of {table}");
+    }
+    for said in all {
+        let (Said { statement, plan }, mut whole) = (&said, said.whole(kind));
+        // What one node owns is looked for at its start, and after a move: a row a shard.
+        whole.retain(|table| *table != "shard" || said.names("offline_message"));
+        assert!(whole.is_empty() && !plan.is_empty(), "{statement:.300}\n{plan}");
+    }
+}
+
+async fn marks_come_and_go(at: &ServerBed, store: &SeaStore, user: &str) {
+    let ids: Vec<i64> = (1..=2000).collect();
+    let outcomes = run(store, ids.iter().map(|id| append(user, *id)).collect()).await;
+    assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Stored));
+    assert_eq!(run(store, vec![delete(user, &ids)]).await, [done(2000)]);
+    analyze(at, "mark").await;
+    let key = format!("{user}-7");
+    assert_eq!(run(store, vec![again(user, 3000, &key)]).await, [already()]);
+    assert_eq!(store.find(bare(user), key.as_str().into()).await.unwrap(), Some(None));
+    at.bed.clock.pass(Duration::from_secs(3600));
+    assert_eq!(store.purge(None, at.bed.clock.now()).await.unwrap().marks, 2000);
+}
+
+async fn broadcasts_come_and_go(at: &ServerBed, store: &SeaStore) {
+    let change = async |what| store.change(what).await.unwrap();
+    let add = |broadcast, places| {
+        let recipients = recipients(places);
+        BroadcastChange::Add { broadcast, recipients, counted_to: Some(None) }
+    };
+    for id in 1..=5 {
+        change(BroadcastChange::Create(new(id))).await;
+        assert_eq!(change(add(id, 1..1001)).await, 1000);
+    }
+    analyze(at, "broadcast").await;
+    analyze(at, "broadcast_recipient").await;
+    assert_eq!(change(add(3, 999..1010)).await, 9);
+    let state = BroadcastState::Running;
+    change(BroadcastChange::SetState { broadcast: 3, state, ended_at: None }).await;
+    assert_eq!(store.broadcasts().await.unwrap().len(), 5);
+    assert_eq!(store.recipients(3, 500, 10).await.unwrap().len(), 10);
+    let settled = vec![(1, Fate::Delivered), (2, Fate::Delivered), (3, Fate::Stored)];
+    assert_eq!(change(BroadcastChange::Settle { broadcast: 3, settled }).await, 3);
+    let give_up = BroadcastChange::GiveUp { broadcast: 3, fate: Fate::Expired, limit: 10 };
+    assert_eq!(change(give_up).await, 10);
+    change(BroadcastChange::Forget { broadcast: 3 }).await;
+}
+
+/// Lets the server know how many rows a table has.
+async fn analyze(at: &ServerBed, table: &str) {
+    let analyze = match at.kind {
+        Kind::Postgres => "ANALYZE",
+        Kind::MariaDb => "ANALYZE TABLE",
+    };
+    execute(&at.raw().await, &format!("{analyze} {table}")).await;
+}
+
 /// A store with 10,000 rows of 100 users, of which the server knows.
 async fn filled(at: &ServerBed) -> Arc<dyn Store> {
     let settings = StoreSettings { readers: 1, ..at.bed.settings.clone() };
@@ -190,11 +317,7 @@ async fn filled(at: &ServerBed) -> Arc<dyn Store> {
     let writes = (1..=100).flat_map(|user| (1..=100).map(move |id| expiring(user, id)));
     let outcomes = run(&*store, writes.collect()).await;
     assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Stored));
-    let analyze = match at.kind {
-        Kind::Postgres => "ANALYZE offline_message",
-        Kind::MariaDb => "ANALYZE TABLE offline_message",
-    };
-    execute(&at.raw().await, analyze).await;
+    analyze(at, "offline_message").await;
     store
 }
 
@@ -214,4 +337,14 @@ async fn of_postgres_every_question_is_answered_by_an_index() {
 #[tokio::test]
 async fn of_mariadb_every_question_is_answered_by_an_index() {
     every_question_is_answered_by_an_index(Kind::MariaDb).await;
+}
+
+#[tokio::test]
+async fn of_postgres_what_is_kept_beside_messages_is_found_by_an_index() {
+    what_is_kept_beside_messages_is_found_by_an_index(Kind::Postgres).await;
+}
+
+#[tokio::test]
+async fn of_mariadb_what_is_kept_beside_messages_is_found_by_an_index() {
+    what_is_kept_beside_messages_is_found_by_an_index(Kind::MariaDb).await;
 }
