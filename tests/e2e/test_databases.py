@@ -13,6 +13,7 @@ from test_crash import check_everybody, crowd, pour
 pytestmark = pytest.mark.once("it is about the node and its database")
 
 EACH = 10  # from each of 4 senders to each of 25 recipients: 1,000 in all
+STORED = 1000  # for one recipient: more than he gets with what he acknowledges before the end
 
 
 @pytest.fixture(scope="module", params=["postgres", "mariadb"])
@@ -84,6 +85,59 @@ async def test_the_database_is_killed(prosody, database, node, clients):
         await sender.ping()
     await check_everybody(prosody, clients, recipients, names, EACH)
     assert all(s.inbox.messages() == [] for s in senders), "a bounce although it was kept"
+
+
+@pytest.mark.parametrize("client, unsaid", [("stays", 0), ("comes again", 0), ("comes again", 20)])
+async def test_the_database_is_killed_amid_a_hand_over(prosody, database, node, clients, client, unsaid):
+    """kill -9 to the database when a client has some of its messages, has acknowledged fewer, and of
+    those fewer still are deleted. The node is well again by itself, and all come in order: none twice
+    to a client that stays. One that logs in again gets what it had not acknowledged once more; what it
+    had acknowledged it may, but nothing that was deleted (I1, I2, I3)."""
+    alice, bob = prosody.people("alice", "bob")
+    expected = [str(n) for n in range(STORED)]
+    a = await clients.online(prosody, alice, raw=True)
+    for text in expected:
+        a.send_text(bob, text)
+    await until(lambda: database.rows() == STORED, "all of them in the store")
+
+    b = await clients.online(prosody, bob, raw=True, sm=True)
+    await b.inbox.body_count(100)
+    while len(b.inbox.bodies()) < 250:
+        # It is a batch behind: with more it may get nothing.
+        b.acknowledge(b.handled - 50)
+        await b.inbox.body_count(len(b.inbox.bodies()) + 1)
+    await until(lambda: database.rows() < STORED, "the first to be deleted")
+    deleted = STORED - database.rows()
+    # Whether these are deleted before the database dies is left to chance.
+    b.acknowledge(b.handled - 50)
+    await asyncio.to_thread(database.kill)
+    # These can't be.
+    b.acknowledge(b.handled - unsaid)
+    acknowledged = len(b.inbox.bodies()) - unsaid
+    await b.ping()
+    assert 0 < deleted < acknowledged < STORED, "it was not killed amid the hand-over"
+    await until(lambda: node.http_status("/readyz") == 503, "the node to say that it is not well")
+    if client == "comes again":
+        await b.vanish()
+        assert b.inbox.bodies() == expected[: len(b.inbox.bodies())]
+        b = await clients.online(prosody, bob, raw=True, sm=True)
+    await asyncio.to_thread(database.start)
+    await until(lambda: node.http_status("/readyz") == 200, "the node to be well again")
+
+    b.acks = True
+    b.acknowledge(b.handled)
+    await b.inbox.until(lambda box: expected[-1] in box.bodies(), "the last of them", seconds=60)
+    await until(lambda: database.rows() == 0, "an empty database", 60)
+    await b.inbox.reply(a.send_text(bob, "end"))
+    *texts, end = b.inbox.bodies()
+    first = STORED - len(texts)
+    assert texts == expected[first:] and end == "end"
+    if client == "comes again":
+        assert deleted <= first <= acknowledged, "one that was deleted, or not all that was left"
+    else:
+        assert first == 0
+    await b.leave()
+    assert a.inbox.messages() == [], "a bounce although it was kept"
 
 
 async def test_a_successor_of_the_same_name(workshop, prosody, database, node, clients):
