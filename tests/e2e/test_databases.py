@@ -1,6 +1,7 @@
 """The main path with the store in PostgreSQL and in MariaDB. I1, I2, I3, I4."""
 
 import asyncio
+import signal
 
 import pytest
 
@@ -159,3 +160,49 @@ async def test_a_successor_of_the_same_name(workshop, prosody, database, node, c
     await b.leave()
     assert successor.stop() == 0
     assert HOST and "secret" not in successor.log
+
+
+def of_each_start(database):
+    """How many messages the database holds of each start of a node: by the epochs in their ids."""
+    lines = database.query("SELECT concat(id >> 42, ' ', count(*)) FROM offline_message GROUP BY id >> 42")
+    return {int(epoch): int(count) for epoch, count in map(str.split, lines.splitlines())}
+
+
+@pytest.mark.only("prosody", "ejabberd keeps both streams of a component, and answers a greeting on either")
+async def test_a_node_that_stood_still_finds_its_successor(workshop, prosody, database, node, clients):
+    """SIGSTOP amid traffic, a successor on the same database, and SIGCONT: the first one commits nothing
+    any more, neither what it had unread nor what it gets, and ends with a code of its own. All come,
+    none twice, in order (I1 to I4)."""
+    senders, recipients, names = await crowd(prosody, clients)
+
+    async def accepted(*rounds):
+        await pour(senders, recipients, *rounds)
+        for sender in senders:
+            await sender.ping()
+
+    pouring = asyncio.create_task(accepted(0, 6))
+    await until(lambda: database.rows() > 100, "the first hundred in the store")
+    node.signal(signal.SIGSTOP)
+    await pouring
+    # It has these too, unread.
+    await accepted(6, 8)
+
+    successor = workshop.node(prosody, start=False, url=database.url)
+    await asyncio.to_thread(successor.start)
+    await until(lambda: len(of_each_start(database)) == 2, "the successor to store")
+    assert "took over from a process that had not stopped" in successor.log
+    first = min(of_each_start(database))
+    before = of_each_start(database)[first]
+    pouring = asyncio.create_task(accepted(8, EACH))
+    node.signal(signal.SIGCONT)
+    assert await asyncio.to_thread(node.wait_exit) == 79
+    assert "do not start this one again" in node.log
+    await pouring
+
+    everything = len(senders) * len(recipients) * EACH
+    await until(lambda: database.rows() == everything, "all in the store", 60)
+    after = of_each_start(database)
+    assert after == {first: before, max(after): everything - before}, "not all is the successor's"
+    await check_everybody(prosody, clients, recipients, names, EACH)
+    assert all(s.inbox.messages() == [] for s in senders), "a bounce although it was kept"
+    assert successor.stop() == 0
