@@ -138,7 +138,7 @@ struct ConfigArgs {
 
     /// The database, over store.url and AMPHORA__STORE__URL. Other users of this machine can
     /// see a command line: a password belongs in a file, store.password_file
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", visible_alias = "amp-repo-uri")]
     store_url: Option<String>,
 }
 

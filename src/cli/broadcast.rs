@@ -40,7 +40,7 @@ pub struct BroadcastArgs {
     #[arg(short, long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// The database of the node, if it was started with this; its socket is found by it
-    #[arg(long, value_name = "URL", global = true)]
+    #[arg(long, value_name = "URL", visible_alias = "amp-repo-uri", global = true)]
     store_url: Option<String>,
 }
 

@@ -97,7 +97,16 @@ impl Place {
             "mysql" | "mariadb" => Kind::MySql,
             _ => return Err(NO_SCHEME.to_owned()),
         };
-        let rest = rest.strip_prefix("//").ok_or_else(|| missing(kind, "host"))?;
+        let here;
+        let rest = match rest.strip_prefix("//") {
+            Some(rest) => rest,
+            // As JDBC knows it: `jdbc:postgresql:DATABASE`.
+            None if jdbc && kind == Kind::Postgres => {
+                here = format!("/{}", rest.trim_start_matches('/'));
+                &here
+            }
+            None => return Err(missing(kind, "host")),
+        };
         Server::of(kind, jdbc, rest).map(Place::Server)
     }
 }
@@ -146,6 +155,9 @@ impl Server {
             server.password = password;
         }
         server.read_query(jdbc, query)?;
+        if jdbc && server.host.is_empty() {
+            server.host = "localhost".to_owned();
+        }
         if server.host.is_empty() && server.socket.is_none() {
             return Err(missing(kind, "host"));
         }
@@ -370,6 +382,19 @@ mod tests {
         assert_eq!(server(strict).tls, Tls::VerifyCa);
         let postgres = server("jdbc:postgresql://h/tigasedb?user=tigase&password=x&ssl=true");
         assert_eq!((postgres.kind, postgres.tls), (Kind::Postgres, Tls::VerifyFull));
+        // JDBC may leave out the host.
+        for url in
+            ["jdbc:postgresql:d?user=u", "jdbc:postgresql:/d?user=u", "jdbc:mysql:///d?user=u"]
+        {
+            let here = server(url);
+            assert_eq!((here.host.as_str(), here.port), ("localhost", None), "{url}");
+            assert_eq!((here.database.as_str(), here.user.as_str()), ("d", "u"), "{url}");
+        }
+        let socket = server("jdbc:mysql:///d?socket=/run/my.sock");
+        assert!(socket.socket.is_some());
+        assert!(
+            Place::of("jdbc:mysql:d").is_err() && Place::of("jdbc:postgresql:?user=u").is_err()
+        );
         assert!(Place::of("jdbc:derby:/var/db").is_err() && Place::of("jdbc:sqlite:a").is_err());
     }
 

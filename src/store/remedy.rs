@@ -42,8 +42,15 @@ pub(super) fn shown(url: &str) -> String {
         },
         Some(_) => base.to_owned(),
         None if base.starts_with("sqlite:") => base.to_owned(),
-        None => "***".to_owned(),
+        None => match base.strip_prefix("jdbc:postgresql:") {
+            Some(name) if !url.contains('@') && name.bytes().all(is_of_a_name) => base.to_owned(),
+            _ => "***".to_owned(),
+        },
     }
+}
+
+fn is_of_a_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"_-/".contains(&byte)
 }
 
 /// Whether this may be a user and a password, cut off from their host.
@@ -66,6 +73,9 @@ mod tests {
         assert_eq!(shown("jdbc:mysql://h:1/db?user=u&password=p@w"), "jdbc:mysql://h:1/db");
         assert_eq!(shown("postgres://[::1]:5/db"), "postgres://[::1]:5/db");
         assert_eq!(shown("postgres:u:p@h"), "***");
+        assert_eq!(shown("jdbc:postgresql:db?user=u&password=p"), "jdbc:postgresql:db");
+        assert_eq!(shown("jdbc:postgresql:db?user=u&password=p@w"), "***");
+        assert_eq!(shown("jdbc:postgresql:u:p?"), "***");
         assert_eq!(shown("sqlite:a.db"), "sqlite:a.db");
         assert_eq!(shown("mysql://h"), "mysql://h");
     }

@@ -318,10 +318,13 @@ fn a_database_server_that_is_not_there() {
         "postgres://amphora:hunter2@127.0.0.1:1/amphora",
         "jdbc:mysql://127.0.0.1:1/amphora?user=amphora&password=hunter2",
     ] {
-        let End { code, out, err } = place.ends(&["migrate", "--store-url", url]);
-        assert_eq!(code, Some(69), "{url}: {err}");
-        assert!(err.contains("127.0.0.1:1/amphora': start the database server"), "{err}");
-        assert!(!err.contains(SECRET) && !out.contains(SECRET), "{err}");
+        // The second one as it stands among Tigase's options.
+        for option in [["--store-url", url].to_vec(), vec![&format!("--amp-repo-uri={url}")]] {
+            let End { code, out, err } = place.ends(&[&["migrate"], &option[..]].concat());
+            assert_eq!(code, Some(69), "{url}: {err}");
+            assert!(err.contains("127.0.0.1:1/amphora': start the database server"), "{err}");
+            assert!(!err.contains(SECRET) && !out.contains(SECRET), "{err}");
+        }
     }
 }
 
