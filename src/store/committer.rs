@@ -375,7 +375,7 @@ impl Run {
             match self.inbox.during(self.writer.settle()).await {
                 Ok(committed) => return committed,
                 // Whether it was committed is for the other process to find out by the keys.
-                Err(_) if self.writer.is_fenced() => return false,
+                Err(_) if self.writer.is_fenced() || self.shared.is_fenced() => return false,
                 Err(error) => {
                     self.failed(&error);
                     self.pause(&error).await;
@@ -390,12 +390,24 @@ impl Run {
 
     fn answer(&mut self, batch: impl IntoIterator<Item = (Waiting, Outcome)>) {
         let mut stuck: HashSet<Bare> = HashSet::new();
-        for (waiting, outcome) in batch {
+        for (mut waiting, mut outcome) in batch {
+            if let (Task::RemoveAccount { after, removed, .. }, Outcome::Done { rows }) =
+                (&mut waiting.task, &mut outcome)
+            {
+                self.shared.load.metrics.deleted(*rows);
+                *removed += *rows;
+                if let Some(last) = self.writer.removed_to() {
+                    *after = last;
+                    self.inbox.queue.go_on_removing(waiting);
+                    continue;
+                }
+                *rows = *removed;
+            }
             match (&waiting.task, &outcome) {
                 (Task::Append(message), Outcome::Retry | Outcome::NotMine) => {
                     stuck.insert(message.recipient.clone());
                 }
-                (Task::Delete { .. } | Task::RemoveAccount { .. }, Outcome::Done { rows }) => {
+                (Task::Delete { .. }, Outcome::Done { rows }) => {
                     self.shared.load.metrics.deleted(*rows);
                 }
                 _ => {}

@@ -90,7 +90,8 @@ pub enum Write {
         /// None: it does not expire any more.
         expiry: Option<Expiry>,
     },
-    /// Removes all messages of a recipient. `Done`, with their number. Leaves no marks.
+    /// Removes all messages of a recipient. `Done`, with their number. Leaves no marks. Many are
+    /// removed in several transactions, oldest first, and others' writes come in between.
     RemoveAccount {
         /// Whose messages.
         recipient: Bare,

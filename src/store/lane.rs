@@ -149,20 +149,20 @@ impl Lane {
         Ok(begun.execute_raw(lock).await?.rows_affected() == 1)
     }
 
-    /// Whether the transaction after this beat was committed, when what a former session had under
-    /// way has ended; none if this process was fenced.
-    pub(super) async fn is_committed(
+    /// The beat of the last transaction that was committed, when what a former session had under way
+    /// has ended; none if this process was fenced. PostgreSQL tells only of the one after this beat.
+    pub(super) async fn last_beat(
         &self,
         database: &DatabaseConnection,
         beat: i64,
-    ) -> Result<Option<bool>, DbErr> {
+    ) -> Result<Option<i64>, DbErr> {
         const LOCK: &str = "SELECT beat FROM lane WHERE node = ? AND incarnation = ? AND writer = ? \
                             AND NOT fenced FOR UPDATE";
         const NEXT: &str = "SELECT beat FROM beat WHERE node = ? AND slot = ?";
         let Some(locked) = database.query_one_raw(self.statement(LOCK)).await? else {
             return Ok(None);
         };
-        let last: i64 = match self.backend {
+        Ok(Some(match self.backend {
             // Only now: it sees what was committed before the lock was had.
             DbBackend::Postgres => {
                 let [node, ..] = self.own();
@@ -175,8 +175,18 @@ impl Lane {
                 }
             }
             _ => locked.try_get_by_index(0)?,
-        };
-        Ok(is_next(last, beat))
+        }))
+    }
+
+    /// MySQL: the beat of the row, if it is still this process's.
+    pub(super) async fn beat(&self, database: &DatabaseConnection) -> Result<Option<i64>, DbErr> {
+        const BEAT: &str = "SELECT beat FROM lane WHERE node = ? AND incarnation = ? AND writer = ? \
+                            AND NOT fenced";
+        if self.backend == DbBackend::Postgres {
+            return Ok(None);
+        }
+        let row = database.query_one_raw(self.statement(BEAT)).await?;
+        row.map(|row| row.try_get_by_index(0)).transpose()
     }
 
     /// Says which session writes, so that a taker can end it. False: this process was fenced.
@@ -343,11 +353,6 @@ pub(super) async fn replace(
         begun.execute_raw(statement(backend, &insert, values)).await?;
     }
     Ok(())
-}
-
-/// Whether the beat found is the one after that, or still that; none: neither.
-pub(super) fn is_next(found: i64, beat: i64) -> Option<bool> {
-    (found == beat || found == beat + 1).then_some(found > beat)
 }
 
 /// The columns that say whose the rows are.

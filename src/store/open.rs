@@ -122,6 +122,12 @@ async fn open_server(
     let shards = ShardMap::new(settings.shards).len();
     let (node, shared) = (settings.node.as_str(), settings.shared);
     let writers = writers(settings);
+    for _ in 1..writers {
+        // It is made on a thread of its own, later. A server that has no room for it must say so now:
+        // afterwards an epoch is used up.
+        let another = server.connect_writer(None).await.map_err(failed)?;
+        server::let_go(another.database).await;
+    }
     let start = Start { node, session: &session, shards, writers, shared };
     let (incarnation, held) = match start.take(&server, &database).await {
         Ok(Started::Yes(incarnation, held)) => (incarnation, HeldNow::new(held)),
@@ -137,7 +143,7 @@ async fn open_server(
         layout::write(&database, layout.shards, &layout.held).await.map_err(failed)?;
     }
     let owner = Owner { incarnation: incarnation.clone(), held: held.clone(), shared };
-    let readers = Readers::of_server(server.readers(settings.readers), owner);
+    let readers = Readers::of_server(server.clone(), settings.readers, owner);
     let readers = readers.map_err(StoreError::Thread)?;
     let (clock, memory) = (settings.clock.clone(), settings.memory_of_keys);
     let epoch = incarnation.number;

@@ -78,6 +78,7 @@ pub(super) fn rounds<'a>(tasks: impl Iterator<Item = &'a Task>) -> Vec<Round> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Write;
     use crate::words::MessageId;
 
     fn delete(recipient: &str) -> Task {
@@ -85,7 +86,7 @@ mod tests {
     }
 
     fn remove(recipient: &str) -> Task {
-        Task::RemoveAccount { recipient: recipient.into() }
+        Task::from(Write::RemoveAccount { recipient: recipient.into() })
     }
 
     #[test]

@@ -25,7 +25,7 @@ const BYTES: usize = 16 * 16 * 1024 * 1024;
 
 /// Rows of a transaction at most, so that the answers come soon. More did not raise the
 /// throughput.
-const BATCH_ROWS: usize = 1024;
+pub(super) const BATCH_ROWS: usize = 1024;
 
 /// Bytes of stanzas of a transaction at most.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
@@ -85,8 +85,12 @@ pub(super) enum Task {
         id: MessageId,
         expiry: Option<Expiry>,
     },
+    /// In steps of up to [`BATCH_ROWS`], each a transaction of its own: those after this id, where so
+    /// many are gone.
     RemoveAccount {
         recipient: Bare,
+        after: MessageId,
+        removed: u64,
     },
     /// A change to a broadcast.
     Broadcast(BroadcastChange),
@@ -106,7 +110,7 @@ impl Task {
             Task::Append(message) => &message.recipient,
             Task::Delete { recipient, .. }
             | Task::SetExpiry { recipient, .. }
-            | Task::RemoveAccount { recipient } => recipient,
+            | Task::RemoveAccount { recipient, .. } => recipient,
             Task::PurgeMarks { .. } | Task::Broadcast(_) => "",
         }
     }
@@ -115,7 +119,8 @@ impl Task {
         match self {
             Task::Append(message) => (1, message.stanza.len()),
             Task::Delete { ids, .. } => (ids.len(), 0),
-            Task::SetExpiry { .. } | Task::RemoveAccount { .. } => (1, 0),
+            Task::SetExpiry { .. } => (1, 0),
+            Task::RemoveAccount { .. } => (BATCH_ROWS, 0),
             Task::Broadcast(change) => (change.rows(), 0),
             Task::PurgeMarks { rows, .. } => (*rows, 0),
         }
@@ -144,7 +149,9 @@ impl From<Write> for Task {
             Write::Append(message) => Task::Append(message),
             Write::Delete { recipient, ids } => Task::Delete { recipient, ids },
             Write::SetExpiry { recipient, id, expiry } => Task::SetExpiry { recipient, id, expiry },
-            Write::RemoveAccount { recipient } => Task::RemoveAccount { recipient },
+            Write::RemoveAccount { recipient } => {
+                Task::RemoveAccount { recipient, after: MessageId(i64::MIN), removed: 0 }
+            }
         }
     }
 }
@@ -234,6 +241,10 @@ impl Waiting {
 /// All that waits, oldest first.
 pub(super) struct Queue {
     waiting: VecDeque<Waiting>,
+    /// Accounts that are being removed: what waits for these recipients comes after it.
+    removing: VecDeque<Waiting>,
+    /// Whether the next step of a removal may come before what waits.
+    next_removes: bool,
     load: Arc<Load>,
     append_limit: Duration,
     /// No append must be given up before.
@@ -242,11 +253,12 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) fn new(load: Arc<Load>, append_limit: Duration) -> Self {
-        Queue { waiting: VecDeque::new(), load, append_limit, deadline: None }
+        let (waiting, removing) = (VecDeque::new(), VecDeque::new());
+        Queue { waiting, removing, next_removes: false, load, append_limit, deadline: None }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.waiting.is_empty() && self.removing.is_empty()
     }
 
     /// Takes a job in. Appends that were not admitted are answered at once.
@@ -276,14 +288,35 @@ impl Queue {
     }
 
     /// What the next transaction carries out. `apart`: appends and other writes not in one,
-    /// so that a full database can still be emptied.
+    /// so that a full database can still be emptied. A removal takes turns with what waits for
+    /// others.
     pub(super) fn take(&mut self, apart: bool) -> Vec<Waiting> {
-        let mut batch = Vec::new();
+        if !std::mem::take(&mut self.next_removes) {
+            let batch = self.take_waiting(apart);
+            let first = batch.first().map(|waiting| &waiting.task);
+            self.next_removes =
+                first.is_some_and(|task| !matches!(task, Task::RemoveAccount { .. }));
+            if !batch.is_empty() {
+                return batch;
+            }
+        }
+        match self.removing.pop_front() {
+            Some(removal) => vec![removal],
+            None => self.take_waiting(apart),
+        }
+    }
+
+    fn take_waiting(&mut self, apart: bool) -> Vec<Waiting> {
+        let (mut batch, mut later) = (Vec::new(), Vec::new());
         let (mut rows, mut bytes) = (0, 0);
         let mut appends = None;
         while let Some(next) = self.waiting.pop_front() {
             if given_up(&next) {
                 next.answer(Outcome::Retry);
+                continue;
+            }
+            if self.removing.iter().any(|one| one.task.recipient() == next.task.recipient()) {
+                later.push(next);
                 continue;
             }
             let (more_rows, more_bytes) = next.task.size();
@@ -297,6 +330,7 @@ impl Queue {
             appends = Some(next.task.is_append());
             batch.push(next);
         }
+        later.into_iter().rev().for_each(|one| self.waiting.push_front(one));
         self.find_deadline();
         batch
     }
@@ -304,8 +338,16 @@ impl Queue {
     /// Puts back what a transaction could not do, in its old place.
     pub(super) fn put_back(&mut self, batch: Vec<Waiting>) {
         for waiting in batch.into_iter().rev() {
-            self.waiting.push_front(waiting);
+            match waiting.task {
+                Task::RemoveAccount { .. } => self.go_on_removing(waiting),
+                _ => self.waiting.push_front(waiting),
+            }
         }
+    }
+
+    /// Goes on with the removal of an account, when others have had their turn.
+    pub(super) fn go_on_removing(&mut self, removal: Waiting) {
+        self.removing.push_back(removal);
     }
 
     /// Answers `Retry` to the appends that have waited too long, and to all later ones of
@@ -342,11 +384,13 @@ impl Queue {
     }
 
     fn retry_where(&mut self, gone: impl Fn(&Task) -> bool) {
-        for waiting in std::mem::take(&mut self.waiting) {
-            if gone(&waiting.task) {
-                waiting.answer(Outcome::Retry);
-            } else {
-                self.waiting.push_back(waiting);
+        for all in [&mut self.removing, &mut self.waiting] {
+            for waiting in std::mem::take(all) {
+                if gone(&waiting.task) {
+                    waiting.answer(Outcome::Retry);
+                } else {
+                    all.push_back(waiting);
+                }
             }
         }
     }
@@ -442,6 +486,28 @@ mod tests {
         assert_eq!(places(&batch), [("bob", true)]);
         queue.put_back(batch);
         assert_eq!(places(&queue.take(false)), [("bob", true), ("bob", false), ("eve", true)]);
+        assert!(queue.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_removal_takes_turns_with_what_waits_for_others() {
+        let remove = || Task::from(Write::RemoveAccount { recipient: "bob".into() });
+        let (mut queue, _told) = queue(vec![
+            (vec![remove(), append("bob", 1), append("eve", 2)], Duration::ZERO),
+            (vec![remove(), delete("eve")], Duration::ZERO),
+        ]);
+        let mut batch = queue.take(false);
+        assert_eq!(places(&batch), [("bob", false)]);
+        queue.go_on_removing(batch.remove(0));
+        assert_eq!(places(&queue.take(false)), [("eve", true), ("eve", false)]);
+        let batch = queue.take(false);
+        assert_eq!(places(&batch), [("bob", false)]);
+        // It failed.
+        queue.put_back(batch);
+        assert!(!queue.is_empty());
+        assert_eq!(places(&queue.take(false)), [("bob", false)]);
+        assert_eq!(places(&queue.take(false)), [("bob", true)]);
+        assert_eq!(places(&queue.take(false)), [("bob", false)]);
         assert!(queue.is_empty());
     }
 

@@ -1,19 +1,20 @@
 //! What a batch does to the tables, within one transaction.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use entities::{mark, offline_message};
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait, QueryFilter,
-    QueryResult, QuerySelect, QueryTrait, Statement, TransactionTrait, Value,
+    QueryOrder, QueryResult, QuerySelect, QueryTrait, Statement, TransactionTrait, Value,
 };
 
 use super::broadcast_rows;
 use super::fault::{self, Fault};
 use super::job::{NewMessage, Outcome};
 use super::plan::{self, Round};
-use super::queue::Task;
+use super::queue::{BATCH_ROWS, Task};
 use super::row;
 use super::statements::{Append, Mark, Pair, Statements};
 use crate::time::Timestamp;
@@ -34,6 +35,8 @@ pub(super) struct Transaction<'a> {
     pub(super) now: Timestamp,
     /// How long after its append a key is remembered.
     pub(super) memory: Duration,
+    /// Where the removal of an account ended, if there may be more.
+    pub(super) removed_to: &'a Cell<Option<MessageId>>,
 }
 
 impl Transaction<'_> {
@@ -72,8 +75,9 @@ impl Transaction<'_> {
         }
         self.delete(&pairs, outcomes).await?;
         for &place in &round.removals {
-            if let Task::RemoveAccount { recipient } = batch[place] {
-                outcomes[place] = Outcome::Done { rows: self.remove_account(recipient).await? };
+            if let Task::RemoveAccount { recipient, after, .. } = batch[place] {
+                let rows = self.remove_account(recipient, *after).await?;
+                outcomes[place] = Outcome::Done { rows };
             }
         }
         for &place in &round.marks {
@@ -307,9 +311,25 @@ impl Transaction<'_> {
         Ok(until.map(|until| Mark { key, met_rule, until: until.as_micros() }))
     }
 
-    async fn remove_account(&self, recipient: &str) -> Result<u64, DbErr> {
+    /// A step of it: an account may have more rows than can be deleted in a while.
+    async fn remove_account(&self, recipient: &str, after: MessageId) -> Result<u64, DbErr> {
+        use offline_message::Column as C;
+        let last: Option<i64> = offline_message::Entity::find()
+            .select_only()
+            .column(C::Id)
+            .filter(C::Recipient.eq(recipient))
+            .filter(C::Id.gt(after.0))
+            .order_by_asc(C::Id)
+            .offset(BATCH_ROWS as u64 - 1)
+            .limit(1)
+            .into_tuple()
+            .one(self.connection)
+            .await?;
+        self.removed_to.set(last.map(MessageId));
         let delete = offline_message::Entity::delete_many()
-            .filter(offline_message::Column::Recipient.eq(recipient));
+            .filter(C::Recipient.eq(recipient))
+            .filter(C::Id.gt(after.0))
+            .filter(C::Id.lte(last.unwrap_or(i64::MAX)));
         self.execute(delete.build(self.backend())).await
     }
 

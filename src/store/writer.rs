@@ -1,5 +1,6 @@
 //! The one connection that writes, and what is durable through it.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,7 @@ use super::settings::Clock;
 use super::sqlite;
 use super::statements::Statements;
 use super::transaction::Transaction;
+use crate::words::MessageId;
 
 /// Begins and commits transactions. Each raises the beat, so that one whose commit was not
 /// answered can be asked about.
@@ -43,6 +45,8 @@ pub(super) struct Writer {
     held: Arc<HeldNow>,
     /// The beat of the last transaction that is known to be committed.
     beat: i64,
+    /// See [`Transaction::removed_to`].
+    removed_to: Cell<Option<MessageId>>,
 }
 
 /// What a writer needs on a server.
@@ -88,8 +92,19 @@ impl Writer {
     ) -> Self {
         let statements = Statements::of(database.get_database_backend());
         let database = Some(database);
-        let (fenced, beat) = (false, 0);
-        Writer { database, server, fenced, statements, clock, memory, metrics, epoch, held, beat }
+        Writer {
+            database,
+            server,
+            fenced: false,
+            statements,
+            clock,
+            memory,
+            metrics,
+            epoch,
+            held,
+            beat: 0,
+            removed_to: Cell::new(None),
+        }
     }
 
     /// One more on the same server, with a connection of its own, which is not there yet.
@@ -109,6 +124,7 @@ impl Writer {
             epoch: self.epoch,
             held: self.held.clone(),
             beat: 0,
+            removed_to: Cell::new(None),
         })
     }
 
@@ -120,6 +136,12 @@ impl Writer {
     /// How many transactions are known to be committed.
     pub(super) fn committed(&self) -> i64 {
         self.beat
+    }
+
+    /// Where the step of the removal of an account ended that was committed last; none: nothing of it
+    /// is left.
+    pub(super) fn removed_to(&self) -> Option<MessageId> {
+        self.removed_to.get()
     }
 
     /// Takes the right to write.
@@ -227,7 +249,8 @@ impl Writer {
             return Ok(None);
         }
         let (statements, now, memory) = (&self.statements, (self.clock)(), self.memory);
-        let transaction = Transaction { connection: begun, statements, now, memory, goes_on };
+        let (connection, removed_to) = (begun, &self.removed_to);
+        let transaction = Transaction { connection, statements, now, memory, goes_on, removed_to };
         let own = |task: &Task| held.has(task.recipient());
         if batch.iter().all(|task| own(task)) {
             return transaction.carry_out(batch).await.map(Some);
@@ -265,13 +288,27 @@ impl Writer {
                 self.held.learn(held);
                 Ok(())
             }
-            // It may be the session only; a new one will tell.
-            Some(_) => Err(taken_over()),
+            Some(_) => match server::answered(on.lane.beat(database)).await? {
+                Some(beat) if beat < self.beat => {
+                    self.went_back(beat);
+                    Ok(())
+                }
+                // It may be the session only; a new one will tell.
+                _ => Err(taken_over()),
+            },
             None => {
                 self.fenced = true;
                 Err(taken_over())
             }
         }
+    }
+
+    /// The server has lost what it had committed: after a crash that its settings do not outlive, or
+    /// on a replica that had not got all. The right to write is the same.
+    fn went_back(&mut self, beat: i64) {
+        let transactions = self.beat - beat;
+        tracing::error!(transactions, "the database has lost what it had committed");
+        self.beat = beat;
     }
 
     /// Moves shards, in a transaction of its own.
@@ -345,20 +382,24 @@ impl Writer {
         let Some(database) = &self.database else {
             return Err(taken_over());
         };
-        let committed = match &self.server {
-            Some(on) => server::answered(on.lane.is_committed(database, self.beat)).await?,
+        let last = match &self.server {
+            Some(on) => server::answered(on.lane.last_beat(database, self.beat)).await?,
             None => {
                 let row = epoch::Entity::find().one(database).await?;
-                let row = row.filter(|row| row.value == epoch);
-                row.and_then(|row| lane::is_next(row.beat, self.beat))
+                row.filter(|row| row.value == epoch).map(|row| row.beat)
             }
         };
-        match committed {
-            Some(committed) => {
-                self.beat += i64::from(committed);
+        match last {
+            Some(found) if found < self.beat => {
+                self.went_back(found);
+                Ok(false)
+            }
+            Some(found) if found <= self.beat + 1 => {
+                let committed = found > self.beat;
+                self.beat = found;
                 Ok(committed)
             }
-            None => {
+            _ => {
                 self.fenced = self.server.is_some();
                 Err(taken_over())
             }

@@ -35,6 +35,7 @@ macro_rules! conformance {
             stores_a_key_once,
             finds_keys_that_come_again,
             forgets_keys_after_a_while,
+            removes_an_account_of_many_messages,
             keeps_the_order_of_a_recipient,
             refuses_only_the_row_that_cannot_be_stored,
             expires_in_order,
@@ -443,6 +444,38 @@ pub async fn forgets_keys_after_a_while(bed: Bed) {
     // An account that is removed leaves no marks.
     assert_eq!(run(&*store, vec![remove("bob")]).await, [done(3)]);
     assert_eq!(run(&*store, vec![again("bob", 14, "bob-1")]).await, [Outcome::Stored]);
+    store.close().await;
+}
+
+/// In several transactions: what waits for others comes in between, what waits for the recipient after
+/// them.
+pub async fn removes_an_account_of_many_messages(bed: Bed) {
+    const MANY: i64 = 2_500;
+    let store = bed.open().await;
+    run(&*store, (1..=MANY).map(|id| append("bob", id)).collect()).await;
+    run(&*store, vec![append("eve", 1)]).await;
+    let told = [
+        vec![remove("bob")],
+        vec![append("bob", MANY + 1), append("eve", 2)],
+        vec![remove("bob")],
+        vec![append("bob", MANY + 2)],
+        vec![remove("eve"), append("eve", 3)],
+    ]
+    .map(|writes| submit(&*store, writes));
+    let expected = [
+        vec![done(MANY as u64)],
+        vec![Outcome::Stored, Outcome::Stored],
+        vec![done(1)],
+        vec![Outcome::Stored],
+        vec![done(2), Outcome::Stored],
+    ];
+    for (told, expected) in told.into_iter().zip(expected) {
+        assert_eq!(told.await.unwrap(), expected);
+    }
+    assert_eq!(ids(&*store, "bob").await, [MANY + 2]);
+    assert_eq!(ids(&*store, "eve").await, [3]);
+    // It leaves no marks.
+    assert_eq!(run(&*store, vec![again("bob", MANY + 3, "bob-1")]).await, [Outcome::Stored]);
     store.close().await;
 }
 

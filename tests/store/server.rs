@@ -207,6 +207,30 @@ impl ServerBed {
     pub async fn raw(&self) -> DatabaseConnection {
         connect(self.bed.settings.url.replace("?sslmode=disable", "")).await
     }
+
+    /// The same, of the shared server, by who may do all.
+    pub async fn administrator(&self) -> DatabaseConnection {
+        TestServer::shared(self.kind).administrator(&self.name).await
+    }
+
+    /// Waits until so many sessions of the database wait for locks, as the administrator sees it.
+    pub async fn until_waiting(&self, sessions: i64, administrator: &DatabaseConnection) {
+        let waiting = match self.kind {
+            Kind::Postgres => {
+                "SELECT count(*) FROM pg_stat_activity \
+                 WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            }
+            Kind::MariaDb => {
+                "SELECT count(*) FROM information_schema.INNODB_TRX \
+                 JOIN information_schema.PROCESSLIST ON ID = trx_mysql_thread_id \
+                 WHERE DB = DATABASE() AND trx_state = 'LOCK WAIT'"
+            }
+        };
+        while value::<i64>(administrator, waiting).await < sessions {
+            // InnoDB looks anew only when it was not asked for a tenth of a second.
+            tokio::time::sleep(Duration::from_millis(120)).await;
+        }
+    }
 }
 
 async fn connect(url: String) -> DatabaseConnection {

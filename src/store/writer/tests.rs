@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use super::super::broadcast::{Broadcast, BroadcastChange, BroadcastState, Counts, Recipient};
-use super::super::job::NewMessage;
+use super::super::job::{NewMessage, Write};
 use super::super::open::{Opened, open};
 use super::super::settings::StoreSettings;
 use super::super::{Fate, Run, broadcast_rows, purge};
@@ -76,7 +76,7 @@ fn tasks() -> Vec<(Task, Outcome)> {
         (Task::SetExpiry { recipient: "bob".into(), id: MessageId(1), expiry }, done(1)),
         (delete(&[1]), done(1)),
         (delete(&[2, 3, 4]), done(3)),
-        (Task::RemoveAccount { recipient: "bob".into() }, done(5)),
+        (Task::from(Write::RemoveAccount { recipient: "bob".into() }), done(5)),
         (Task::PurgeMarks { first: i64::MIN, last: i64::MAX, rows: 4 }, done(4)),
     ]);
     let changes = [

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use amphora::store::{NewMessage, Outcome, Run, Store, StoreSettings, Write};
+use amphora::store::{NewMessage, Outcome, Purged, Run, Store, StoreError, StoreSettings, Write};
 use amphora::words::MessageId;
 
 use super::proxy::{Fate, Proxy};
@@ -21,15 +21,23 @@ on_each_server!(
     a_table_that_others_hold_makes_appends_wait_and_come_again,
     a_transaction_that_meets_another_is_tried_again,
     a_deadlock_is_survived,
+    a_mark_that_is_set_anew_while_it_is_removed_stays,
+    connections_that_fall_silent_are_given_up,
+    a_write_that_always_fails_holds_up_nobody_else,
+    a_server_that_lost_what_it_had_committed_is_written_to,
     sessions_that_are_ended_are_made_anew,
 );
 
 /// The same store, through a proxy.
 async fn through_proxy(at: &ServerBed) -> (Arc<dyn Store>, Proxy) {
+    through_proxy_with(at, at.bed.settings.clone()).await
+}
+
+async fn through_proxy_with(at: &ServerBed, settings: StoreSettings) -> (Arc<dyn Store>, Proxy) {
     let port = TestServer::shared(at.kind).port;
     let proxy = Proxy::to(port).await;
-    let url = at.bed.settings.url.replace(&port.to_string(), &proxy.port.to_string());
-    let store = (at.bed.open)(StoreSettings { url, ..at.bed.settings.clone() }).await.unwrap();
+    let url = settings.url.replace(&port.to_string(), &proxy.port.to_string());
+    let store = (at.bed.open)(StoreSettings { url, ..settings }).await.unwrap();
     (store, proxy)
 }
 
@@ -161,22 +169,71 @@ fn next_value(kind: Kind) -> String {
     format!("SELECT {call}")
 }
 
+/// Two sessions that each hold a row that the other waits for; it is the store's that is given up.
 async fn a_deadlock_is_survived(at: ServerBed) {
+    let [other, watch] = [at.administrator().await, at.administrator().await];
+    if at.kind == Kind::Postgres {
+        // Who finds it is given up: the store, before it stops to wait for the lock.
+        let sooner = format!("ALTER DATABASE {} SET deadlock_timeout = '600ms'", at.name);
+        execute(&watch, &sooner).await;
+        execute(&other, "SET deadlock_timeout = '60s'").await;
+    }
+    let deadlocks = match at.kind {
+        Kind::Postgres => {
+            "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        }
+        Kind::MariaDb => {
+            "SELECT CAST(VARIABLE_VALUE AS SIGNED) FROM information_schema.GLOBAL_STATUS \
+             WHERE VARIABLE_NAME = 'INNODB_DEADLOCKS'"
+        }
+    };
+    let before: i64 = value(&watch, deadlocks).await;
     let store = at.bed.open().await;
-    run(&*store, vec![append("bob", 1)]).await;
+    // InnoDB gives up whoever has changed less.
+    run(&*store, (1..=20).map(|id| append("eve", id)).collect()).await;
+    let mut id = 0;
+    while value::<i64>(&watch, deadlocks).await == before {
+        id += 1;
+        assert!(id < 100, "there is no deadlock");
+        stored(&*store, "bob", id).await;
+        execute(&other, "BEGIN").await;
+        execute(&other, "UPDATE offline_message SET size = size + 1").await;
+        // It holds its lane, and waits for the row.
+        let deleted = submit(&*store, vec![delete("bob", &[id])]);
+        at.until_waiting(1, &watch).await;
+        execute(&other, "UPDATE lane SET incarnation = incarnation").await;
+        execute(&other, "ROLLBACK").await;
+        assert_eq!(deleted.await.unwrap(), [done(1)]);
+        // A lock that was waited for in vain is no deadlock.
+        until("healthy", || store.healthy()).await;
+    }
+    stored(&*store, "bob", id + 1).await;
+    assert_eq!(ids(&*store, "bob").await, [id + 1]);
+    assert_eq!(ids(&*store, "eve").await.len(), 20);
+    store.close().await;
+}
+
+/// As where two connections write, and one of them finds the mark old.
+async fn a_mark_that_is_set_anew_while_it_is_removed_stays(at: ServerBed) {
+    let store = at.bed.open().await;
+    run(&*store, vec![append("bob", 1), append("bob", 2)]).await;
+    run(&*store, vec![delete("bob", &[1, 2])]).await;
+    at.bed.clock.pass(Duration::from_secs(3600));
     let other = at.raw().await;
     execute(&other, "BEGIN").await;
-    execute(&other, "UPDATE offline_message SET size = size WHERE recipient = 'bob'").await;
-    // It holds its lane now, and waits for the row.
-    let deleted = submit(&*store, vec![delete("bob", &[1])]);
-    let raised =
-        sea_orm::ConnectionTrait::execute_unprepared(&other, "UPDATE lane SET beat = beat");
-    // One of the two is given up.
-    let _ = raised.await;
-    let _ = sea_orm::ConnectionTrait::execute_unprepared(&other, "ROLLBACK").await;
-    assert_eq!(deleted.await.unwrap(), [done(1)]);
-    until("healthy", || store.healthy()).await;
-    stored(&*store, "bob", 2).await;
+    let anew = match at.kind {
+        Kind::Postgres => "UPDATE mark SET until = until + 7200000000 WHERE \"key\" = 'bob-1'",
+        Kind::MariaDb => "UPDATE mark SET until = until + 7200000000 WHERE `key` = 'bob-1'",
+    };
+    execute(&other, anew).await;
+    let (purging, now) = (store.clone(), at.bed.clock.now());
+    let purged = tokio::spawn(async move { purging.purge(None, now).await });
+    let watch = at.administrator().await;
+    at.until_waiting(1, &watch).await;
+    execute(&other, "COMMIT").await;
+    assert_eq!(purged.await.unwrap().unwrap(), Purged { messages: 0, marks: 1 });
+    let come_again = vec![again("bob", 3, "bob-1"), again("bob", 4, "bob-2")];
+    assert_eq!(run(&*store, come_again).await, [already(), Outcome::Stored]);
     store.close().await;
 }
 
@@ -184,7 +241,7 @@ async fn sessions_that_are_ended_are_made_anew(at: ServerBed) {
     let store = at.bed.open().await;
     run(&*store, vec![append("bob", 1)]).await;
     assert_eq!(ids(&*store, "bob").await, [1]);
-    let administrator = TestServer::shared(at.kind).administrator(&at.name).await;
+    let administrator = at.administrator().await;
     match at.kind {
         Kind::Postgres => {
             let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
@@ -212,6 +269,108 @@ async fn sessions_that_are_ended_are_made_anew(at: ServerBed) {
     }
     assert!(store.healthy());
     assert_eq!(ids(&*store, "bob").await, [1, id]);
+    store.close().await;
+}
+
+/// No answer and no end, as behind a firewall that has forgotten the connection: that it is broken is
+/// known by the time alone, a minute.
+async fn connections_that_fall_silent_are_given_up(at: ServerBed) {
+    let limit = Duration::from_millis(300);
+    let settings = StoreSettings { append_limit: limit, ..at.bed.settings.clone() };
+    let (store, proxy) = through_proxy_with(&at, settings).await;
+    stored(&*store, "bob", 1).await;
+    assert_eq!(ids(&*store, "bob").await, [1]);
+    proxy.fall_silent();
+    let reader = store.clone();
+    let read = tokio::spawn(async move { reader.page(bare("bob"), MessageId::ZERO, ALL).await });
+    let deleted = submit(&*store, vec![delete("bob", &[1])]);
+    // An append does not wait for so long.
+    assert_eq!(run(&*store, vec![append("bob", 2)]).await, [Outcome::Retry]);
+    assert_eq!(deleted.await.unwrap(), [done(1)]);
+    match read.await.unwrap() {
+        Err(StoreError::Read(_)) => {}
+        // A connection that lay idle for a while is asked whether it is there, and replaced.
+        read => assert_eq!(read.unwrap().len(), 1),
+    }
+    until("healthy", || store.healthy()).await;
+    stored(&*store, "bob", 3).await;
+    assert_eq!(ids(&*store, "bob").await, [3]);
+    store.close().await;
+}
+
+async fn a_write_that_always_fails_holds_up_nobody_else(at: ServerBed) {
+    let store = at.bed.open().await;
+    for id in 1..=3 {
+        stored(&*store, "bob", id).await;
+    }
+    let raw = at.raw().await;
+    let (refuse, allow) = match at.kind {
+        Kind::Postgres => (
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             RAISE 'no' USING ERRCODE = '58000'; END $$; \
+             CREATE TRIGGER refuse BEFORE DELETE ON offline_message \
+             FOR EACH ROW EXECUTE FUNCTION refuse()",
+            "DROP TRIGGER refuse ON offline_message",
+        ),
+        Kind::MariaDb => (
+            "CREATE TRIGGER refuse BEFORE DELETE ON offline_message FOR EACH ROW \
+             SIGNAL SQLSTATE '45000'",
+            "DROP TRIGGER refuse",
+        ),
+    };
+    execute(&raw, refuse).await;
+    let removed = submit(&*store, vec![remove("bob")]);
+    let late = submit(&*store, vec![append("bob", 4)]);
+    until("unhealthy", || !store.healthy()).await;
+    for user in ["user0", "user1", "user2", "user3"] {
+        assert_eq!(run(&*store, vec![append(user, 1)]).await, [Outcome::Stored]);
+    }
+    execute(&raw, allow).await;
+    assert_eq!(removed.await.unwrap(), [done(3)]);
+    assert_eq!(late.await.unwrap(), [Outcome::Stored]);
+    assert_eq!(ids(&*store, "bob").await, [4]);
+    until("healthy", || store.healthy()).await;
+    store.close().await;
+}
+
+/// As after a crash that its settings do not outlive, or when a replica takes over that had not got
+/// all: the node is the same, and has the right to write.
+async fn a_server_that_lost_what_it_had_committed_is_written_to(at: ServerBed) {
+    let (store, proxy) = through_proxy(&at).await;
+    let raw = at.raw().await;
+    let back = match at.kind {
+        Kind::Postgres => "DELETE FROM beat",
+        Kind::MariaDb => "UPDATE lane SET beat = beat - 3",
+    };
+    for id in 1..=5 {
+        assert_eq!(run(&*store, vec![append("bob", id)]).await, [Outcome::Stored]);
+    }
+    execute(&raw, "DELETE FROM offline_message WHERE id > 2").await;
+    execute(&raw, back).await;
+    assert_eq!(run(&*store, vec![append("bob", 6)]).await, [Outcome::Stored]);
+    assert!(store.healthy());
+
+    // While the outcome of a commit is not known. It waits for a row, so that the other statement
+    // comes before the question.
+    let other = at.raw().await;
+    execute(&other, "BEGIN").await;
+    execute(&other, "UPDATE offline_message SET size = size WHERE id = 1").await;
+    proxy.next_commit_of("bob", Fate::IsLost);
+    let deleted = submit(&*store, vec![append("bob", 7), delete("bob", &[1])]);
+    let watch = at.administrator().await;
+    at.until_waiting(1, &watch).await;
+    let goes_back = tokio::spawn(async move { execute(&raw, back).await });
+    if at.kind == Kind::MariaDb {
+        at.until_waiting(2, &watch).await;
+    }
+    execute(&other, "ROLLBACK").await;
+    let outcomes = deleted.await.unwrap();
+    assert!(proxy.is_idle());
+    assert_eq!(outcomes, [Outcome::Retry, done(1)]);
+    goes_back.await.unwrap();
+    until("healthy", || store.healthy()).await;
+    assert_eq!(run(&*store, vec![append("bob", 8)]).await, [Outcome::Stored]);
+    assert_eq!(ids(&*store, "bob").await, [2, 6, 8]);
     store.close().await;
 }
 

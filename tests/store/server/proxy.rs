@@ -25,6 +25,7 @@ pub struct Proxy {
     pub port: u16,
     plan: Plan,
     cut: Arc<Notify>,
+    hush: Arc<Notify>,
 }
 
 impl Proxy {
@@ -33,13 +34,21 @@ impl Proxy {
         let port = listener.local_addr().expect("an address").port();
         let plan: Plan = Arc::new(Mutex::new((Fate::Passes, b"")));
         let cut = Arc::new(Notify::new());
-        let (shared, cuts) = (plan.clone(), cut.clone());
+        let hush = Arc::new(Notify::new());
+        let (shared, cuts, hushes) = (plan.clone(), cut.clone(), hush.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pass(client, server, shared.clone(), cuts.clone()));
+                let passing = pass(client, server, shared.clone(), cuts.clone(), hushes.clone());
+                tokio::spawn(passing);
             }
         });
-        Proxy { port, plan, cut }
+        Proxy { port, plan, cut, hush }
+    }
+
+    /// Passes nothing on any more over the connections that there are, and leaves them open. New
+    /// ones are as before.
+    pub fn fall_silent(&self) {
+        self.hush.notify_waiters();
     }
 
     /// Breaks all connections, wherever they are.
@@ -77,18 +86,19 @@ fn has(bytes: &[u8], word: &[u8]) -> bool {
 }
 
 /// Passes bytes on until one side ends, or the fate says so.
-async fn pass(mut client: TcpStream, server: u16, plan: Plan, cut: Arc<Notify>) {
+async fn pass(mut client: TcpStream, server: u16, plan: Plan, cut: Arc<Notify>, hush: Arc<Notify>) {
     let Ok(mut server) = TcpStream::connect(("127.0.0.1", server)).await else {
         return;
     };
     let (mut asked, mut answered) = (vec![0; 65536], vec![0; 65536]);
     // What was asked since the last commit.
     let mut transaction = Vec::new();
-    let cut = cut.notified();
-    tokio::pin!(cut);
+    let (cut, hush) = (cut.notified(), hush.notified());
+    tokio::pin!(cut, hush);
     loop {
         tokio::select! {
             () = &mut cut => return,
+            () = &mut hush => std::future::pending().await,
             read = client.read(&mut asked) => {
                 let Ok(count @ 1..) = read else { return };
                 transaction.extend_from_slice(&asked[..count]);

@@ -12,7 +12,7 @@ use super::load::*;
 use super::proxy::{Fate, Proxy};
 use super::{ServerBed, TestServer, on_each_server};
 
-on_each_server!(shards_move_at_random);
+on_each_server!(shards_move_at_random, a_node_alone_is_succeeded_at_random);
 
 /// The seed of a run that is to be repeated, as far as other threads let it.
 const SEED: &str = "AMPHORA_TEST_SEED";
@@ -30,19 +30,16 @@ struct Cluster {
 }
 
 async fn shards_move_at_random(at: ServerBed) {
-    let seed = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-    eprintln!("{SEED}={seed}");
+    let random = random();
     let mut proxies = Vec::new();
     let mut stores = Vec::new();
     for n in 0..NODES {
         let proxy = Proxy::to(TestServer::shared(at.kind).port).await;
-        stores.push(open(&at, &proxy, n).await);
+        stores.push(open(&at, &proxy, shared(&at, &format!("node{n}"))).await);
         proxies.push(proxy);
     }
     take(&stores[0], 0..SHARDS).await;
     let nodes = Nodes::new(stores);
-    let random = Rng::with_seed(seed);
     let mut cluster = Cluster { at, proxies, nodes, random, seen: HashMap::new() };
     let load = Load::start(&cluster.nodes);
     for step in 0..STEPS {
@@ -58,15 +55,52 @@ async fn shards_move_at_random(at: ServerBed) {
     load.check().await;
 }
 
+/// One process after the other has the database alone, and their connections break: in PostgreSQL each
+/// has two that write.
+async fn a_node_alone_is_succeeded_at_random(at: ServerBed) {
+    let mut random = random();
+    let proxy = Proxy::to(TestServer::shared(at.kind).port).await;
+    let settings = StoreSettings { shards: SHARDS, ..at.bed.settings.clone() };
+    let nodes = Nodes::new(vec![open(&at, &proxy, settings.clone()).await]);
+    let load = Load::start(&nodes);
+    for step in 0..STEPS {
+        let what = random.u32(..5);
+        eprintln!("{step}: {what}");
+        match what {
+            0 => proxy.next_commit(Fate::IsLost),
+            1 => proxy.next_commit(Fate::IsNotAnswered),
+            2 => proxy.cut(),
+            3 => {
+                let former = nodes.all().remove(0);
+                nodes.replace(0, open(&at, &proxy, settings.clone()).await);
+                former.superseded().await;
+            }
+            _ => {
+                nodes.all()[0].close().await;
+                nodes.replace(0, open(&at, &proxy, settings.clone()).await);
+            }
+        }
+        load.goes_on(20).await;
+    }
+    load.goes_on(100).await;
+    load.check().await;
+}
+
+fn random() -> Rng {
+    let seed = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    eprintln!("{SEED}={seed}");
+    Rng::with_seed(seed)
+}
+
 /// A node behind its proxy; until it opens, however often that is cut.
-async fn open(at: &ServerBed, proxy: &Proxy, n: usize) -> Arc<SeaStore> {
+async fn open(at: &ServerBed, proxy: &Proxy, settings: StoreSettings) -> Arc<SeaStore> {
     let port = TestServer::shared(at.kind).port.to_string();
-    let settings = shared(at, &format!("node{n}"));
     let url = settings.url.replace(&port, &proxy.port.to_string());
     loop {
         match SeaStore::open(StoreSettings { url: url.clone(), ..settings.clone() }).await {
             Ok(store) => return Arc::new(store),
-            Err(error) => eprintln!("node{n} does not open yet: {error:?}"),
+            Err(error) => eprintln!("{} does not open yet: {error:?}", settings.node),
         }
     }
 }
@@ -133,8 +167,12 @@ impl Cluster {
         }
     }
 
+    async fn open(&self, n: usize) -> Arc<SeaStore> {
+        open(&self.at, &self.proxies[n], shared(&self.at, &format!("node{n}"))).await
+    }
+
     async fn start(&mut self, n: usize) {
-        let store = open(&self.at, &self.proxies[n], n).await;
+        let store = self.open(n).await;
         self.nodes.replace(n, store);
         self.look().await;
     }
@@ -180,7 +218,7 @@ impl Cluster {
                 break seen;
             }
             let place = 0;
-            let store = open(&self.at, &self.proxies[place], place).await;
+            let store = self.open(place).await;
             self.nodes.replace(place, store);
         };
         for one in seen.shards {

@@ -7,7 +7,11 @@ use tokio::sync::oneshot;
 use super::{Kind, ServerBed, execute, on_each_server};
 use crate::bed::*;
 
-on_each_server!(a_window_waits_for_a_slow_database, what_is_beyond_the_bound_comes_again);
+on_each_server!(
+    a_window_waits_for_a_slow_database,
+    a_window_that_meets_a_lock_comes_again,
+    what_is_beyond_the_bound_comes_again,
+);
 
 /// What one link may have under way.
 const WINDOW: i64 = 1024;
@@ -41,9 +45,33 @@ fn jobs(store: &dyn Store, appends: Vec<Write>) -> Vec<oneshot::Receiver<Vec<Out
     appends.into_iter().map(|append| submit(store, vec![append])).collect()
 }
 
-/// The appends of a full window wait for as long as the database is held, and all are stored: the
-/// link can't send more meanwhile.
+/// The appends of a full window wait for as long as the database takes, and all are stored: the link
+/// can't send more meanwhile.
 async fn a_window_waits_for_a_slow_database(at: ServerBed) {
+    let store = at.bed.open().await;
+    let slow = match at.kind {
+        Kind::Postgres => {
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             PERFORM pg_sleep(0.3); RETURN NULL; END $$; \
+             CREATE TRIGGER slow BEFORE INSERT ON offline_message \
+             FOR EACH STATEMENT EXECUTE FUNCTION slow()"
+        }
+        Kind::MariaDb => {
+            "CREATE TRIGGER slow BEFORE INSERT ON offline_message FOR EACH ROW DO SLEEP(0.001)"
+        }
+    };
+    execute(&at.raw().await, slow).await;
+    let told = jobs(&*store, appends("bob", 1..=WINDOW));
+    for told in join_all(told).await {
+        assert_eq!(told.unwrap(), [Outcome::Stored]);
+    }
+    assert!(store.healthy());
+    assert_eq!(ids(&*store, "bob").await, (1..=WINDOW).collect::<Vec<_>>());
+    store.close().await;
+}
+
+/// The transaction that met the lock is given up, and with it all of its recipients that waits.
+async fn a_window_that_meets_a_lock_comes_again(at: ServerBed) {
     let store = at.bed.open().await;
     run(&*store, vec![append("eve", 1)]).await;
     let other = hold(&at).await;
@@ -54,7 +82,6 @@ async fn a_window_waits_for_a_slow_database(at: ServerBed) {
     for (id, told) in (1..).zip(join_all(told).await) {
         match told.unwrap().remove(0) {
             Outcome::Stored => stored.push(id),
-            // The transaction that met the lock was given up, and those that wait with it.
             outcome => assert_eq!(outcome, Outcome::Retry),
         }
     }
