@@ -288,6 +288,14 @@ impl Writer {
                 self.held.learn(held);
                 Ok(())
             }
+            Some(held) if held.term < known.term => {
+                // Others know of them, too. Whoever starts anew goes by what is there.
+                tracing::error!(
+                    "the database has lost what it had committed, moves of shards with it"
+                );
+                self.fenced = true;
+                Err(taken_over())
+            }
             Some(_) => match server::answered(on.lane.beat(database)).await? {
                 Some(beat) if beat < self.beat => {
                     self.went_back(beat);

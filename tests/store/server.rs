@@ -5,6 +5,7 @@ mod facts;
 mod faults;
 mod fence;
 mod load;
+mod lost;
 mod plans;
 mod proxy;
 mod random;

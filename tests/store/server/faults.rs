@@ -24,12 +24,11 @@ on_each_server!(
     a_mark_that_is_set_anew_while_it_is_removed_stays,
     connections_that_fall_silent_are_given_up,
     a_write_that_always_fails_holds_up_nobody_else,
-    a_server_that_lost_what_it_had_committed_is_written_to,
     sessions_that_are_ended_are_made_anew,
 );
 
 /// The same store, through a proxy.
-async fn through_proxy(at: &ServerBed) -> (Arc<dyn Store>, Proxy) {
+pub async fn through_proxy(at: &ServerBed) -> (Arc<dyn Store>, Proxy) {
     through_proxy_with(at, at.bed.settings.clone()).await
 }
 
@@ -330,47 +329,6 @@ async fn a_write_that_always_fails_holds_up_nobody_else(at: ServerBed) {
     assert_eq!(late.await.unwrap(), [Outcome::Stored]);
     assert_eq!(ids(&*store, "bob").await, [4]);
     until("healthy", || store.healthy()).await;
-    store.close().await;
-}
-
-/// As after a crash that its settings do not outlive, or when a replica takes over that had not got
-/// all: the node is the same, and has the right to write.
-async fn a_server_that_lost_what_it_had_committed_is_written_to(at: ServerBed) {
-    let (store, proxy) = through_proxy(&at).await;
-    let raw = at.raw().await;
-    let back = match at.kind {
-        Kind::Postgres => "DELETE FROM beat",
-        Kind::MariaDb => "UPDATE lane SET beat = beat - 3",
-    };
-    for id in 1..=5 {
-        assert_eq!(run(&*store, vec![append("bob", id)]).await, [Outcome::Stored]);
-    }
-    execute(&raw, "DELETE FROM offline_message WHERE id > 2").await;
-    execute(&raw, back).await;
-    assert_eq!(run(&*store, vec![append("bob", 6)]).await, [Outcome::Stored]);
-    assert!(store.healthy());
-
-    // While the outcome of a commit is not known. It waits for a row, so that the other statement
-    // comes before the question.
-    let other = at.raw().await;
-    execute(&other, "BEGIN").await;
-    execute(&other, "UPDATE offline_message SET size = size WHERE id = 1").await;
-    proxy.next_commit_of("bob", Fate::IsLost);
-    let deleted = submit(&*store, vec![append("bob", 7), delete("bob", &[1])]);
-    let watch = at.administrator().await;
-    at.until_waiting(1, &watch).await;
-    let goes_back = tokio::spawn(async move { execute(&raw, back).await });
-    if at.kind == Kind::MariaDb {
-        at.until_waiting(2, &watch).await;
-    }
-    execute(&other, "ROLLBACK").await;
-    let outcomes = deleted.await.unwrap();
-    assert!(proxy.is_idle());
-    assert_eq!(outcomes, [Outcome::Retry, done(1)]);
-    goes_back.await.unwrap();
-    until("healthy", || store.healthy()).await;
-    assert_eq!(run(&*store, vec![append("bob", 8)]).await, [Outcome::Stored]);
-    assert_eq!(ids(&*store, "bob").await, [2, 6, 8]);
     store.close().await;
 }
 
