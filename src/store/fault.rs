@@ -106,6 +106,12 @@ pub(super) fn is_closed(error: &DbErr) -> bool {
         || matches!(sqlx_error(error), Some(sqlx::Error::PoolClosed))
 }
 
+/// Whether no connection was to be had in time.
+pub(super) fn is_acquiring(error: &DbErr) -> bool {
+    matches!(error, DbErr::ConnectionAcquire(_))
+        || matches!(sqlx_error(error), Some(sqlx::Error::PoolTimedOut))
+}
+
 /// Whether the connection was lost, so that another one may do.
 pub(super) fn is_lost(error: &DbErr) -> bool {
     match sqlx_error(error) {
@@ -128,8 +134,5 @@ pub(super) fn is_away(error: &DbErr) -> bool {
         Some(Code::MySql(code)) => matches!(code, 1040 | 1203),
         _ => false,
     };
-    busy || is_lost(error)
-        || server::is_silent(error)
-        || matches!(sqlx_error(error), Some(sqlx::Error::PoolTimedOut))
-        || matches!(error, DbErr::ConnectionAcquire(_))
+    busy || is_lost(error) || server::is_silent(error) || is_acquiring(error)
 }

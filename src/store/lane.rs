@@ -178,17 +178,6 @@ impl Lane {
         }))
     }
 
-    /// MySQL: the beat of the row, if it is still this process's.
-    pub(super) async fn beat(&self, database: &DatabaseConnection) -> Result<Option<i64>, DbErr> {
-        const BEAT: &str = "SELECT beat FROM lane WHERE node = ? AND incarnation = ? AND writer = ? \
-                            AND NOT fenced";
-        if self.backend == DbBackend::Postgres {
-            return Ok(None);
-        }
-        let row = database.query_one_raw(self.statement(BEAT)).await?;
-        row.map(|row| row.try_get_by_index(0)).transpose()
-    }
-
     /// Says which session writes, so that a taker can end it. False: this process was fenced.
     pub(super) async fn enter(
         &self,

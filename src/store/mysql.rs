@@ -39,10 +39,8 @@ fn port(server: &Server) -> u16 {
 }
 
 pub(super) fn options(server: &Server) -> MySqlConnectOptions {
-    // Under TLS it must have a name, at a socket, too.
-    let host = if server.host.is_empty() { "localhost" } else { &server.host };
     let mut options = MySqlConnectOptions::new()
-        .host(host)
+        .host(&server.host)
         .port(port(server))
         .username(&server.user)
         .database(&server.database)

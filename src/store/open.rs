@@ -45,8 +45,9 @@ pub(super) struct Ready {
 
 /// How many connections write to the database.
 ///
-/// One of PostgreSQL waits for its server and the disk most of its time, and another one uses that. Nodes that share a database are several already. MariaDB gains little by it,
-/// and loses where few wait (docs/store.md); SQLite has one that writes.
+/// One of PostgreSQL waits for its server and the disk most of its time, and another one uses that.
+/// Nodes that share a database are several already. MariaDB gains little by it, and loses where few
+/// wait (docs/store.md); SQLite has one that writes.
 pub(super) fn writers(settings: &StoreSettings) -> u32 {
     match Place::of(&settings.url) {
         Ok(Place::Server(server)) if server.kind == Kind::Postgres && !settings.shared => 2,

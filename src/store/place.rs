@@ -155,11 +155,12 @@ impl Server {
             server.password = password;
         }
         server.read_query(jdbc, query)?;
-        if jdbc && server.host.is_empty() {
+        if server.host.is_empty() {
+            if !jdbc && server.socket.is_none() {
+                return Err(missing(kind, "host"));
+            }
+            // What JDBC means by it, and the name for TLS over a socket.
             server.host = "localhost".to_owned();
-        }
-        if server.host.is_empty() && server.socket.is_none() {
-            return Err(missing(kind, "host"));
         }
         if server.database.is_empty() || server.database.contains('/') {
             return Err(missing(kind, "database"));

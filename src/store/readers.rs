@@ -2,9 +2,10 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sea_orm::DatabaseConnection;
 use tokio::runtime::Handle;
@@ -31,7 +32,7 @@ pub(super) struct Readers {
     owner: Option<Owner>,
     /// A socket belongs to the runtime that it was made on, and waits when that one is busy. So
     /// those of a server have a thread of their own, and not whichever asked first.
-    home: Option<Home>,
+    home: Option<Arc<Home>>,
 }
 
 /// The connections that there are.
@@ -39,11 +40,35 @@ struct Pool {
     database: DatabaseConnection,
     /// How many there were before.
     number: usize,
+    made: Instant,
+    /// When one of them answered last, in milliseconds since they were made.
+    answered: AtomicU64,
 }
 
 impl Pool {
     fn new(database: DatabaseConnection) -> Arc<RwLock<Pool>> {
-        Arc::new(RwLock::new(Pool { database, number: 0 }))
+        Arc::new(RwLock::new(Self::numbered(0, database)))
+    }
+
+    fn numbered(number: usize, database: DatabaseConnection) -> Pool {
+        Pool { database, number, made: Instant::now(), answered: AtomicU64::new(0) }
+    }
+
+    fn age(&self) -> u64 {
+        self.made.elapsed().as_millis() as u64
+    }
+
+    fn is_silent(&self) -> bool {
+        let silent = self.age().saturating_sub(self.answered.load(Ordering::Relaxed));
+        u128::from(silent) >= PATIENCE.as_millis()
+    }
+}
+
+/// Remembers that a connection of this number has answered.
+fn has_answered(pool: &RwLock<Pool>, number: usize) {
+    let pool = pool.read().unwrap_or_else(PoisonError::into_inner);
+    if pool.number == number {
+        pool.answered.store(pool.age(), Ordering::Relaxed);
     }
 }
 
@@ -53,27 +78,26 @@ fn now(pool: &RwLock<Pool>) -> (usize, DatabaseConnection) {
 }
 
 /// Where connections to a server live.
-#[derive(Clone)]
 struct Home {
-    server: Arc<Server>,
+    server: Server,
     connections: u32,
     runtime: Handle,
     /// Dropped, it ends the thread.
-    _open: Arc<oneshot::Sender<()>>,
+    _open: oneshot::Sender<()>,
 }
 
 impl Home {
-    /// Makes the connections of this number anew: one of them was silent for too long. The pool asks a
-    /// connection that comes back whether it is there, and has no end to its patience: the others would
-    /// have to do without it.
+    /// Makes the connections of this number anew: one of them was silent for too long, or all of them
+    /// are. The pool asks a connection that comes back whether it is there, and has no end to its
+    /// patience: others would have to do without it.
     async fn replace(&self, pool: &RwLock<Pool>, number: usize) {
         let former = {
             let mut pool = pool.write().unwrap_or_else(PoisonError::into_inner);
             if pool.number != number {
                 return;
             }
-            pool.number += 1;
-            std::mem::replace(&mut pool.database, self.server.readers(self.connections))
+            let next = Pool::numbered(number + 1, self.server.readers(self.connections));
+            std::mem::replace(&mut *pool, next).database
         };
         tracing::warn!("the database does not answer who reads; connecting again");
         server::let_go(former).await;
@@ -96,10 +120,9 @@ impl Readers {
             // An error: it was dropped, which is the sign.
             let _ = runtime.block_on(closed);
         })?;
-        let (server, open) = (Arc::new(server), Arc::new(open));
-        let database = server.readers(connections);
-        let home = Home { server, connections, runtime: handle, _open: open };
-        Ok(Readers { pool: Pool::new(database), owner: Some(owner), home: Some(home) })
+        let pool = Pool::new(server.readers(connections));
+        let home = Arc::new(Home { server, connections, runtime: handle, _open: open });
+        Ok(Readers { pool, owner: Some(owner), home: Some(home) })
     }
 
     /// See [`super::pages::page`].
@@ -120,25 +143,40 @@ impl Readers {
     {
         let (pool, home) = (self.pool.clone(), self.home.clone());
         async move {
-            let (number, database) = now(&pool);
             let Some(home) = home else {
-                return read(database).await;
+                return read(now(&pool).1).await;
             };
             let runtime = home.runtime.clone();
             let reading = async move {
-                for _ in 0..RECONNECTIONS {
-                    match read(database.clone()).await {
-                        Err(StoreError::Read(error)) if fault::is_lost(&error) => {}
-                        answer => return answer,
+                let tried = AtomicUsize::new(0);
+                let (these, number) = (&*pool, &tried);
+                let attempts = async move {
+                    for _ in 0..RECONNECTIONS {
+                        let (now_tried, database) = now(these);
+                        number.store(now_tried, Ordering::Relaxed);
+                        match read(database).await {
+                            Err(StoreError::Read(error)) if fault::is_lost(&error) => {}
+                            // It waited for one of those that were replaced.
+                            Err(StoreError::Closed) if now(these).0 != now_tried => {}
+                            answer => return answer,
+                        }
                     }
-                }
-                read(database).await
-            };
-            let reading = async move {
-                match timeout(PATIENCE, reading).await {
-                    Ok(answer) => answer,
+                    read(now(these).1).await
+                };
+                match timeout(PATIENCE, attempts).await {
+                    Ok(Err(StoreError::Read(error))) if fault::is_acquiring(&error) => {
+                        let silent = pool.read().is_ok_and(|pool| pool.is_silent());
+                        if silent {
+                            home.replace(&pool, tried.into_inner()).await;
+                        }
+                        Err(StoreError::Read(error))
+                    }
+                    Ok(answer) => {
+                        has_answered(&pool, tried.into_inner());
+                        answer
+                    }
                     Err(_) => {
-                        home.replace(&pool, number).await;
+                        home.replace(&pool, tried.into_inner()).await;
                         Err(StoreError::Read(server::silent()))
                     }
                 }

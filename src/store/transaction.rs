@@ -35,7 +35,8 @@ pub(super) struct Transaction<'a> {
     pub(super) now: Timestamp,
     /// How long after its append a key is remembered.
     pub(super) memory: Duration,
-    /// Where the removal of an account ended, if there may be more.
+    /// Where the removal of an account ended, if there may be more. A batch has one at most: it counts
+    /// as many rows.
     pub(super) removed_to: &'a Cell<Option<MessageId>>,
 }
 

@@ -1,4 +1,4 @@
-//! The one connection that writes, and what is durable through it.
+//! A connection that writes, and what is durable through it.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ pub(super) struct Writer {
     held: Arc<HeldNow>,
     /// The beat of the last transaction that is known to be committed.
     beat: i64,
-    /// See [`Transaction::removed_to`].
+    /// See [`Transaction::removed_to`]; of the removal that was tried last.
     removed_to: Cell<Option<MessageId>>,
 }
 
@@ -296,7 +296,7 @@ impl Writer {
                 self.fenced = true;
                 Err(taken_over())
             }
-            Some(_) => match server::answered(on.lane.beat(database)).await? {
+            Some(_) => match server::answered(on.lane.last_beat(database, self.beat)).await? {
                 Some(beat) if beat < self.beat => {
                     self.went_back(beat);
                     Ok(())

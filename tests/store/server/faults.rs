@@ -275,13 +275,24 @@ async fn sessions_that_are_ended_are_made_anew(at: ServerBed) {
 /// known by the time alone, a minute.
 async fn connections_that_fall_silent_are_given_up(at: ServerBed) {
     let limit = Duration::from_millis(300);
-    let settings = StoreSettings { append_limit: limit, ..at.bed.settings.clone() };
+    let settings = StoreSettings { append_limit: limit, readers: 1, ..at.bed.settings.clone() };
     let (store, proxy) = through_proxy_with(&at, settings).await;
     stored(&*store, "bob", 1).await;
     assert_eq!(ids(&*store, "bob").await, [1]);
     proxy.fall_silent();
     let reader = store.clone();
     let read = tokio::spawn(async move { reader.page(bare("bob"), MessageId::ZERO, ALL).await });
+    // Others wait for the connection all the time, also when it is replaced.
+    let (reader, over) = (store.clone(), Arc::new(AtomicBool::new(false)));
+    let seen = over.clone();
+    let waiting = tokio::spawn(async move {
+        while !seen.load(Ordering::Relaxed) {
+            match reader.page(bare("bob"), MessageId::ZERO, ALL).await {
+                Err(StoreError::Closed) => panic!("it is not closed"),
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    });
     let deleted = submit(&*store, vec![delete("bob", &[1])]);
     // An append does not wait for so long.
     assert_eq!(run(&*store, vec![append("bob", 2)]).await, [Outcome::Retry]);
@@ -291,6 +302,10 @@ async fn connections_that_fall_silent_are_given_up(at: ServerBed) {
         // A connection that lay idle for a while is asked whether it is there, and replaced.
         read => assert_eq!(read.unwrap().len(), 1),
     }
+    // The connection that reads may be lost while nobody reads: others find out.
+    while store.page(bare("bob"), MessageId::ZERO, ALL).await.is_err() {}
+    over.store(true, Ordering::Relaxed);
+    waiting.await.unwrap();
     until("healthy", || store.healthy()).await;
     stored(&*store, "bob", 3).await;
     assert_eq!(ids(&*store, "bob").await, [3]);
