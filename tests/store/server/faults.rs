@@ -282,16 +282,20 @@ async fn connections_that_fall_silent_are_given_up(at: ServerBed) {
     proxy.fall_silent();
     let reader = store.clone();
     let read = tokio::spawn(async move { reader.page(bare("bob"), MessageId::ZERO, ALL).await });
-    // Others wait for the connection all the time, also when it is replaced.
-    let (reader, over) = (store.clone(), Arc::new(AtomicBool::new(false)));
-    let seen = over.clone();
-    let waiting = tokio::spawn(async move {
-        while !seen.load(Ordering::Relaxed) {
-            match reader.page(bare("bob"), MessageId::ZERO, ALL).await {
-                Err(StoreError::Closed) => panic!("it is not closed"),
-                _ => tokio::task::yield_now().await,
+    // Others wait for the connection all the time, also when it is replaced: not all of them have
+    // waited equally long by then.
+    let over = Arc::new(AtomicBool::new(false));
+    let waiting = [0, 1, 2, 3].map(|second| {
+        let (reader, over) = (store.clone(), over.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(second)).await;
+            while !over.load(Ordering::Relaxed) {
+                match reader.page(bare("bob"), MessageId::ZERO, ALL).await {
+                    Err(StoreError::Closed) => panic!("it is not closed"),
+                    _ => tokio::task::yield_now().await,
+                }
             }
-        }
+        })
     });
     let deleted = submit(&*store, vec![delete("bob", &[1])]);
     // An append does not wait for so long.
@@ -305,7 +309,9 @@ async fn connections_that_fall_silent_are_given_up(at: ServerBed) {
     // The connection that reads may be lost while nobody reads: others find out.
     while store.page(bare("bob"), MessageId::ZERO, ALL).await.is_err() {}
     over.store(true, Ordering::Relaxed);
-    waiting.await.unwrap();
+    for one in waiting {
+        one.await.unwrap();
+    }
     until("healthy", || store.healthy()).await;
     stored(&*store, "bob", 3).await;
     assert_eq!(ids(&*store, "bob").await, [3]);
